@@ -1,0 +1,73 @@
+# `make train` and `make test` need Python 3.10 to 3.13 with venv; the first
+# use of each installs what it needs into .venv.
+
+PYTHON ?= python3
+# What `make train` hands to dtrain.main, as in FLAGS=--num_steps=100.
+FLAGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := dtrain launch tests
+
+# Notices about this machine's CPU and the absence of a GPU are no errors.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help train test lint format lock clean
+
+help: ## Lists the targets.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where it stopped.
+	@$(RUN) -m dtrain.main --strategy=mirrored $(FLAGS)
+
+test: $(VENV)/tests.stamp ## Runs every test, with coverage.
+	$(RUN) -m pytest -n 2 --dist=loadfile --cov=dtrain
+
+lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/basedpyright
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/codespell
+
+format: $(VENV)/tests.stamp ## Formats the code and rewrites the BUILD files.
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+	$(RUN) -m tests.build_files --write
+
+COMPILE := $(VENV)/bin/uv pip compile --quiet --no-config --universal \
+    --python-version 3.10 --generate-hashes --no-emit-index-url \
+    --no-emit-find-links
+
+lock: $(VENV)/tests.stamp ## Writes both locks from both requirements.txt.
+	$(COMPILE) requirements.txt -o requirements.lock
+	$(COMPILE) -c requirements.lock tests/requirements.txt \
+	    -o tests/requirements.lock
+
+clean: ## Removes what make and the tools wrote; runs stay.
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .pytest_cache \
+	    .ruff_cache .import_linter_cache
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+# The tests' lock holds the runtime's too, so it serves both stamps.
+$(VENV)/tests.stamp: tests/requirements.lock
+	$(call install,tests/requirements.lock)
+	@touch $(VENV)/runtime.stamp $@
+
+$(VENV)/runtime.stamp: requirements.lock
+	$(call install,requirements.lock)
+	@touch $@
+
+define install
+	@$(PYTHON) -c 'import ensurepip, sys, venv; \
+	    sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	    2> /dev/null || { \
+	    echo "error: PYTHON ($(PYTHON)) must be Python 3.10 to 3.13 with" \
+	        "venv; install python3-venv or try make PYTHON=python3.12" >&2; \
+	    exit 78; \
+	}
+	@echo "Installing $(1) into $(VENV): about 2 GB, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install -qq --disable-pip-version-check \
+	    --require-hashes -r $(1)
+endef

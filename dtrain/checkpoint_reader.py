@@ -1,0 +1,84 @@
+"""Reads checkpoints of any TensorFlow 2 program without its code."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.errors import UserError
+
+_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def steps(directory: str) -> dict[int, str]:
+    """Lists the checkpoints `ckpt-<step>` of a directory.
+
+    The directory is listed and no pointer file is trusted: a checkpoint's
+    `.index` takes its name last, so each one listed was written to its end.
+
+    Args:
+        directory: local, or any that `tf.io.gfile` reads.
+
+    Returns:
+        Prefix of each checkpoint by its step, oldest first.
+    """
+    if not tf.io.gfile.isdir(directory):
+        return {}
+    found = {}
+    for name in tf.io.gfile.listdir(directory):
+        match = re.fullmatch(r"ckpt-(\d+)\.index", name)
+        if match:
+            found[int(match[1])] = f"{directory.rstrip('/')}/{name[:-6]}"
+    return dict(sorted(found.items()))
+
+
+def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads the variables of a checkpoint, one after the other.
+
+    Args:
+        prefix: the checkpoint's path without `.index`.
+
+    Yields:
+        Name, as in `generator/layer/kernel`, and value, sorted by name.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        names = sorted(reader.get_variable_to_shape_map())
+        for name in names:
+            if name != _GRAPH_KEY:
+                yield name.removesuffix(_SUFFIX), reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{prefix} is no readable checkpoint: {first}") from error
+
+
+def digest(prefix: str) -> str:
+    """Computes one SHA-256 over all variables of a checkpoint.
+
+    Two checkpoints have the same one if and only if their variables have the
+    same names, dtypes, shapes and bytes.
+
+    Args:
+        prefix: the checkpoint's path without `.index`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    total = hashlib.sha256()
+    for name, value in variables(prefix):
+        data = np.ascontiguousarray(value)
+        head = f"{len(name)}:{name}:{data.dtype.str}:{data.shape}:{data.nbytes}:"
+        total.update(head.encode())
+        total.update(data.tobytes())
+    return total.hexdigest()

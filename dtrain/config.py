@@ -1,0 +1,562 @@
+"""What a run is told: one frozen dataclass, one field per flag.
+
+A field of `Config` is the absl flag of the same name, its default, its help
+text and the rule its value must keep. The mains define the flags, parse them
+and hand a validated `Config` on; nothing else in the package reads a flag.
+
+    parsed = config.parse(sys.argv)         # in a main
+    saved = config.from_dict(json_values)   # of run_dir/config.json
+    saved.differences(parsed)               # {"seed": (1, 2)}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from dtrain.errors import UserError
+
+RUN = "Run"
+DEVICES = "Devices"
+DATA = "Data"
+MODEL = "Model"
+OBJECTIVE = "Objective"
+OPTIMIZERS = "Optimizers"
+SAVING = "Saving and resuming"
+
+GROUPS = (RUN, DEVICES, DATA, MODEL, OBJECTIVE, OPTIMIZERS, SAVING)
+
+
+def _field(
+    default: Any,
+    group: str,
+    help_text: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    below: float | None = None,
+    may_change: bool = False,
+) -> Any:
+    """Declares a flag: its group on the help page, its rule, its text.
+
+    Args:
+        default: the value when the flag is not given; its type is the flag's.
+        group: one of `GROUPS`.
+        help_text: what `--help` says.
+        choices: the strings allowed; empty means any.
+        minimum: the smallest number allowed.
+        below: a number that the value must stay under.
+        may_change: whether a run may be resumed with another value.
+    """
+    metadata = {
+        "group": group,
+        "help": help_text,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "below": below,
+        "may_change": may_change,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run is a function of.
+
+    Two runs of equal `Config` on the same number of replicas end with equal
+    bits, however often either was killed.
+    """
+
+    run_dir: str = _field(
+        "runs/default",
+        RUN,
+        "Directory of the run: its checkpoints, metrics and samples. The same "
+        "command with the same directory goes on where the run stopped.",
+        may_change=True,
+    )
+    resume: str = _field(
+        "auto",
+        RUN,
+        "auto goes on if the run directory holds a checkpoint and starts "
+        "otherwise; never refuses a directory that holds one; must refuses "
+        "one that does not.",
+        choices=("auto", "never", "must"),
+        may_change=True,
+    )
+    num_steps: int = _field(
+        6000,
+        RUN,
+        "Steps of the whole run, resumed parts included. May be raised later "
+        "with --learning_rate_schedule=constant.",
+        minimum=1,
+        may_change=True,
+    )
+    batch_size: int = _field(
+        64, RUN, "Images per step over all replicas.", minimum=1
+    )
+    seed: int = _field(
+        0,
+        RUN,
+        "Seed of the initial weights, the order of the data and the latents.",
+        minimum=0,
+        below=2**31,
+    )
+    deterministic: bool = _field(
+        True,
+        RUN,
+        "Makes every TensorFlow operation reproducible, so that a resumed run "
+        "ends with the bits of an uninterrupted one.",
+        may_change=True,
+    )
+    sample_every_steps: int = _field(
+        500,
+        RUN,
+        "Steps between two grids in run_dir/samples; 0 draws only the last.",
+        minimum=0,
+        may_change=True,
+    )
+
+    strategy: str = _field(
+        "default",
+        DEVICES,
+        "default: the first device. one_device: the same by OneDeviceStrategy. "
+        "mirrored: all GPUs of this machine. multi_worker: all machines that "
+        "TF_CONFIG names.",
+        choices=("default", "one_device", "mirrored", "multi_worker"),
+        may_change=True,
+    )
+    num_devices: int = _field(
+        0,
+        DEVICES,
+        "Devices that this worker uses; 0 is all GPUs, or one CPU. On a "
+        "machine without a GPU the CPU is split into this many logical ones.",
+        minimum=0,
+        below=65,
+        may_change=True,
+    )
+    precision: str = _field(
+        "float32",
+        DEVICES,
+        "Type that the networks compute in; their weights stay float32. "
+        "mixed_float16 scales the losses; prefer mixed_bfloat16 where the "
+        "GPU has it.",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    jit_compile: str = _field(
+        "auto",
+        DEVICES,
+        "Compiles the gradients with XLA; auto does so on GPUs.",
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
+    steps_per_loop: int = _field(
+        50,
+        DEVICES,
+        "Steps that run on the devices between two looks at the clock, the "
+        "signals and the progress line.",
+        minimum=1,
+        may_change=True,
+    )
+    micro_batches: int = _field(
+        0,
+        DEVICES,
+        "Equal parts of a batch, each with a gradient of its own; more than "
+        "the replicas saves memory. 0 is one for each replica.",
+        minimum=0,
+        may_change=True,
+    )
+
+    dataset: str = _field(
+        "digits",
+        DATA,
+        "digits (embedded), any TFDS image set as name[:config], "
+        "folder:/path (PNG and JPEG, optionally one folder per class), "
+        "idx:/path (MNIST's files) or npz:/path.",
+    )
+    split: str = _field("train", DATA, "Split of the data set.")
+    data_dir: str = _field(
+        "",
+        DATA,
+        "Where TFDS keeps prepared data sets; empty is its own default.",
+        may_change=True,
+    )
+    manual_dir: str = _field(
+        "",
+        DATA,
+        "Where you put archives that TFDS cannot download by itself.",
+        may_change=True,
+    )
+    download: bool = _field(
+        False,
+        DATA,
+        "Lets TFDS download and prepare the data set if it is not there.",
+        may_change=True,
+    )
+    image_size: int = _field(
+        0,
+        DATA,
+        "Crops images to a square and resizes them to this many pixels a "
+        "side; 0 keeps the size of the data set.",
+        minimum=0,
+    )
+    channels: int = _field(
+        0,
+        DATA,
+        "Converts images to 1 (grey) or 3 (RGB) channels; 0 keeps them.",
+        minimum=0,
+        below=4,
+    )
+    cache_gib: float = _field(
+        4.0,
+        DATA,
+        "Keeps the images in memory if they take at most this many GiB; "
+        "otherwise each is read when it is needed.",
+        minimum=0.0,
+        may_change=True,
+    )
+
+    model: str = _field(
+        "dcgan",
+        MODEL,
+        "dcgan, or your own as package.module:make.",
+    )
+    latent_size: int = _field(
+        64, MODEL, "Numbers in the latent vector of an image.", minimum=1
+    )
+    base_channels: int = _field(
+        32,
+        MODEL,
+        "Channels of the networks at the full image size; each halving of "
+        "the size doubles them.",
+        minimum=1,
+    )
+    conditional: bool = _field(
+        False, MODEL, "Conditions both networks on the class labels."
+    )
+    batch_norm: bool = _field(
+        False,
+        MODEL,
+        "Adds BatchNorm over the whole batch to the generator of dcgan.",
+    )
+    ema_half_life_images: float = _field(
+        50000.0,
+        MODEL,
+        "Images after which a weight of the generator counts half in its "
+        "moving average, which draws the samples; at most a twentieth of the "
+        "images so far.",
+        minimum=1.0,
+    )
+
+    loss: str = _field(
+        "non_saturating",
+        OBJECTIVE,
+        "The adversarial loss.",
+        choices=(
+            "non_saturating",
+            "hinge",
+            "wgan_gp",
+            "least_squares",
+            "relativistic",
+        ),
+    )
+    r1_gamma: float = _field(
+        0.3,
+        OBJECTIVE,
+        "Weight of the R1 penalty: the discriminator's gradient on real images.",
+        minimum=0.0,
+    )
+    r2_gamma: float = _field(
+        0.0,
+        OBJECTIVE,
+        "Weight of the R2 penalty: the discriminator's gradient on fake images.",
+        minimum=0.0,
+    )
+    gradient_penalty: float = _field(
+        10.0, OBJECTIVE, "Weight of wgan_gp's own penalty.", minimum=0.0
+    )
+    discriminator_steps: int = _field(
+        1,
+        OBJECTIVE,
+        "Discriminator updates, each with fresh images, per generator update.",
+        minimum=1,
+        below=101,
+    )
+
+    generator_learning_rate: float = _field(
+        1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
+    )
+    discriminator_learning_rate: float = _field(
+        1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
+    )
+    beta_1: float = _field(
+        0.5,
+        OPTIMIZERS,
+        "Adam's decay of the mean gradient.",
+        minimum=0.0,
+        below=1.0,
+    )
+    beta_2: float = _field(
+        0.99,
+        OPTIMIZERS,
+        "Adam's decay of the mean squared gradient.",
+        minimum=0.0,
+        below=1.0,
+    )
+    learning_rate_schedule: str = _field(
+        "constant",
+        OPTIMIZERS,
+        "constant, or cosine: falls to zero at --num_steps.",
+        choices=("constant", "cosine"),
+    )
+    warmup_steps: int = _field(
+        0,
+        OPTIMIZERS,
+        "Steps over which the learning rates first rise from zero.",
+        minimum=0,
+    )
+
+    checkpoint_every_steps: int = _field(
+        1000,
+        SAVING,
+        "Steps between two checkpoints; 0 saves by the clock alone.",
+        minimum=0,
+        may_change=True,
+    )
+    checkpoint_every_secs: float = _field(
+        0.0,
+        SAVING,
+        "Seconds between two checkpoints; 0 saves by the steps alone.",
+        minimum=0.0,
+        may_change=True,
+    )
+    max_to_keep: int = _field(
+        3,
+        SAVING,
+        "Newest checkpoints that are kept.",
+        minimum=1,
+        may_change=True,
+    )
+    keep_every_n_steps: int = _field(
+        0,
+        SAVING,
+        "Also keeps, for ever, each checkpoint whose step is a multiple of "
+        "this; 0 keeps none.",
+        minimum=0,
+        may_change=True,
+    )
+    backup_every_secs: float = _field(
+        60.0,
+        SAVING,
+        "Seconds between two backups, from which a killed run goes on; they "
+        "are removed when the run is finished. 0 makes none.",
+        minimum=0.0,
+        may_change=True,
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_value(field, getattr(self, field.name))
+        _check_together(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as they are written to config.json."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
+        """Returns the fields that a resumed run may not change.
+
+        Args:
+            other: what the run is told now; `self` is what it was told.
+
+        Returns:
+            Name of each such field that differs, with the value in `self` and
+            in `other`.
+        """
+        fixed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if not field.metadata["may_change"]
+        ]
+        if self.learning_rate_schedule != "constant":
+            fixed.append("num_steps")
+        return {
+            name: (getattr(self, name), getattr(other, name))
+            for name in fixed
+            if getattr(self, name) != getattr(other, name)
+        }
+
+
+def _check_value(field: dataclasses.Field[Any], value: Any) -> None:
+    rule = field.metadata
+    name = field.name
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} ({value}) must be a finite number")
+    if rule["choices"] and value not in rule["choices"]:
+        raise UserError(
+            f"{name} ({value}) must be one of {', '.join(rule['choices'])}"
+        )
+    if rule["minimum"] is not None and value < rule["minimum"]:
+        raise UserError(f"{name} ({value}) must be at least {rule['minimum']}")
+    if rule["below"] is not None and value >= rule["below"]:
+        raise UserError(f"{name} ({value}) must be below {rule['below']}")
+
+
+def _check_together(config: Config) -> None:
+    """Checks the rules between fields that need no data and no device."""
+    if not config.run_dir:
+        raise UserError("run_dir is empty; name a directory for the run")
+    if not config.dataset:
+        raise UserError("dataset is empty; try --dataset=digits")
+    if config.channels == 2:
+        raise UserError("channels (2) must be 1 (grey), 3 (RGB) or 0 (as is)")
+    if config.micro_batches and config.batch_size % config.micro_batches:
+        raise UserError(
+            f"batch_size ({config.batch_size}) must be a multiple of "
+            f"micro_batches ({config.micro_batches})"
+        )
+    if config.warmup_steps >= config.num_steps:
+        raise UserError(
+            f"warmup_steps ({config.warmup_steps}) must be below num_steps "
+            f"({config.num_steps})"
+        )
+    if config.model != "dcgan" and config.model.count(":") != 1:
+        raise UserError(
+            f"model ({config.model}) must be dcgan or package.module:make"
+        )
+    if config.batch_norm and config.model != "dcgan":
+        raise UserError(
+            "batch_norm is an option of --model=dcgan; build it into "
+            f"{config.model} instead"
+        )
+    if config.loss != "wgan_gp" and config.gradient_penalty != 10.0:
+        raise UserError(
+            f"gradient_penalty ({config.gradient_penalty}) is an option of "
+            f"--loss=wgan_gp; with --loss={config.loss} use r1_gamma or "
+            "r2_gamma"
+        )
+    if config.strategy in ("default", "one_device") and config.num_devices > 1:
+        raise UserError(
+            f"num_devices ({config.num_devices}) needs --strategy=mirrored; "
+            f"{config.strategy} uses one"
+        )
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Makes a `Config` of a mapping, such as the one in config.json.
+
+    Args:
+        values: fields by name; a field that is missing takes its default.
+
+    Returns:
+        The validated `Config`.
+
+    Raises:
+        UserError: a name is not a field's, or a value is of another type or
+            breaks its rule.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(
+                f"{name} is not a setting of this version of dtrain"
+            )
+        wanted = type(fields[name].default)
+        exact = type(value) is wanted
+        if not exact and not (wanted is float and type(value) is int):
+            raise UserError(
+                f"{name} ({value!r}) must be of type {wanted.__name__}"
+            )
+    return Config(**values)
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines one flag per field of `Config`.
+
+    Args:
+        flag_values: where the flags are defined; in a main, `flags.FLAGS`.
+    """
+    for field in dataclasses.fields(Config):
+        arguments = (field.name, field.default, field.metadata["help"])
+        if isinstance(field.default, bool):
+            flags.DEFINE_boolean(*arguments, flag_values=flag_values)
+        elif isinstance(field.default, int):
+            flags.DEFINE_integer(*arguments, flag_values=flag_values)
+        elif isinstance(field.default, float):
+            flags.DEFINE_float(*arguments, flag_values=flag_values)
+        else:
+            flags.DEFINE_string(*arguments, flag_values=flag_values)
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Parses a command line into a `Config`.
+
+    Args:
+        argv: the command line, the program's name first.
+
+    Returns:
+        The validated `Config`.
+
+    Raises:
+        UserError: a flag is unknown, malformed, out of its range or
+            contradicts another; or something that is no flag is left over.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    try:
+        rest = flag_values(list(argv))
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists the flags") from error
+    if len(rest) > 1:
+        raise UserError(
+            f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
+        )
+    return Config(
+        **{
+            field.name: flag_values[field.name].value
+            for field in dataclasses.fields(Config)
+        }
+    )
+
+
+def help_page(program: str, summary: str) -> str:
+    """Renders the page that `--help` prints.
+
+    Args:
+        program: how the program is called, as in `python -m dtrain.main`.
+        summary: what it does, in a paragraph.
+    """
+    parts = [f"usage: {program} [--flag=value ...]", "", summary]
+    for group in GROUPS:
+        parts += ["", group]
+        for field in dataclasses.fields(Config):
+            if field.metadata["group"] == group:
+                parts += _help_entry(field)
+    parts += ["", "--flagfile=FILE reads flags from a file, one on each line."]
+    return "\n".join(parts)
+
+
+def _help_entry(field: dataclasses.Field[Any]) -> list[str]:
+    value = field.default
+    if isinstance(value, bool):
+        head = f"  --[no]{field.name}  (default: {str(value).lower()})"
+    elif field.metadata["choices"]:
+        head = f"  --{field.name}={'|'.join(field.metadata['choices'])}"
+        head += f"  (default: {value})"
+    else:
+        shown = '""' if value == "" else value
+        head = f"  --{field.name}  (default: {shown})"
+    indent = " " * 6
+    return [
+        head,
+        textwrap.fill(
+            field.metadata["help"],
+            width=78,
+            initial_indent=indent,
+            subsequent_indent=indent,
+        ),
+    ]

@@ -1,0 +1,542 @@
+"""The GAN: the state that training changes, and the step that changes it.
+
+A step is a sequence of phases, each a network and an objective: by default
+`discriminator_steps` updates of the discriminator, each with fresh images and
+latents, then one of the generator. A phase, on every replica alike:
+
+    its part of the batch -> micro-batches -> gradients, added
+        -> one packed all-reduce (the losses ride along) -> optimizer
+
+Everything random in it is a function of (seed, step, phase, position of the
+image in the global batch), so nothing random is ever saved, and the same
+global batch is seen by any number of replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dtrain import data, optimizers, registry, strategies
+from dtrain.config import Config
+from dtrain.errors import UserError
+
+# What a random draw is for, folded into its seed.
+_LATENTS = 0
+_UNIFORMS = 1
+
+
+def latents_at(
+    config: Config, step: tf.Tensor, phase: int, num_latents: int
+) -> tf.Tensor:
+    """Draws the latents of one phase's global batch.
+
+    Args:
+        config: the run's settings.
+        step: int64 scalar, the steps that are done.
+        phase: place of the phase in the step.
+        num_latents: how many; the first are the same for any number.
+
+    Returns:
+        float32 [num_latents, latent_size], standard normal.
+    """
+    return tf.random.stateless_normal(
+        [num_latents, config.latent_size], _seed(config, _LATENTS, step, phase)
+    )
+
+
+def _seed(
+    config: Config, purpose: int, step: tf.Tensor, phase: int
+) -> tf.Tensor:
+    seed = tf.stack([config.seed, purpose])
+    seed = tf.random.fold_in(seed, tf.cast(step, tf.int64))
+    return tf.random.fold_in(seed, phase)
+
+
+class _Part(NamedTuple):
+    """What one phase computed on one replica, to be summed over all."""
+
+    gradients: list[tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+
+
+class GAN:
+    """Both networks, both optimizers, the EMA generator and the step.
+
+    Attributes:
+        networks: generator and discriminator.
+        ema_generator: the moving average of the generator; draws the samples.
+        step: int64 variable, the steps that are done.
+        checkpoint: a `tf.train.Checkpoint` of all of it.
+        metric_names: names of the columns that `train_steps` returns; known
+            after its first call.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: tf.distribute.Strategy,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        """Builds everything in the strategy's scope. Every worker calls this.
+
+        Args:
+            config: the run's settings.
+            strategy: the strategy whose replicas train.
+            image_shape: height, width and channels of an image.
+            num_classes: number of classes; 0 if the images have no labels.
+
+        Raises:
+            UserError: the model does not fit the data or the strategy.
+        """
+        self._config = config
+        self._strategy = strategy
+        self._micro_batches = strategies.check_batch(config, strategy)
+        self.metric_names: tuple[str, ...] = ()
+        make = registry.load(config.model)
+        with strategy.scope():
+            self.networks = registry.build(
+                make, config, image_shape, num_classes
+            )
+            copy = registry.build(make, config, image_shape, num_classes)
+            self.ema_generator = copy.generator
+            self._copy_generator()
+            self._optimizers = self._build_optimizers()
+            self._loss_scales = self._build_loss_scales()
+            self.step = tf.Variable(
+                0,
+                dtype=tf.int64,
+                trainable=False,
+                name="step",
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+        _refuse_unsynchronized(self.networks, strategy)
+        self._phases = self.networks.phases or registry.adversarial_phases(
+            config
+        )
+        self._draw_of_phase = _draws(self._phases, self.num_draws)
+        jit_compile = _jit_compile(config, strategy, self.networks)
+        self._phase_parts = [
+            tf.function(self._phase_part, jit_compile=True)
+            if jit_compile
+            else self._phase_part
+            for _ in self._phases
+        ]
+        self.checkpoint = self._make_checkpoint()
+
+    def _copy_generator(self) -> None:
+        for average, weight in zip(
+            self.ema_generator.weights, self.networks.generator.weights
+        ):
+            average.assign(weight)
+
+    def _build_optimizers(self) -> dict[str, keras.Optimizer]:
+        config, networks = self._config, self.networks
+        made = {
+            "generator": networks.generator_optimizer
+            or optimizers.make(
+                config.generator_learning_rate, config, "generator_optimizer"
+            ),
+            "discriminator": networks.discriminator_optimizer
+            or optimizers.make(
+                config.discriminator_learning_rate,
+                config,
+                "discriminator_optimizer",
+            ),
+        }
+        for name, optimizer in made.items():
+            # Built before any restore and any trace: a slot made later would
+            # start from zero, or fail inside tf.function.
+            optimizer.build(getattr(networks, name).trainable_variables)
+            optimizers.expect_reduced_gradients(optimizer)
+        return made
+
+    def _build_loss_scales(self) -> dict[str, optimizers.LossScale]:
+        if self._config.precision != "mixed_float16":
+            return {}
+        return {
+            name: optimizers.LossScale(name)
+            for name in ("generator", "discriminator")
+        }
+
+    def _make_checkpoint(self) -> tf.train.Checkpoint:
+        parts: dict[str, Any] = {
+            "step": self.step,
+            "generator": self.networks.generator,
+            "discriminator": self.networks.discriminator,
+            "generator_optimizer": self._optimizers["generator"],
+            "discriminator_optimizer": self._optimizers["discriminator"],
+            "ema_generator": self.ema_generator,
+        }
+        for name, loss_scale in self._loss_scales.items():
+            parts[f"{name}_loss_scale"] = loss_scale.checkpoint
+        untracked = _untracked_variables(parts)
+        if untracked:
+            parts["untracked"] = tf.train.Checkpoint(**untracked)
+        return tf.train.Checkpoint(**parts)
+
+    @property
+    def num_draws(self) -> int:
+        """Batches of real images that one step takes."""
+        return self._config.discriminator_steps
+
+    @tf.function
+    def train_steps(
+        self, iterator: Iterator[data.Batch], num_steps: tf.Tensor
+    ) -> tf.Tensor:
+        """Runs some steps without a look at the host.
+
+        Every worker calls this, with the same `num_steps`.
+
+        Args:
+            iterator: of `data.make_iterator`, at this GAN's step.
+            num_steps: int64 scalar, at least 1.
+
+        Returns:
+            float32 [num_steps, len(metric_names)], a row for each step.
+        """
+        rows = tf.TensorArray(tf.float32, size=tf.cast(num_steps, tf.int32))
+        for index in tf.range(tf.cast(num_steps, tf.int32)):
+            draws = [next(iterator) for _ in range(self.num_draws)]
+            rows = rows.write(index, self._train_step(draws))
+        return rows.stack()
+
+    def _train_step(self, draws: list[data.Batch]) -> tf.Tensor:
+        factor = optimizers.schedule(self._config, self.step)
+        self._set_learning_rates(factor)
+        result = self._strategy.run(self._replica_step, args=(draws,))
+        # Equal on all replicas: they come out of an all-reduce.
+        metrics, finite = tf.nest.map_structure(
+            lambda value: self._strategy.experimental_local_results(value)[0],
+            result,
+        )
+        for name, loss_scale in self._loss_scales.items():
+            loss_scale.update(finite[name])
+        self._update_average()
+        self.step.assign_add(1)
+        self.metric_names = tuple(metrics)
+        return tf.stack(list(metrics.values()))
+
+    def _set_learning_rates(self, factor: tf.Tensor) -> None:
+        config = self._config
+        bases = {
+            "generator": config.generator_learning_rate,
+            "discriminator": config.discriminator_learning_rate,
+        }
+        for name, base in bases.items():
+            # An optimizer that the user made keeps the user's learning rate.
+            if getattr(self.networks, f"{name}_optimizer") is None:
+                self._optimizers[name].learning_rate.assign(base * factor)
+
+    def _replica_step(
+        self, draws: Sequence[data.Batch]
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        metrics: dict[str, tf.Tensor] = {}
+        finite = {name: tf.constant(True) for name in self._loss_scales}
+        for index, draw in enumerate(self._draw_of_phase):
+            part, is_finite = self._run_phase(index, draws[draw])
+            metrics.update(part.metrics)
+            if is_finite is not None:
+                finite[self._phases[index].network] &= is_finite
+        return metrics, finite
+
+    def _run_phase(
+        self, index: int, batch: data.Batch
+    ) -> tuple[_Part, tf.Tensor | None]:
+        """Updates one network on one replica."""
+        name = self._phases[index].network
+        variables = getattr(self.networks, name).trainable_variables
+        scale = self._loss_scales[name].read() if self._loss_scales else None
+        example = self._example(index, batch)
+        part = self._phase_parts[index](index, example, scale)
+        part = self._all_reduce(part)
+        if scale is None:
+            self._optimizers[name].apply(part.gradients, variables)
+            return part, None
+        gradients = [gradient / scale for gradient in part.gradients]
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(value)) for value in gradients]
+        )
+        self._apply_if(finite, name, gradients, variables)
+        return part, finite
+
+    def _example(self, index: int, batch: data.Batch) -> registry.Example:
+        """Adds the random numbers of this replica's images to them."""
+        config = self._config
+        size = config.batch_size // self._strategy.num_replicas_in_sync
+        start = tf.cast(batch.positions[0] % config.batch_size, tf.int32)
+        latents = latents_at(config, self.step, index, config.batch_size)
+        uniforms = tf.random.stateless_uniform(
+            [config.batch_size], _seed(config, _UNIFORMS, self.step, index)
+        )
+        return registry.Example(
+            real_images=batch.images,
+            labels=batch.labels,
+            latents=tf.slice(latents, [start, 0], [size, config.latent_size]),
+            uniforms=tf.slice(uniforms, [start], [size]),
+        )
+
+    def _phase_part(
+        self, index: int, example: registry.Example, scale: tf.Tensor | None
+    ) -> _Part:
+        """Computes gradients and metrics of one phase on one replica.
+
+        Pure but for BatchNorm's averages and Keras' seeds: this, and nothing
+        around it, is what XLA may compile.
+        """
+        total: _Part | None = None
+        size = example.latents.shape[0] // self._micro_batches
+        for number in range(self._micro_batches):
+            cut = slice(number * size, (number + 1) * size)
+            micro = tf.nest.map_structure(lambda value: value[cut], example)
+            # One after the other, or all of them are in memory at once.
+            with tf.control_dependencies(total.gradients if total else []):
+                part = self._micro_part(index, micro, scale)
+            if total is not None:
+                part = tf.nest.map_structure(tf.add, total, part)
+            total = part
+        assert total is not None
+        return total
+
+    def _micro_part(
+        self, index: int, example: registry.Example, scale: tf.Tensor | None
+    ) -> _Part:
+        phase = self._phases[index]
+        variables = [
+            variable.value
+            for variable in getattr(
+                self.networks, phase.network
+            ).trainable_variables
+        ]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses, metrics = phase.objective(self.networks, example)
+            loss = tf.reduce_sum(losses) / self._config.batch_size
+            target = loss if scale is None else loss * scale
+        gradients = tape.gradient(
+            target,
+            variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        sums = {
+            name: tf.reduce_sum(tf.cast(value, tf.float32))
+            / self._config.batch_size
+            for name, value in metrics.items()
+        }
+        return _Part([tf.convert_to_tensor(value) for value in gradients], sums)
+
+    def _all_reduce(self, part: _Part) -> _Part:
+        """Sums a phase over the replicas in one collective."""
+        if self._strategy.num_replicas_in_sync == 1:
+            return part
+        values = [*part.gradients, *part.metrics.values()]
+        packed = tf.concat([tf.reshape(value, [-1]) for value in values], 0)
+        context = tf.distribute.get_replica_context()
+        packed = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
+        sizes = [value.shape.num_elements() for value in values]
+        reduced = [
+            tf.reshape(flat, value.shape)
+            for flat, value in zip(tf.split(packed, sizes), values)
+        ]
+        num_gradients = len(part.gradients)
+        return _Part(
+            reduced[:num_gradients],
+            dict(zip(part.metrics, reduced[num_gradients:])),
+        )
+
+    def _apply_if(
+        self,
+        finite: tf.Tensor,
+        name: str,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+    ) -> None:
+        """Applies gradients, and takes it back where they are not finite.
+
+        A `tf.cond` around `apply` cannot be traced under a strategy, since
+        `apply` meets the other replicas in a merge_call.
+        """
+        optimizer = self._optimizers[name]
+        changed = [
+            variable.value for variable in [*variables, *optimizer.variables]
+        ]
+        # Copies: a read alone may share the buffer that `apply` updates.
+        before = [tf.identity(variable.read_value()) for variable in changed]
+        with tf.control_dependencies(before):
+            optimizer.apply(gradients, variables)
+
+        def select(
+            strategy: tf.distribute.Strategy, finite: Any, old: Any
+        ) -> None:
+            for variable, value in zip(changed, old):
+                strategy.extended.update(
+                    variable, _assign_where, args=(finite, value), group=False
+                )
+
+        context = tf.distribute.get_replica_context()
+        context.merge_call(select, args=(finite, before))
+
+    def _update_average(self) -> None:
+        """Moves the EMA generator, on each device by itself.
+
+        Karras et al., 2018, "Progressive Growing of GANs", section 6.1; the
+        half-life, and that it is at most a twentieth of the images seen so
+        far, are those of NVIDIA's StyleGAN2: an early average would be that of
+        the initial weights. State that is not trained, such as BatchNorm's
+        averages, is copied.
+        """
+        config = self._config
+        seen = tf.cast((self.step + 1) * config.batch_size, tf.float32)
+        half_life = tf.minimum(config.ema_half_life_images, 0.05 * seen)
+        decay = 0.5 ** (config.batch_size / half_life)
+        pairs = zip(self.ema_generator.weights, self.networks.generator.weights)
+        for average, weight in pairs:
+            self._strategy.extended.update(
+                average.value,
+                _move_average if weight.trainable else _copy,
+                args=(weight.value, decay)
+                if weight.trainable
+                else (weight.value,),
+                group=False,
+            )
+
+    def differing_variables(self) -> list[str]:
+        """Names the variables that are not equal, bit for bit, on all replicas.
+
+        Every worker calls this.
+        """
+        variables = self._variables()
+        if self._strategy.num_replicas_in_sync == 1:
+            return []
+        checksums = self._checksums().numpy()
+        return [
+            variable.path
+            for variable, column in zip(variables, checksums.T)
+            if len(set(column.tolist())) > 1
+        ]
+
+    def _variables(self) -> list[keras.Variable]:
+        owners = [
+            self.networks.generator,
+            self.networks.discriminator,
+            self.ema_generator,
+            *self._optimizers.values(),
+        ]
+        return [variable for owner in owners for variable in owner.variables]
+
+    @tf.function
+    def _checksums(self) -> tf.Tensor:
+        """Returns int64 [replicas, variables]."""
+        variables = self._variables()
+
+        def of_replica() -> tf.Tensor:
+            sums = [_checksum(variable.value) for variable in variables]
+            return tf.stack(sums)[tf.newaxis]
+
+        return self._strategy.gather(self._strategy.run(of_replica), axis=0)
+
+
+def _draws(phases: Sequence[registry.Phase], num_draws: int) -> list[int]:
+    """Chooses the real images of each phase: which draw of its step.
+
+    Each discriminator phase takes the next one; a generator phase, whose
+    objective may compare with real images, takes the one before it again.
+    """
+    draws: list[int] = []
+    taken = 0
+    for phase in phases:
+        taken += phase.network == "discriminator"
+        draws.append(min(max(taken - 1, 0), num_draws - 1))
+    return draws
+
+
+def _assign_where(
+    variable: tf.Variable, condition: tf.Tensor, otherwise: tf.Tensor
+) -> tf.Operation:
+    return variable.assign(tf.where(condition, variable, otherwise))
+
+
+def _move_average(
+    average: tf.Variable, weight: tf.Tensor, decay: tf.Tensor
+) -> tf.Operation:
+    return average.assign(weight + (average - weight) * decay)
+
+
+def _copy(average: tf.Variable, weight: tf.Tensor) -> tf.Operation:
+    return average.assign(weight)
+
+
+def _checksum(value: tf.Tensor) -> tf.Tensor:
+    """Weighs each 32 bits of a tensor by its place; int64 scalar."""
+    words = tf.reshape(tf.bitcast(value, tf.int32), [-1])
+    places = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
+    return tf.reduce_sum(tf.cast(words, tf.int64) * places)
+
+
+def _untracked_variables(parts: dict[str, Any]) -> dict[str, Any]:
+    """Finds the Keras variables that a checkpoint of `parts` would leave out.
+
+    They are those of SeedGenerators, and of layers that a subclassed model
+    holds in a list or a dict: TensorFlow's object graph reaches neither.
+
+    Returns:
+        tf.Variable by a name made of the part's and its place in the part.
+    """
+    root = tf.train.Checkpoint(**parts)
+    reached = set()
+    for trackable in tf.train.TrackableView(root).descendants():
+        reached.add(id(getattr(trackable, "value", trackable)))
+        reached.add(id(trackable))
+    untracked: dict[str, Any] = {}
+    for part, owner in parts.items():
+        variables = getattr(owner, "variables", ())
+        for place, variable in enumerate(variables):
+            if not {id(variable), id(variable.value)} & reached:
+                reached.add(id(variable))
+                untracked[f"{part}_{place}"] = variable.value
+    return untracked
+
+
+def _refuse_unsynchronized(
+    networks: registry.Networks, strategy: tf.distribute.Strategy
+) -> None:
+    """Refuses BatchNorm whose averages would differ between replicas."""
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for network in (networks.generator, networks.discriminator):
+        for layer in network._flatten_layers():
+            is_norm = isinstance(layer, keras.layers.BatchNormalization)
+            if is_norm and not layer.synchronized:
+                raise UserError(
+                    f"{layer.name} is a BatchNormalization of its own on each "
+                    f"of the {strategy.num_replicas_in_sync} replicas; give it "
+                    "synchronized=True"
+                )
+
+
+def _jit_compile(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    networks: registry.Networks,
+) -> bool:
+    """Decides whether XLA compiles the gradients."""
+    if config.jit_compile == "off":
+        return False
+    has_state = bool(
+        networks.generator.non_trainable_variables
+        or networks.discriminator.non_trainable_variables
+    )
+    several = strategy.num_replicas_in_sync > 1
+    if config.jit_compile == "auto":
+        on_gpu = bool(tf.config.get_visible_devices("GPU"))
+        return on_gpu and not (has_state and several)
+    if has_state and several:
+        raise UserError(
+            "jit_compile (on) cannot compile networks with state of their own, "
+            "such as BatchNorm, on several replicas; use auto or off"
+        )
+    return True

@@ -1,0 +1,157 @@
+"""Pictures for people: grids, PNG files and GIF animations."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from PIL import Image
+
+# Grids narrower than this are enlarged: 8x8 digits are a few millimetres wide
+# on a screen.
+MIN_GRID_WIDTH = 512
+
+# Not black, on which black images would run together.
+_BACKGROUND = 64
+
+
+def to_uint8(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Converts images in [-1, 1] to 8 bits a channel.
+
+    Args:
+        images: float, any shape, in [-1, 1]; what is outside is clipped.
+
+    Returns:
+        uint8, the same shape; -1 is 0, 1 is 255, to the nearest value.
+    """
+    values = np.asarray(images, dtype=np.float32)
+    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def make_grid(
+    images: npt.ArrayLike,
+    columns: int,
+    padding: int = 1,
+    min_width: int = MIN_GRID_WIDTH,
+) -> npt.NDArray[np.uint8]:
+    """Lays images out in rows, on dark grey.
+
+    Args:
+        images: float [n, H, W, C] in [-1, 1], n at least 1, C 1 or 3.
+        columns: images in a row, at least 1; the last row may be shorter.
+        padding: pixels, before enlarging, around and between the images.
+        min_width: pixels; a narrower grid is enlarged by the smallest whole
+            factor that reaches it, each pixel repeated. 0 leaves it as it is.
+
+    Returns:
+        uint8 [height, width, C].
+    """
+    tiles = to_uint8(images)
+    num_images, height, width, channels = tiles.shape
+    assert num_images >= 1, "a grid of no images"
+    assert columns >= 1, columns
+    rows = -(-num_images // columns)
+    grid = np.full(
+        (
+            rows * (height + padding) + padding,
+            columns * (width + padding) + padding,
+            channels,
+        ),
+        _BACKGROUND,
+        np.uint8,
+    )
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        top = padding + row * (height + padding)
+        left = padding + column * (width + padding)
+        grid[top : top + height, left : left + width] = tile
+    factor = max(1, -(-min_width // grid.shape[1]))
+    return grid.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Returns the content of a PNG file.
+
+    Args:
+        image: uint8 [H, W, C], C 1 or 3.
+    """
+    content = io.BytesIO()
+    _to_pillow(image).save(content, format="PNG")
+    return content.getvalue()
+
+
+def write_png(path: str, image: npt.NDArray[np.uint8]) -> None:
+    """Writes an image, whole or, with a tf.errors.OpError, not at all.
+
+    Args:
+        path: the file, local or gs://; one that is there is replaced. Its
+            directory is made if it is not there.
+        image: uint8 [H, W, C], C 1 or 3.
+    """
+    write(path, encode_png(image))
+
+
+def write_gif(
+    path: str,
+    frames: Sequence[npt.NDArray[np.uint8]],
+    milliseconds: int = 80,
+) -> None:
+    """Writes an animation that repeats for ever, as `write_png` does.
+
+    Args:
+        path: as in `write_png`.
+        frames: uint8 [H, W, C] of one shape, C 1 or 3; at least one.
+        milliseconds: how long a frame is shown; GIF counts in tens.
+    """
+    assert frames, "an animation of no frames"
+    first, *rest = [_to_pillow(frame) for frame in frames]
+    content = io.BytesIO()
+    first.save(
+        content,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=milliseconds,
+        loop=0,
+        optimize=False,
+    )
+    write(path, content.getvalue())
+
+
+def _to_pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
+    assert image.dtype == np.uint8, image.dtype
+    if image.shape[-1] == 1:
+        return Image.fromarray(image[..., 0])
+    assert image.shape[-1] == 3, image.shape
+    return Image.fromarray(image)
+
+
+def write(path: str, content: bytes) -> None:
+    """Writes a file under a name of its own and then gives it its name.
+
+    A reader, such as a person's image viewer, never sees half a file. If it
+    cannot be written, nothing is left behind.
+
+    Args:
+        path: the file.
+        content: all of it.
+
+    Raises:
+        OpError: the error of TensorFlow that prevented it.
+    """
+    directory = path.rpartition("/")[0]
+    if directory:
+        tf.io.gfile.makedirs(directory)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with tf.io.gfile.GFile(temporary, "wb") as file:
+            file.write(content)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
+    except tf.errors.OpError:
+        if tf.io.gfile.exists(temporary):
+            tf.io.gfile.remove(temporary)
+        raise

@@ -1,0 +1,190 @@
+"""Adversarial losses and gradient penalties, one number for each example.
+
+A loss takes the discriminator's logits of real and of fake images, float32
+[b], and returns float32 [b]; the step sums them over the batch. Nothing here
+knows a network: a penalty is given the critic as a function of images.
+
+    loss = losses.LOSSES["hinge"]
+    loss.discriminator(real_logits, fake_logits)    # float32 [b]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Keeps the derivative of the norm finite where a critic is flat.
+_NORM_EPSILON = 1e-12
+
+Critic = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Loss(NamedTuple):
+    """Both sides of an adversarial game.
+
+    Attributes:
+        discriminator: (real_logits, fake_logits), float32 [b] each, to the
+            loss that the discriminator minimizes, float32 [b].
+        generator: the same for the generator. `real_logits` is only looked at
+            if `uses_real_in_generator`, and may be None otherwise.
+        uses_real_in_generator: whether the generator's loss depends on the
+            logits of real images, which then cost one more forward pass.
+    """
+
+    discriminator: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    generator: Callable[[tf.Tensor | None, tf.Tensor], tf.Tensor]
+    uses_real_in_generator: bool = False
+
+
+def _non_saturating_discriminator(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    return tf.math.softplus(-real_logits) + tf.math.softplus(fake_logits)
+
+
+def _non_saturating_generator(
+    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    del real_logits
+    return tf.math.softplus(-fake_logits)
+
+
+def _hinge_discriminator(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    return tf.nn.relu(1.0 - real_logits) + tf.nn.relu(1.0 + fake_logits)
+
+
+def _critic_discriminator(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    return fake_logits - real_logits
+
+
+def _critic_generator(
+    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    del real_logits
+    return -fake_logits
+
+
+def _least_squares_discriminator(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    return 0.5 * (tf.square(real_logits - 1.0) + tf.square(fake_logits))
+
+
+def _least_squares_generator(
+    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    del real_logits
+    return 0.5 * tf.square(fake_logits - 1.0)
+
+
+def _relativistic_discriminator(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    return tf.math.softplus(fake_logits - real_logits)
+
+
+def _relativistic_generator(
+    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+) -> tf.Tensor:
+    assert real_logits is not None
+    return tf.math.softplus(real_logits - fake_logits)
+
+
+LOSSES: dict[str, Loss] = {
+    # Goodfellow et al. 2014, Generative Adversarial Nets, section 3:
+    #   D: -log sigma(D(x)) - log(1 - sigma(D(G(z)))),  G: -log sigma(D(G(z)))
+    # and -log sigma(a) = softplus(-a).
+    "non_saturating": Loss(
+        _non_saturating_discriminator, _non_saturating_generator
+    ),
+    # Lim and Ye 2017, Geometric GAN; Miyato et al. 2018, Spectral
+    # Normalization for GANs, equations (16) and (17):
+    #   D: max(0, 1 - D(x)) + max(0, 1 + D(G(z))),  G: -D(G(z))
+    "hinge": Loss(_hinge_discriminator, _critic_generator),
+    # Gulrajani et al. 2017, Improved Training of Wasserstein GANs, equation
+    # (3) without its penalty, which is `one_centered_penalty`:
+    #   D: D(G(z)) - D(x),  G: -D(G(z))
+    "wgan_gp": Loss(_critic_discriminator, _critic_generator),
+    # Mao et al. 2017, Least Squares GANs, equation (9):
+    #   D: (D(x) - 1)^2 / 2 + D(G(z))^2 / 2,  G: (D(G(z)) - 1)^2 / 2
+    "least_squares": Loss(
+        _least_squares_discriminator, _least_squares_generator
+    ),
+    # Jolicoeur-Martineau 2018, The relativistic discriminator (RpGAN): each
+    # fake is paired with one real; the loss of R3GAN, Huang et al. 2024:
+    #   D: softplus(D(G(z)) - D(x)),  G: softplus(D(x) - D(G(z)))
+    "relativistic": Loss(
+        _relativistic_discriminator,
+        _relativistic_generator,
+        uses_real_in_generator=True,
+    ),
+}
+
+
+def squared_gradient(
+    critic: Critic, images: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes a critic's logits and the squared norm of its gradient.
+
+    Differentiable again, so that a penalty trains the critic. The images, the
+    logits and the sum of squares are float32 whatever the critic computes in.
+
+    Args:
+        critic: a function of images [b, H, W, C] to logits [b] or [b, 1], in
+            which no image changes the logits of another.
+        images: float [b, H, W, C].
+
+    Returns:
+        The logits, float32 [b], and for each image the sum over its pixels of
+        (d logit / d pixel)^2, float32 [b].
+    """
+    images = tf.cast(images, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = tf.reshape(tf.cast(critic(images), tf.float32), [-1])
+    # The gradient of the summed logits holds, image by image, that of its own.
+    gradient = tf.convert_to_tensor(
+        tape.gradient(
+            logits, images, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+    )
+    axes = list(range(1, len(images.shape)))
+    return logits, tf.reduce_sum(tf.square(gradient), axes)
+
+
+def zero_centered_penalty(critic: Critic, images: tf.Tensor) -> tf.Tensor:
+    """Computes |grad D(x)|^2, the penalty of R1 (on real images) and R2.
+
+    Mescheder et al. 2018, Which Training Methods for GANs do actually
+    Converge?, equation (9), without its factor gamma / 2.
+
+    Args:
+        critic: as in `squared_gradient`.
+        images: float [b, H, W, C].
+
+    Returns:
+        float32 [b].
+    """
+    return squared_gradient(critic, images)[1]
+
+
+def one_centered_penalty(critic: Critic, images: tf.Tensor) -> tf.Tensor:
+    """Computes (|grad D(x)| - 1)^2, the penalty of WGAN-GP.
+
+    Gulrajani et al. 2017, equation (3), without its factor lambda.
+
+    Args:
+        critic: as in `squared_gradient`.
+        images: float [b, H, W, C], between real and fake ones.
+
+    Returns:
+        float32 [b].
+    """
+    squared_norm = squared_gradient(critic, images)[1]
+    return tf.square(tf.sqrt(squared_norm + _NORM_EPSILON) - 1.0)

@@ -1,0 +1,51 @@
+"""Trains a GAN.
+
+python -m dtrain.main --strategy=mirrored
+python -m dtrain.main --help
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dtrain import cluster, config, errors, startup
+
+_SUMMARY = """\
+Trains a GAN, and goes on where it stopped: a run that was killed and started
+again with the same command ends with the bits of one that was not. Ctrl-C and
+SIGTERM save and exit with 75, which means "run me again"; 0 is finished, and
+78 is a mistake in the command."""
+
+
+def run(arguments: list[str]) -> int:
+    """Trains as a command line says.
+
+    Args:
+        arguments: the command line, the program's name first.
+
+    Returns:
+        The exit code of the process.
+
+    Raises:
+        UserError: the command line, the data or the run directory is wrong.
+    """
+    if {"--help", "-h", "-help", "--helpfull"} & set(arguments[1:]):
+        print(config.help_page("python -m dtrain.main", _SUMMARY))
+        return errors.FINISHED
+    parsed = config.parse(arguments)
+    workers = cluster.from_environment(os.environ)
+    # TensorFlow takes seconds to import, and a wrong command needs none.
+    startup.import_tensorflow()
+    from dtrain import train
+
+    return train.train(parsed, workers)
+
+
+def main() -> None:
+    """Runs the program."""
+    errors.exit_with(lambda: run(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

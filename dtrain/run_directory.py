@@ -1,0 +1,150 @@
+"""The directory of a run, and the file that says what the run is.
+
+    run_dir/config.json     the settings, the shape of the data, the versions
+    run_dir/metrics.jsonl   a line for each step
+    run_dir/events/         the same for TensorBoard
+    run_dir/samples/        grids of images
+    run_dir/checkpoints/    kept history
+    run_dir/backup/         the newest state of a run that is not finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+
+import keras
+import tensorflow as tf
+
+import dtrain
+from dtrain import config as config_lib
+from dtrain.config import Config
+from dtrain.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What config.json holds: enough to rebuild the networks without the data.
+
+    Attributes:
+        config: the settings.
+        image_shape: height, width and channels of an image.
+        num_classes: number of classes; 0 if there are no labels.
+        num_images: images of the data set.
+    """
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_images: int
+
+
+def read(run_dir: str) -> Description:
+    """Reads what a run is.
+
+    Args:
+        run_dir: the run's directory.
+
+    Raises:
+        UserError: there is no run, or its config.json is damaged.
+    """
+    path = os.path.join(run_dir, "config.json")
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"{run_dir} holds no run: there is no config.json in it")
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    try:
+        values = json.loads(text)
+        return Description(
+            config=config_lib.from_dict(values["config"]),
+            image_shape=tuple(values["data"]["image_shape"]),
+            num_classes=values["data"]["num_classes"],
+            num_images=values["data"]["num_images"],
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or name another run_dir"
+        ) from error
+
+
+def prepare(description: Description, *, is_chief: bool) -> None:
+    """Makes the run's directory, or checks that it belongs to this run.
+
+    Every worker calls this; the chief writes.
+
+    Args:
+        description: what the run is told now.
+        is_chief: whether this worker writes.
+
+    Raises:
+        UserError: the directory belongs to another run, holds one although
+            `resume` is never, or holds none although it is must.
+    """
+    config = description.config
+    path = os.path.join(config.run_dir, "config.json")
+    exists = tf.io.gfile.exists(path)
+    if config.resume == "must" and not exists:
+        raise UserError(
+            f"resume (must): {config.run_dir} holds no run to go on with"
+        )
+    if exists:
+        _check_same(description, read(config.run_dir))
+    elif is_chief and tf.io.gfile.exists(config.run_dir):
+        _check_empty(config.run_dir)
+    if is_chief:
+        tf.io.gfile.makedirs(config.run_dir)
+        _write(path, description)
+
+
+def _check_same(now: Description, before: Description) -> None:
+    differences = {
+        name: values for name, values in before.config.differences(now.config).items()
+    }
+    for name in ("image_shape", "num_classes", "num_images"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            differences[name] = (old, new)
+    if differences:
+        listed = ", ".join(
+            f"{name} was {old} and is now {new}"
+            for name, (old, new) in differences.items()
+        )
+        raise UserError(
+            f"{now.config.run_dir} belongs to another run: {listed}; use the "
+            "same settings, or name another run_dir"
+        )
+
+
+def _check_empty(run_dir: str) -> None:
+    if not tf.io.gfile.isdir(run_dir):
+        raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
+    names = sorted(tf.io.gfile.listdir(run_dir))
+    if names:
+        raise UserError(
+            f"run_dir ({run_dir}) is not empty and holds no run: "
+            f"{', '.join(names[:3])}; name another one"
+        )
+
+
+def _write(path: str, description: Description) -> None:
+    values = {
+        "config": description.config.to_dict(),
+        "data": {
+            "image_shape": list(description.image_shape),
+            "num_classes": description.num_classes,
+            "num_images": description.num_images,
+        },
+        "versions": {
+            "dtrain": dtrain.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    # A rename, so that a kill leaves the old file or the new one.
+    temporary = f"{path}.tmp"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
+    tf.io.gfile.rename(temporary, path, overwrite=True)

@@ -1,0 +1,190 @@
+"""Draws images from a run, on a machine that needs neither data nor GPU.
+
+    python -m dtrain.sample --run_dir=runs/default --num_images=64
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from dtrain import cluster
+from dtrain import errors
+from dtrain import startup
+
+_HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
+
+Draws images with the EMA generator of a run, as it is in its newest
+checkpoint, and writes them with an animation to a directory.
+
+  --run_dir=DIR
+      Directory of the run.
+
+  --num_images=N  (default: 64)
+      Images to draw.
+
+  --[no]grid  (default: true)
+      One picture of all of them, samples.png; otherwise one PNG for each.
+
+  --[no]gif  (default: true)
+      Also writes interpolation.gif, a walk through the latents.
+
+  --seed=N  (default: 0)
+      Other seeds draw other images.
+
+  --step=N  (default: the newest)
+      Step of the checkpoint.
+
+  --output_dir=DIR  (default: RUN_DIR/drawn)
+      Where the files go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be drawn; see the help page."""
+
+    run_dir: str
+    num_images: int = 64
+    grid: bool = True
+    gif: bool = True
+    seed: int = 0
+    step: int = -1
+    output_dir: str = ""
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """Parses a command line.
+
+    Args:
+        arguments: the command line, the program's name first.
+
+    Raises:
+        UserError: a flag is unknown, malformed or out of its range.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("run_dir", "", "", flag_values=values)
+    flags.DEFINE_integer("num_images", 64, "", flag_values=values)
+    flags.DEFINE_boolean("grid", True, "", flag_values=values)
+    flags.DEFINE_boolean("gif", True, "", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", flag_values=values)
+    flags.DEFINE_integer("step", -1, "", flag_values=values)
+    flags.DEFINE_string("output_dir", "", "", flag_values=values)
+    try:
+        rest = values(list(arguments))
+    except flags.Error as error:
+        raise errors.UserError(f"{error}; --help lists the flags") from error
+    if len(rest) > 1:
+        raise errors.UserError(f"{rest[1]!r} is not a flag; write --name=value")
+    request = Request(
+        **{
+            field.name: values[field.name].value
+            for field in dataclasses.fields(Request)
+        }
+    )
+    if not request.run_dir:
+        raise errors.UserError("run_dir is missing; use --run_dir=DIR")
+    if not 1 <= request.num_images <= 100_000:
+        raise errors.UserError(
+            f"num_images ({request.num_images}) must be between 1 and 100000"
+        )
+    if not 0 <= request.seed < 2**31:
+        raise errors.UserError(
+            f"seed ({request.seed}) must be at least 0 and below 2147483648"
+        )
+    return request
+
+
+def draw(request: Request) -> list[str]:
+    """Draws what is asked for.
+
+    Args:
+        request: what, and from which run.
+
+    Returns:
+        The paths of the files that were written.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it does not fit the
+            model.
+    """
+    # After `startup.import_tensorflow`, or they import it with its noise.
+    from dtrain import checkpoint
+    from dtrain import drawing
+    from dtrain import gan as gan_lib
+    from dtrain import images
+    from dtrain import run_directory
+    from dtrain import strategies
+
+    description = run_directory.read(request.run_dir)
+    # The run's own directory may have moved, and its devices be elsewhere.
+    config = dataclasses.replace(
+        description.config,
+        run_dir=request.run_dir,
+        strategy="default",
+        num_devices=0,
+        micro_batches=0,
+        jit_compile="off",
+    )
+    strategy = strategies.make(config, cluster.ALONE)
+    gan = gan_lib.GAN(
+        config, strategy, description.image_shape, description.num_classes
+    )
+    checkpoint.restore_step(gan.checkpoint, config, request.step)
+    output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
+    num_classes = description.num_classes
+    made = drawing.draw(
+        gan.ema_generator,
+        drawing.latents(config, request.seed, request.num_images),
+        drawing.class_rows(config, num_classes, request.num_images),
+    )
+    paths = []
+    if request.grid:
+        paths.append(os.path.join(output_dir, "samples.png"))
+        images.write_png(paths[-1], images.make_grid(made, drawing.GRID_SIZE))
+    else:
+        for number, image in enumerate(images.to_uint8(made)):
+            paths.append(os.path.join(output_dir, f"sample-{number:05}.png"))
+            images.write_png(paths[-1], image)
+    if request.gif:
+        paths.append(os.path.join(output_dir, "interpolation.gif"))
+        frames = drawing.interpolation(
+            gan.ema_generator, config, num_classes, request.seed
+        )
+        images.write_gif(paths[-1], list(frames))
+    return paths
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Draws as a command line says.
+
+    Args:
+        arguments: the command line, the program's name first.
+
+    Returns:
+        The exit code of the process.
+
+    Raises:
+        UserError: the command line or the run is wrong.
+    """
+    if {"--help", "-h"} & set(arguments[1:]):
+        print(_HELP)
+        return errors.FINISHED
+    request = parse(arguments)
+    startup.import_tensorflow()
+    paths = draw(request)
+    rest = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    print(f"wrote {paths[0]}{rest}")
+    return errors.FINISHED
+
+
+def main() -> None:
+    """Runs the program."""
+    errors.exit_with(lambda: run(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

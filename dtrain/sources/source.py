@@ -1,0 +1,184 @@
+"""What every source of images can do, whatever it reads from."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from dtrain.errors import UserError
+
+Images = tuple[tf.Tensor, tf.Tensor]
+
+
+class Source(abc.ABC):
+    """Images of one shape, each reached by its index at the same cost.
+
+    Attributes:
+        name: the data set as the user named it.
+        num_images: how many there are; at least 1.
+        image_shape: height, width and channels of each.
+        num_classes: labels lie in [0, num_classes); 0 means no labels.
+        in_memory: whether reading one touches no file.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        name: str,
+        num_images: int,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+    ) -> None:
+        self.name = name
+        self.num_images = num_images
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that all the images take in memory, as uint8."""
+        height, width, channels = self.image_shape
+        return self.num_images * height * width * channels
+
+    @abc.abstractmethod
+    def fetch(self, indices: tf.Tensor) -> Any:
+        """Fetches what `decode` needs; the part that may run Python.
+
+        Args:
+            indices: int64 [b] in [0, num_images).
+
+        Returns:
+            Tensors that `decode` takes.
+        """
+
+    @abc.abstractmethod
+    def decode(self, fetched: Any) -> Images:
+        """Turns what `fetch` returned into images, in C++ alone.
+
+        Args:
+            fetched: what `fetch` returned.
+
+        Returns:
+            Images uint8 [b, H, W, C], and labels int32 [b] in
+            [0, num_classes), zeros without labels.
+        """
+
+    def read(self, indices: tf.Tensor) -> Images:
+        """Reads images by their indices, in a tf.data map or eagerly.
+
+        Args:
+            indices: int64 [b] in [0, num_images).
+
+        Returns:
+            Images uint8 [b, H, W, C], and labels int32 [b] in
+            [0, num_classes), zeros without labels.
+        """
+        return self.decode(self.fetch(indices))
+
+    def find_fault(self, indices: Iterable[int]) -> UserError | None:
+        """Looks for the first image that cannot be read.
+
+        Args:
+            indices: of the images to try, each in [0, num_images).
+
+        Returns:
+            An error that names the image, or None if all can be read.
+        """
+        if self.in_memory:
+            return None
+        for index in indices:
+            try:
+                self.read(tf.constant([index], tf.int64))
+            except tf.errors.OpError as error:
+                return self.fault(index, error)
+        return None
+
+    def fault(self, index: int, error: tf.errors.OpError) -> UserError:
+        """Says in one line why an image cannot be read.
+
+        Args:
+            index: of the image.
+            error: what reading it raised.
+        """
+        return UserError(
+            f"image {index} of {self.name} cannot be read: {reason(error)}"
+        )
+
+
+class EncodedSource(Source):
+    """Images that are decoded one by one, and may differ before that."""
+
+    @abc.abstractmethod
+    def decode_one(self, fetched: Any) -> Images:
+        """Decodes one image.
+
+        Args:
+            fetched: one element of what `fetch` returned.
+
+        Returns:
+            The image, uint8 [H, W, C], and its label, int32 [].
+        """
+
+    def decode(self, fetched: Any) -> Images:
+        """Decodes a batch; see `Source.decode`.
+
+        Args:
+            fetched: what `fetch` returned.
+
+        Returns:
+            Images uint8 [b, H, W, C] and labels int32 [b].
+        """
+        return tf.map_fn(
+            self._decode_checked,
+            fetched,
+            fn_output_signature=(
+                tf.TensorSpec(self.image_shape, tf.uint8),
+                tf.TensorSpec((), tf.int32),
+            ),
+        )
+
+    def _decode_checked(self, fetched: Any) -> Images:
+        image, label = self.decode_one(fetched)
+        # A static shape would let a wrong one pass until the batch is built.
+        image = tf.ensure_shape(image, self.image_shape)
+        return image, label
+
+
+def unreadable(name: str, error: Exception) -> UserError:
+    """Says in one line that a data set cannot be read.
+
+    Args:
+        name: the data set as the user named it.
+        error: what reading it raised.
+    """
+    return UserError(f"dataset ({name}) cannot be read: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    """Returns the part of an error's text that a user can act on.
+
+    Args:
+        error: any exception; TensorFlow's carry a stack after the first line.
+    """
+    text = getattr(error, "message", None) or str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    head = lines[0].removeprefix("{{function_node ")
+    if head != lines[0]:
+        head = head.partition("}} ")[2]
+    return head.removesuffix(" [Op:IteratorGetNext]").strip()
+
+
+def shown(shape: Iterable[int]) -> str:
+    """Writes a shape as people do.
+
+    Args:
+        shape: such as (28, 28, 1).
+
+    Returns:
+        Such as "28x28x1".
+    """
+    return "x".join(str(size) for size in shape)

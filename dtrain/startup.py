@@ -1,0 +1,54 @@
+"""Imports TensorFlow without the page of noise that it prints by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+# What TensorFlow 2.21 says of every machine, wrong or not, before it can be
+# told to be silent: oneDNN is on, there is no GPU, the CPU could do more.
+_NOISE = re.compile(
+    r"^(WARNING: All log messages before absl|"
+    r"[IWE]\d{4} .*(port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc|"
+    r"To enable the following instructions)"
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops TensorFlow's known start-up lines from the standard error.
+
+    Everything else that is written meanwhile, from Python or from C++, comes
+    out at the end; also when the block raises.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            lines = caught.read().decode(errors="replace").splitlines(True)
+            sys.stderr.writelines(
+                line for line in lines if not _NOISE.match(line)
+            )
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and finds its devices; takes seconds.
+
+    Afterwards `import tensorflow` costs nothing and prints nothing.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with quiet():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()

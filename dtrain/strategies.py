@@ -1,0 +1,146 @@
+"""The tf.distribute strategy of a run, and what its workers agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from dtrain.cluster import Cluster
+from dtrain.config import Config
+from dtrain.errors import UserError
+
+# Longer than any pause a worker makes on purpose (compiling, saving), so that
+# a collective that waits this long waits for a worker that is gone.
+COLLECTIVE_TIMEOUT_SECS = 600.0
+
+
+def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
+    """Builds the strategy and sets up TensorFlow for the run.
+
+    To be called once, before anything else touches a device: it splits the
+    CPU, seeds Keras and sets the precision. Every worker calls this; with
+    `multi_worker` it returns when all are there.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+
+    Returns:
+        The strategy whose scope builds the GAN.
+
+    Raises:
+        UserError: the strategy does not fit the cluster, or the machine has
+            fewer devices than asked for.
+    """
+    if cluster.num_workers > 1 and config.strategy != "multi_worker":
+        raise UserError(
+            f"TF_CONFIG names {cluster.num_workers} workers, but strategy is "
+            f"{config.strategy}; use --strategy=multi_worker or unset it"
+        )
+    devices = _devices(config)
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    # In a loop it fails on the gradients of a fused convolution and says so,
+    # once for each trace; what it would fuse is a few per cent of inference.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if config.strategy == "mirrored":
+        return tf.distribute.MirroredStrategy(devices)
+    if config.strategy == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    if config.strategy == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=COLLECTIVE_TIMEOUT_SECS
+            )
+        )
+    return tf.distribute.get_strategy()
+
+
+def _devices(config: Config) -> list[str]:
+    """Chooses this worker's devices and hides the others."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        wanted = config.num_devices or len(gpus)
+        if wanted > len(gpus):
+            raise UserError(
+                f"num_devices ({wanted}) must be at most {len(gpus)}, the "
+                "GPUs of this machine"
+            )
+        tf.config.set_visible_devices(gpus[:wanted], "GPU")
+        for gpu in gpus[:wanted]:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        return [f"GPU:{index}" for index in range(wanted)]
+    wanted = config.num_devices or 1
+    if wanted > 1 and config.strategy == "multi_worker":
+        raise UserError(
+            f"num_devices ({wanted}) must be 1 for a worker without GPUs; "
+            "start more workers instead"
+        )
+    if wanted > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * wanted
+        )
+    return [f"CPU:{index}" for index in range(wanted)]
+
+
+def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
+    """Checks that a batch can be cut for the replicas.
+
+    Args:
+        config: the run's settings.
+        strategy: the strategy built from them.
+
+    Returns:
+        The number of micro-batches of each replica, at least 1.
+
+    Raises:
+        UserError: the batch or the micro-batches cannot be shared equally.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % replicas:
+        below = config.batch_size // replicas * replicas
+        remedy = f"try {below or replicas} or {below + replicas}"
+        if not below:
+            remedy = f"try {replicas}"
+        raise UserError(
+            f"batch_size ({config.batch_size}) must be a multiple of the "
+            f"{replicas} replicas; {remedy}"
+        )
+    micro_batches = config.micro_batches or replicas
+    if micro_batches % replicas:
+        raise UserError(
+            f"micro_batches ({micro_batches}) must be a multiple of the "
+            f"{replicas} replicas; try 0, which is one for each"
+        )
+    return micro_batches // replicas
+
+
+def agree(
+    strategy: tf.distribute.Strategy, cluster: Cluster, flags: Sequence[bool]
+) -> list[bool]:
+    """Tells every worker which flags are up on at least one of them.
+
+    Every worker calls this, with as many flags. A worker that is alone gets
+    its own flags back and pays nothing; among several it is one all-reduce.
+
+    Args:
+        strategy: the run's strategy.
+        cluster: the workers.
+        flags: this worker's.
+
+    Returns:
+        For each flag, whether any worker's is up.
+    """
+    if cluster.num_workers == 1:
+        return list(flags)
+    mine = tf.constant([int(flag) for flag in flags], tf.int32)
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: mine
+    )
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+    return [bool(count) for count in total.numpy()]

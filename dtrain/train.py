@@ -1,0 +1,242 @@
+"""The training loop: one for every strategy.
+
+The devices run `steps_per_loop` steps at a time; between two such loops the
+host writes the metrics, asks whether the run is to stop, and saves what is
+due. A loop ends early where a checkpoint or a grid of samples is due, so
+these are functions of the step and not of how the run was cut.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dtrain import (
+    checkpoint,
+    data,
+    drawing,
+    errors,
+    images,
+    metrics,
+    preemption,
+    run_directory,
+    sources,
+    strategies,
+)
+from dtrain import gan as gan_lib
+from dtrain.cluster import Cluster
+from dtrain.config import Config
+
+# Errors of a collective whose other worker is gone.
+_LOST_WORKER = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
+
+
+class _Run(NamedTuple):
+    """What the loop works with."""
+
+    config: Config
+    cluster: Cluster
+    strategy: tf.distribute.Strategy
+    source: sources.Source
+    gan: gan_lib.GAN
+    checkpointer: checkpoint.Checkpointer
+    recorder: metrics.Recorder
+    progress: metrics.Progress
+    watcher: preemption.Watcher
+
+
+def train(config: Config, cluster: Cluster) -> int:
+    """Trains a GAN, from the newest state of its run directory if it has one.
+
+    Every worker calls this.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+
+    Returns:
+        The exit code of the process: `errors.FINISHED`, or `errors.RUN_AGAIN`
+        if the run was told to stop and has saved its state.
+
+    Raises:
+        UserError: the settings fit neither each other, nor the data, nor the
+            machine, nor the run directory.
+    """
+    strategy = strategies.make(config, cluster)
+    strategies.check_batch(config, strategy)
+    source = sources.open_source(config)
+    description = run_directory.Description(
+        config, source.image_shape, source.num_classes, source.num_images
+    )
+    run_directory.prepare(description, is_chief=cluster.is_chief)
+    gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
+    checkpointer = checkpoint.Checkpointer(
+        gan.checkpoint, config, is_chief=cluster.is_chief
+    )
+    restored = checkpointer.restore()
+    step = int(gan.step.numpy())
+    progress = metrics.Progress(
+        config.num_steps,
+        config.batch_size,
+        stream=None if cluster.is_chief else open(os.devnull, "w"),
+    )
+    run = _Run(
+        config=config,
+        cluster=cluster,
+        strategy=strategy,
+        source=source,
+        gan=gan,
+        checkpointer=checkpointer,
+        recorder=metrics.Recorder(
+            config.run_dir, step, is_chief=cluster.is_chief
+        ),
+        progress=progress,
+        watcher=preemption.Watcher(),
+    )
+    progress.say(_introduction(run, restored))
+    run.watcher.arm()
+    try:
+        return _loop(run, step)
+    except _LOST_WORKER as error:
+        if cluster.num_workers == 1:
+            raise
+        progress.say(
+            "lost another worker; run again to go on from the last save: "
+            + str(error.message).splitlines()[0][:200]
+        )
+        # A normal exit waits up to 20 s for the worker that is gone.
+        os._exit(errors.RUN_AGAIN)
+    finally:
+        run.watcher.disarm()
+        run.recorder.close()
+
+
+def _loop(run: _Run, step: int) -> int:
+    config = run.config
+    if step >= config.num_steps:
+        run.progress.say(
+            f"finished already: {config.run_dir} is at step {step:,}"
+        )
+        return errors.FINISHED
+    iterator = data.make_iterator(run.source, config, run.strategy, step)
+    while step < config.num_steps:
+        num_steps = _loop_length(config, step)
+        rows = run.gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
+        rows = rows.numpy()
+        names = run.gan.metric_names
+        run.recorder.write(step + 1, names, rows)
+        step += num_steps
+        run.progress.update(step, dict(zip(names, rows[-1].tolist())))
+        if _due(config.sample_every_steps, step) or step >= config.num_steps:
+            _draw_samples(run, step)
+        if step < config.num_steps and _stop_or_save(run, step):
+            return errors.RUN_AGAIN
+    _check_replicas(run, step)
+    run.checkpointer.save(step)
+    run.checkpointer.complete()
+    run.progress.say(f"finished: {config.run_dir} is at step {step:,}")
+    return errors.FINISHED
+
+
+def _due(every_steps: int, step: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
+
+
+def _loop_length(config: Config, step: int) -> int:
+    """Counts the steps until the host has something to do."""
+    ends = [step + config.steps_per_loop, config.num_steps]
+    for every_steps in (
+        config.checkpoint_every_steps,
+        config.sample_every_steps,
+    ):
+        if every_steps:
+            ends.append((step // every_steps + 1) * every_steps)
+    return min(ends) - step
+
+
+def _stop_or_save(run: _Run, step: int) -> bool:
+    """Saves if a worker wants to; returns whether the run is to stop.
+
+    The one place between two loops where the workers agree.
+    """
+    mine = (run.watcher.requested, run.checkpointer.due(step))
+    stop, save = strategies.agree(run.strategy, run.cluster, mine)
+    if stop or save:
+        _check_replicas(run, step)
+    if not stop:
+        run.checkpointer.maybe_save(step)
+        return False
+    run.checkpointer.save(step)
+    notice = run.watcher.notice or "another worker's notice"
+    run.progress.say(
+        f"stopped by {notice} and saved at step {step:,}; the same command "
+        "goes on from there"
+    )
+    return True
+
+
+def _check_replicas(run: _Run, step: int) -> None:
+    """Refuses to save a state that is not the same on all replicas."""
+    differing = run.gan.differing_variables()
+    if differing:
+        raise RuntimeError(
+            f"at step {step} the replicas differ in {len(differing)} variables, "
+            f"the first is {differing[0]}; nothing was saved. A variable that a "
+            "model assigns by itself must get the same value on every replica."
+        )
+
+
+def _draw_samples(run: _Run, step: int) -> None:
+    """Writes the grid of the fixed latents; the chief does."""
+    if not run.cluster.is_chief:
+        return
+    grid = drawing.fixed_grid(
+        run.gan.ema_generator, run.config, run.source.num_classes
+    )
+    png = images.encode_png(grid)
+    path = os.path.join(run.config.run_dir, "samples", f"step-{step:06}.png")
+    images.write(path, png)
+    run.recorder.write_image(step, "samples", png)
+
+
+def _introduction(run: _Run, restored: str | None) -> str:
+    """Says what is about to happen, in a line for each question."""
+    config, source, gan = run.config, run.source, run.gan
+    height, width, channels = source.image_shape
+    classes = f", {source.num_classes} classes" if source.num_classes else ""
+    replicas = run.strategy.num_replicas_in_sync
+    start = f"resumed from {restored}" if restored else "a fresh start"
+    return "\n".join(
+        (
+            f"data      {source.name}: {source.num_images:,} images "
+            f"{height}x{width}x{channels}{classes}",
+            f"model     {config.model}: generator "
+            f"{_count(gan.networks.generator)}, discriminator "
+            f"{_count(gan.networks.discriminator)} parameters",
+            f"devices   {config.strategy}: {replicas} "
+            f"replica{'s' if replicas > 1 else ''} on "
+            f"{_device_kind()}, batch {config.batch_size}, {config.precision}",
+            f"run       {config.run_dir}: {start}, "
+            f"{config.num_steps:,} steps in all",
+        )
+    )
+
+
+def _count(network: keras.Model) -> str:
+    count = sum(
+        int(np.prod(weight.shape)) for weight in network.trainable_weights
+    )
+    return f"{count:,}"
+
+
+def _device_kind() -> str:
+    return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"

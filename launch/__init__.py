@@ -1,0 +1,1 @@
+"""Starts dtrain on one machine or many. Nothing in here imports TensorFlow."""

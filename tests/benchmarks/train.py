@@ -1,0 +1,154 @@
+"""Compares dtrain with a training loop that somebody would write by hand.
+
+    python -m tests.benchmarks.train [--rounds=5] [--steps=60] [dtrain flags]
+
+Both train the same DCGAN on 28x28 images with batch 64, the same loss, the
+same optimizers and the same moving average of the generator. They take turns
+in one process, several times, and the table shows images/s of each turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dtrain import cluster, data, sources, strategies
+from dtrain import config as config_lib
+from dtrain import gan as gan_lib
+from dtrain.config import Config
+from dtrain.models import dcgan
+
+Turn = Callable[[int], None]
+
+
+def by_hand(config: Config, images: np.ndarray) -> Turn:
+    """Makes the loop of a TensorFlow tutorial: one function for each step.
+
+    Args:
+        config: the settings that both sides train with.
+        images: uint8 [n, 28, 28, 1].
+
+    Returns:
+        A function that trains for some steps.
+    """
+    shape = images.shape[1:]
+    generator, discriminator = dcgan.make(config, shape, 0)
+    average, _ = dcgan.make(config, shape, 0)
+    average.set_weights(generator.get_weights())
+    adam = {"beta_1": config.beta_1, "beta_2": config.beta_2}
+    generator_optimizer = keras.optimizers.Adam(1e-3, **adam)
+    discriminator_optimizer = keras.optimizers.Adam(1e-3, **adam)
+    decay = 0.5 ** (config.batch_size / config.ema_half_life_images)
+    shape = [config.batch_size, config.latent_size]
+
+    @tf.function
+    def step(real_images: tf.Tensor) -> None:
+        fake_images = generator(tf.random.normal(shape), training=True)
+        with tf.GradientTape() as tape:
+            real_logits = discriminator(real_images, training=True)
+            fake_logits = discriminator(fake_images, training=True)
+            loss = tf.reduce_mean(
+                tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits)
+            )
+        variables = discriminator.trainable_variables
+        discriminator_optimizer.apply(tape.gradient(loss, variables), variables)
+        with tf.GradientTape() as tape:
+            fake_images = generator(tf.random.normal(shape), training=True)
+            fake_logits = discriminator(fake_images, training=True)
+            loss = tf.reduce_mean(tf.nn.softplus(-fake_logits))
+        variables = generator.trainable_variables
+        generator_optimizer.apply(tape.gradient(loss, variables), variables)
+        for mean, weight in zip(average.weights, generator.weights):
+            mean.assign(decay * mean + (1.0 - decay) * weight)
+
+    dataset = (
+        tf.data.Dataset.from_tensor_slices(images)
+        .shuffle(len(images), seed=0)
+        .repeat()
+        .batch(config.batch_size, drop_remainder=True)
+        .map(lambda batch: tf.cast(batch, tf.float32) / 127.5 - 1.0)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    iterator = iter(dataset)
+
+    def turn(num_steps: int) -> None:
+        for _ in range(num_steps):
+            step(next(iterator))
+        average.weights[0].numpy()
+
+    return turn
+
+
+def by_dtrain(
+    config: Config, strategy: tf.distribute.Strategy, source: sources.Source
+) -> Turn:
+    """Makes dtrain's loop; returns a function that trains for some steps."""
+    gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
+    iterator = data.make_iterator(source, config, strategy, 0)
+
+    def turn(num_steps: int) -> None:
+        left = num_steps
+        while left:
+            now = min(left, config.steps_per_loop)
+            gan.train_steps(iterator, tf.constant(now, tf.int64)).numpy()
+            left -= now
+
+    return turn
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    own = {"rounds": 5, "steps": 60}
+    rest = []
+    for argument in sys.argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name in own:
+            own[name] = int(value)
+        else:
+            rest.append(argument)
+    images = np.random.default_rng(0).integers(
+        0, 256, (4096, 28, 28, 1), np.uint8
+    )
+    path = "/tmp/dtrain_benchmark.npz"
+    np.savez(path, images=images)
+    flags = [
+        "--strategy=mirrored",
+        f"--dataset=npz:{path}",
+        "--r1_gamma=0",
+        *rest,
+    ]
+    config = config_lib.parse([sys.argv[0], *flags])
+    strategy = strategies.make(config, cluster.ALONE)
+    turns = {
+        "dtrain": by_dtrain(config, strategy, sources.open_source(config)),
+        "by hand": by_hand(config, images),
+    }
+    for turn in turns.values():
+        turn(config.steps_per_loop + 1)
+    print(
+        f"{'round':>5}  {'dtrain':>10}  {'by hand':>10}  {'ratio':>6}   images/s"
+    )
+    ratios = []
+    for number in range(own["rounds"]):
+        speed = {}
+        for name, turn in turns.items():
+            start = time.perf_counter()
+            turn(own["steps"])
+            elapsed = time.perf_counter() - start
+            speed[name] = own["steps"] * config.batch_size / elapsed
+        ratios.append(speed["dtrain"] / speed["by hand"])
+        print(
+            f"{number:>5}  {speed['dtrain']:>10.1f}  {speed['by hand']:>10.1f}  "
+            f"{ratios[-1]:>6.3f}"
+        )
+    print(f"median ratio {statistics.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Flags become a Config, and a wrong one becomes one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrain import config
+from dtrain.config import Config
+from dtrain.errors import UserError
+
+# Later work builds on these names; removing one breaks somebody's scripts.
+NAMES_THAT_STAY = [
+    "run_dir",
+    "resume",
+    "num_steps",
+    "batch_size",
+    "seed",
+    "deterministic",
+    "strategy",
+    "num_devices",
+    "dataset",
+    "data_dir",
+    "model",
+    "loss",
+    "steps_per_loop",
+    "checkpoint_every_steps",
+    "checkpoint_every_secs",
+    "max_to_keep",
+    "backup_every_secs",
+    "precision",
+    "jit_compile",
+]
+
+
+def value_of(field: dataclasses.Field) -> st.SearchStrategy:
+    """Values that a field allows by itself."""
+    rule = field.metadata
+    if rule["choices"]:
+        return st.sampled_from(rule["choices"])
+    low, below = rule["minimum"], rule["below"]
+    if isinstance(field.default, bool):
+        return st.booleans()
+    if isinstance(field.default, int):
+        return st.integers(low, below - 1 if below else 10**6)
+    if isinstance(field.default, float):
+        return st.floats(
+            low, below or 1e6, exclude_max=bool(below), allow_nan=False
+        )
+    return st.just(field.default)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+@given(st.data(), st.sampled_from(sorted(FIELDS)))
+def test_flag_and_json_give_the_same(data: st.DataObject, name: str) -> None:
+    value = data.draw(value_of(FIELDS[name]))
+    shown = json.dumps(value) if isinstance(value, bool) else str(value)
+    try:
+        expected = Config(**{name: value})
+    except UserError:
+        with pytest.raises(UserError):
+            config.parse(["main", f"--{name}={shown}"])
+        return
+    assert config.parse(["main", f"--{name}={shown}"]) == expected
+    saved = json.loads(json.dumps(expected.to_dict()))
+    assert config.from_dict(saved) == expected
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_any_command_line_is_parsed_or_refused_in_one_line(
+    arguments: list[str],
+) -> None:
+    try:
+        config.parse(["main", *arguments])
+    except UserError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_STAY)
+def test_names_that_stay(name: str) -> None:
+    assert name in FIELDS
+
+
+def test_flagfile(tmp_path) -> None:
+    path = tmp_path / "flags"
+    path.write_text("--num_steps=7\n--loss=hinge\n")
+    parsed = config.parse(["main", f"--flagfile={path}", "--seed=3"])
+    assert (parsed.num_steps, parsed.loss, parsed.seed) == (7, "hinge", 3)
+
+
+def test_help_has_every_flag_and_fits_the_page() -> None:
+    page = config.help_page("python -m dtrain.main", "Trains.")
+    for name, field in FIELDS.items():
+        dashes = "--[no]" if isinstance(field.default, bool) else "--"
+        assert f"  {dashes}{name}" in page
+    assert max(len(line) for line in page.splitlines()) <= 100
+
+
+def test_differences_leaves_out_what_may_change() -> None:
+    before = Config()
+    now = dataclasses.replace(
+        before, num_steps=9000, max_to_keep=9, strategy="mirrored", seed=4
+    )
+    assert before.differences(now) == {"seed": (0, 4)}
+
+
+def test_num_steps_is_part_of_a_cosine_schedule() -> None:
+    before = Config(learning_rate_schedule="cosine")
+    now = dataclasses.replace(before, num_steps=9000)
+    assert before.differences(now) == {"num_steps": (6000, 9000)}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nonsense": 1}, "nonsense is not a setting"),
+        ({"seed": "1"}, "seed ('1') must be of type int"),
+        ({"seed": True}, "seed (True) must be of type int"),
+        ({"beta_1": math.inf}, "beta_1 (inf) must be a finite number"),
+    ],
+)
+def test_saved_values_are_checked(values: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.from_dict(values)
+    assert message in str(caught.value)

@@ -1,0 +1,40 @@
+"""Settings of every test run, by make, by pytest alone or by Bazel."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hypothesis
+import pytest
+
+NUM_LOGICAL_CPUS = 4
+
+# CI tries the same examples each time: a failure there is the change's own.
+hypothesis.settings.register_profile(
+    "dtrain", deadline=None, derandomize=os.environ.get("CI") == "true"
+)
+hypothesis.settings.load_profile("dtrain")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Splits the CPU, for the tests of several replicas in one process.
+
+    TensorFlow wants it before its first operation. It is imported by now, or
+    no collected test needs it.
+    """
+    del session
+    tf = sys.modules.get("tensorflow")
+    if tf is None or tf.config.list_physical_devices("GPU"):
+        return
+    [cpu] = tf.config.list_physical_devices("CPU")
+    logical = tf.config.LogicalDeviceConfiguration()
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [logical] * NUM_LOGICAL_CPUS
+        )
+    except RuntimeError as error:
+        raise pytest.UsageError(
+            "a test module runs a TensorFlow operation while it is imported; "
+            "move it into a fixture or a test"
+        ) from error

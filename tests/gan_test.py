@@ -1,0 +1,467 @@
+"""The step: the same on any number of replicas, and no trap of Keras in it.
+
+Runs in one process on logical CPUs, which conftest.py makes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dtrain import data, optimizers, registry, sources
+from dtrain import gan as gan_lib
+from dtrain.config import Config
+from dtrain.errors import UserError
+from tests.replicas import mirrored
+
+SMALL = Config(
+    batch_size=8,
+    base_channels=4,
+    latent_size=8,
+    jit_compile="off",
+    num_steps=100,
+)
+IMAGE_SHAPE = (8, 8, 1)
+NUM_NORMS = 2  # of dcgan's generator at this size
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras() -> Iterator[None]:
+    """Gives every test the same seeds and the default precision."""
+    keras.utils.set_random_seed(0)
+    tf.config.experimental.enable_op_determinism()
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="module")
+def digits() -> sources.Source:
+    return sources.open_source(Config())
+
+
+def train(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    source: sources.Source,
+    num_steps: int,
+) -> tuple[gan_lib.GAN, np.ndarray]:
+    """Trains from the start; returns the GAN and its metrics."""
+    keras.utils.set_random_seed(config.seed)
+    gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
+    iterator = data.make_iterator(source, config, strategy, 0)
+    rows = gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
+    return gan, rows.numpy()
+
+
+def weights(gan: gan_lib.GAN) -> list[np.ndarray]:
+    return [variable.numpy() for variable in gan._variables()]
+
+
+# One batch, any number of replicas.
+
+
+@pytest.fixture(scope="module")
+def losses_on_one_replica(digits: sources.Source) -> np.ndarray:
+    _, rows = train(SMALL, mirrored(1), digits, 20)
+    return rows
+
+
+@pytest.mark.parametrize("num_replicas", [2, 4])
+def test_losses_do_not_depend_on_the_replicas(
+    num_replicas: int, digits: sources.Source, losses_on_one_replica: np.ndarray
+) -> None:
+    gan, rows = train(SMALL, mirrored(num_replicas), digits, 20)
+    columns = [gan.metric_names.index(f"{name}_loss") for name in NETWORKS]
+    np.testing.assert_allclose(
+        rows[:, columns], losses_on_one_replica[:, columns], rtol=1e-3
+    )
+    assert gan.differing_variables() == []
+
+
+NETWORKS = ("generator", "discriminator")
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_micro_batches_add_up(
+    num_replicas: int, digits: sources.Source, losses_on_one_replica: np.ndarray
+) -> None:
+    config = dataclasses.replace(SMALL, micro_batches=4)
+    _, rows = train(config, mirrored(num_replicas), digits, 20)
+    np.testing.assert_allclose(
+        rows, losses_on_one_replica, rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 4])
+def test_each_replica_sees_its_part_of_the_same_batch(
+    num_replicas: int, digits: sources.Source
+) -> None:
+    """Trap 2: Keras' own random numbers are equal on every replica."""
+    strategy = mirrored(num_replicas)
+    gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, digits.num_classes)
+    iterator = data.make_iterator(digits, SMALL, strategy, 3)
+
+    @tf.function
+    def examples(batch: data.Batch) -> registry.Example:
+        return strategy.run(lambda part: gan._example(0, part), args=(batch,))
+
+    made = examples(next(iterator))
+    latents = np.concatenate(strategy.experimental_local_results(made.latents))
+    everything = gan_lib.latents_at(SMALL, tf.constant(0, tf.int64), 0, 8)
+    np.testing.assert_array_equal(latents, everything)
+    assert len(np.unique(latents)) == latents.size
+    images = np.concatenate(
+        strategy.experimental_local_results(made.real_images)
+    )
+    indices = data.sample_indices(
+        tf.range(24, 32, dtype=tf.int64), SMALL.seed, digits.num_images
+    )
+    expected, _ = digits.read(indices)
+    np.testing.assert_allclose(
+        images, expected.numpy().astype(np.float32) / 127.5 - 1, atol=1e-6
+    )
+
+
+# What a step does.
+
+
+def test_phases_take_the_draws_in_turn() -> None:
+    config = dataclasses.replace(SMALL, discriminator_steps=3)
+    phases = registry.adversarial_phases(config)
+    assert gan_lib._draws(phases, 3) == [0, 1, 2, 2]
+    assert gan_lib._draws(phases[::-1], 3) == [0, 0, 1, 2]
+
+
+def test_latents_differ_between_steps_phases_and_seeds() -> None:
+    def draw(seed: int, step: int, phase: int) -> bytes:
+        config = dataclasses.replace(SMALL, seed=seed)
+        step_tensor = tf.constant(step, tf.int64)
+        return (
+            gan_lib.latents_at(config, step_tensor, phase, 4).numpy().tobytes()
+        )
+
+    places = [
+        (seed, step, phase)
+        for seed in (0, 1, 2**31 - 1)
+        for step in (0, 1, 2, 2**40)
+        for phase in (0, 1)
+    ]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(1, 2, 0) == draw(1, 2, 0)
+
+
+def test_average_has_its_half_life(digits: sources.Source) -> None:
+    config = dataclasses.replace(SMALL, ema_half_life_images=16.0)
+    strategy = mirrored(1)
+    gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
+    iterator = data.make_iterator(digits, config, strategy, 0)
+    expected = [weight.numpy() for weight in gan.networks.generator.weights]
+    for step in range(60):
+        gan.train_steps(iterator, tf.constant(1, tf.int64))
+        # It grows with the images seen, up to the flag's.
+        decay = 0.5 ** (8 / min(16.0, 0.05 * 8 * (step + 1)))
+        expected = [
+            decay * mean + (1 - decay) * weight.numpy()
+            for mean, weight in zip(expected, gan.networks.generator.weights)
+        ]
+    for mean, weight in zip(expected, gan.ema_generator.weights):
+        np.testing.assert_allclose(weight.numpy(), mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.25), (3, 1.0), (4, 1.0), (12, 0.5), (20, 0.0), (99, 0.0)],
+)
+def test_cosine_schedule_after_a_warm_up(step: int, expected: float) -> None:
+    config = dataclasses.replace(
+        SMALL, num_steps=20, warmup_steps=4, learning_rate_schedule="cosine"
+    )
+    factor = optimizers.schedule(config, tf.constant(step, tf.int64))
+    assert factor.numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_schedule_reaches_the_optimizers(digits: sources.Source) -> None:
+    config = dataclasses.replace(
+        SMALL, warmup_steps=10, generator_learning_rate=1e-3
+    )
+    gan, _ = train(config, mirrored(2), digits, 4)
+    rate = gan._optimizers["generator"].learning_rate
+    assert float(rate.numpy()) == pytest.approx(1e-3 * 0.4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "hinge", "discriminator_steps": 2},
+        {"loss": "wgan_gp", "conditional": True},
+        {"loss": "least_squares", "r1_gamma": 1.0},
+        {"loss": "relativistic", "r1_gamma": 1.0, "r2_gamma": 1.0},
+        {"precision": "mixed_bfloat16"},
+        {"batch_norm": True, "micro_batches": 4},
+    ],
+    ids=str,
+)
+def test_trains_on_two_replicas(changes: dict, digits: sources.Source) -> None:
+    """Traps 6 and 8 among them: several updates in a step, full batches."""
+    config = dataclasses.replace(SMALL, **changes)
+    gan, rows = train(config, mirrored(2), digits, 3)
+    assert np.isfinite(rows).all()
+    assert gan.differing_variables() == []
+    per_step = config.discriminator_steps
+    assert (
+        int(gan._optimizers["discriminator"].iterations.numpy()) == 3 * per_step
+    )
+    assert int(gan._optimizers["generator"].iterations.numpy()) == 3
+
+
+# The other traps.
+
+
+def broken_on_the_last_replica(
+    networks: registry.Networks, example: registry.Example
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """A loss whose gradient is infinite for one image only."""
+    logits = networks.discriminator(example.real_images, training=True)
+    context = tf.distribute.get_replica_context()
+    is_last = (
+        context.replica_id_in_sync_group == context.num_replicas_in_sync - 1
+    )
+    factor = tf.where(is_last, np.float32(np.inf), np.float32(1.0))
+    losses = tf.cast(tf.reshape(logits, [-1]), tf.float32) * factor
+    return losses, {"discriminator_loss": losses}
+
+
+def test_all_replicas_skip_a_step_that_overflows_on_one(
+    digits: sources.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 1: Keras' LossScaleOptimizer looks at replica 0 alone."""
+    keras.config.set_dtype_policy("mixed_float16")
+    phases = (
+        registry.Phase("discriminator", broken_on_the_last_replica),
+        registry.adversarial_phases(SMALL)[-1],
+    )
+    monkeypatch.setattr(registry, "adversarial_phases", lambda config: phases)
+    config = dataclasses.replace(SMALL, precision="mixed_float16")
+    strategy = mirrored(2)
+    gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
+    iterator = data.make_iterator(digits, config, strategy, 0)
+    before = [weight.numpy() for weight in gan.networks.discriminator.weights]
+    generator = gan.networks.generator.weights[0].numpy()
+    gan.train_steps(iterator, tf.constant(2, tf.int64))
+    for old, weight in zip(before, gan.networks.discriminator.weights):
+        for replica in weight.value.values:
+            np.testing.assert_array_equal(replica.numpy(), old)
+    assert int(gan._optimizers["discriminator"].iterations.numpy()) == 0
+    assert not np.array_equal(
+        gan.networks.generator.weights[0].numpy(), generator
+    )
+    scales = gan._loss_scales
+    assert scales["discriminator"].read().numpy() == 2.0**13
+    assert scales["generator"].read().numpy() == 2.0**15
+
+
+def test_loss_scale_grows_after_enough_good_steps() -> None:
+    scale = optimizers.LossScale("generator")
+    for _ in range(scale.GROW_EVERY_STEPS):
+        assert scale.read().numpy() == scale.FIRST
+        scale.update(tf.constant(True))
+    assert scale.read().numpy() == 2 * scale.FIRST
+
+
+def test_float16_follows_float32(digits: sources.Source) -> None:
+    _, exact = train(SMALL, mirrored(1), digits, 5)
+    keras.config.set_dtype_policy("mixed_float16")
+    config = dataclasses.replace(SMALL, precision="mixed_float16")
+    _, rows = train(config, mirrored(1), digits, 5)
+    np.testing.assert_allclose(rows, exact, rtol=0.02, atol=0.005)
+
+
+def make_with_norm(
+    config: Config, image_shape: tuple, num_classes: int
+) -> tuple:
+    """A user's model with a BatchNormalization of Keras."""
+    del config, num_classes
+    layers = keras.layers
+    generator = keras.Sequential(
+        [
+            keras.Input([8]),
+            layers.Dense(64),
+            layers.BatchNormalization(name="plain_norm"),
+            layers.Reshape(image_shape),
+        ]
+    )
+    discriminator = keras.Sequential(
+        [keras.Input(image_shape), layers.Flatten(), layers.Dense(1)]
+    )
+    return generator, discriminator
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 2),
+        ({"discriminator_steps": 2}, 3),
+        ({"micro_batches": 8}, 2),
+        # A layer of the generator has two passes in a step, and the second
+        # one has a gradient.
+        ({"batch_norm": True}, 2 + NUM_NORMS * 3),
+    ],
+    ids=str,
+)
+def test_collectives_in_a_step(
+    changes: dict, expected: int, digits: sources.Source
+) -> None:
+    """Trap 4: Keras makes one for each variable, and three for a BatchNorm."""
+    config = dataclasses.replace(SMALL, **changes)
+    strategy = mirrored(2)
+    gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
+    iterator = data.make_iterator(digits, config, strategy, 0)
+    traced = gan.train_steps.get_concrete_function(
+        iterator, tf.constant(1, tf.int64)
+    )
+    graph = traced.graph.as_graph_def()
+    nodes = [
+        node
+        for function in graph.library.function
+        for node in function.node_def
+    ]
+    reductions = [
+        node
+        for node in (*graph.node, *nodes)
+        if node.op.startswith("CollectiveReduce")
+    ]
+    # Each replica has a node of its own for the same collective.
+    assert len(reductions) == expected * strategy.num_replicas_in_sync
+
+
+def test_unsynchronized_batch_norm_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trap 3: its averages differ between replicas, and one is saved."""
+    monkeypatch.setattr(registry, "load", lambda spec: make_with_norm)
+    with pytest.raises(UserError, match="plain_norm .* synchronized=True"):
+        gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
+    gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
+
+
+def test_xla_compiles_the_gradients_on_two_replicas(
+    digits: sources.Source,
+) -> None:
+    """Trap 5: around strategy.run, or with the update inside, it fails."""
+    _, expected = train(SMALL, mirrored(2), digits, 3)
+    config = dataclasses.replace(SMALL, jit_compile="on", r1_gamma=1.0)
+    gan, _ = train(config, mirrored(2), digits, 1)
+    assert gan.differing_variables() == []
+    config = dataclasses.replace(SMALL, jit_compile="on")
+    _, rows = train(config, mirrored(2), digits, 3)
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_xla_and_state_on_several_replicas_is_refused() -> None:
+    config = dataclasses.replace(SMALL, jit_compile="on", batch_norm=True)
+    with pytest.raises(UserError, match="jit_compile"):
+        gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
+
+
+def test_optimizers_are_built_before_the_first_step() -> None:
+    """Trap 7: a slot that is made in a trace, or out of scope, is lost."""
+    gan = gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
+    for name, optimizer in gan._optimizers.items():
+        weights = getattr(gan.networks, name).trainable_variables
+        assert len(optimizer.variables) == 2 + 2 * len(weights)
+        for variable in optimizer.variables:
+            assert len(variable.value.values) == 2
+
+
+def test_variables_that_differ_are_named(digits: sources.Source) -> None:
+    gan, _ = train(SMALL, mirrored(2), digits, 1)
+    kernel = gan.networks.discriminator.weights[0]
+    second = kernel.value.values[1]
+    second.assign(tf.tensor_scatter_nd_add(second, [[0, 0, 0, 0]], [1e-6]))
+    assert gan.differing_variables() == [kernel.path]
+
+
+# What a checkpoint holds.
+
+
+class Stateful(keras.Model):
+    """Hides layers in a list and a dict, and draws random numbers."""
+
+    def __init__(self, *outputs: keras.layers.Layer, name: str) -> None:
+        super().__init__(name=name)
+        layers = keras.layers
+        self.blocks = [layers.Dense(6), layers.Dropout(0.5)]
+        self.named = {
+            "noise": layers.GaussianNoise(0.1),
+            "dense": layers.SpectralNormalization(layers.Dense(6)),
+        }
+        self.norm = layers.BatchNormalization(synchronized=True)
+        self.outputs_of = outputs
+
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
+        x = keras.ops.reshape(inputs, [keras.ops.shape(inputs)[0], -1])
+        for layer in (*self.blocks, *self.named.values(), self.norm):
+            if isinstance(layer, keras.layers.Dense):
+                x = layer(x)
+            else:
+                x = layer(x, training=training)
+        for layer in self.outputs_of:
+            x = layer(x)
+        return x
+
+
+def make_stateful(
+    config: Config, image_shape: tuple, num_classes: int
+) -> tuple:
+    del config, num_classes
+    layers = keras.layers
+    shape = layers.Reshape(image_shape)
+    generator = Stateful(layers.Dense(64), shape, name="generator")
+    return generator, Stateful(layers.Dense(1), name="discriminator")
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_everything_a_model_can_hold_comes_back(
+    num_replicas: int,
+    digits: sources.Source,
+    tmp_path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "load", lambda spec: make_stateful)
+    strategy = mirrored(num_replicas)
+    config = dataclasses.replace(SMALL, latent_size=8)
+    whole, _ = train(config, strategy, digits, 6)
+
+    cut, _ = train(config, strategy, digits, 2)
+    prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
+    keras.utils.set_random_seed(99)
+    resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
+    resumed.checkpoint.restore(prefix).assert_consumed()
+    iterator = data.make_iterator(digits, config, strategy, 2)
+    resumed.train_steps(iterator, tf.constant(4, tf.int64))
+    for expected, got in zip(weights(whole), weights(resumed)):
+        np.testing.assert_array_equal(got, expected)
+    names = {name for name, _ in tf.train.list_variables(prefix)}
+    assert any(name.startswith("untracked/") for name in names)
+
+
+def test_top_level_names_in_a_checkpoint() -> None:
+    gan = gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
+    [*children] = tf.train.TrackableView(gan.checkpoint).children(
+        gan.checkpoint
+    )
+    assert set(children) - {"save_counter"} == {
+        "step",
+        "generator",
+        "discriminator",
+        "generator_optimizer",
+        "discriminator_optimizer",
+        "ema_generator",
+    }

@@ -1,0 +1,154 @@
+"""The workers of one machine."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrain import errors
+from launch import local, main
+from tests import runs
+
+words = st.text(st.characters(exclude_characters="\0"), max_size=20)
+
+
+def process(code: str, name: str = "worker 0") -> local.Process:
+    """A worker that runs a line of Python."""
+    return local.Process(name, (sys.executable, "-c", code), {})
+
+
+@given(st.lists(words, max_size=4), st.integers(2, 5))
+def test_shell_line_is_the_command(
+    arguments: list[str], num_workers: int
+) -> None:
+    planned = local.plan(range(2000, 2000 + num_workers), arguments)
+    for index, worker in enumerate(planned):
+        variable, *command = shlex.split(worker.to_shell())
+        name, _, value = variable.partition("=")
+        assert name == "TF_CONFIG"
+        assert json.loads(value)["task"]["index"] == index
+        assert tuple(command) == worker.command
+
+
+def test_one_worker_gets_no_cluster() -> None:
+    [worker] = local.plan([2000], ["--strategy=mirrored"])
+    assert worker.environment == {}
+    assert worker.command[-1] == "--strategy=mirrored"
+
+
+def test_ports_are_free_and_distinct() -> None:
+    assert len(set(local.free_ports(20))) == 20
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([0, 0], 0),
+        ([0, 75], 75),
+        ([75, 1], 1),
+        ([1, 78], 78),
+        ([75, -9], 137),
+        ([-15, 0], 143),
+    ],
+)
+def test_one_code_for_all(codes: list[int], expected: int) -> None:
+    assert local.combine(codes) == expected
+
+
+def test_lines_carry_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    code = local.run(
+        [process("print('a\\nb')"), process("print('c')", "worker 1")]
+    )
+    assert code == 0
+    lines = sorted(capfd.readouterr().out.splitlines())
+    assert lines == ["[worker 0] a", "[worker 0] b", "[worker 1] c"]
+
+
+def test_a_worker_that_fails_ends_the_others() -> None:
+    start = time.monotonic()
+    code = local.run(
+        [
+            process("raise SystemExit(78)"),
+            process("import time; time.sleep(60)"),
+        ]
+    )
+    assert code == errors.USER_ERROR
+    assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_does_not_listen_is_killed() -> None:
+    deaf = (
+        "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(60)"
+    )
+    assert local.run([process("raise SystemExit(3)"), process(deaf)], 1.0) == 3
+
+
+def test_signal_is_handed_on_once(tmp_path: pathlib.Path) -> None:
+    worker = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: sys.exit(75))\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)"
+    )
+
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert local.run([process(worker)]) == errors.RUN_AGAIN
+
+
+def test_dry_run_prints_and_runs_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["main", "--num_workers=2", "--dry_run", "--", "--run_dir=a b"]
+    assert main.run(arguments) == errors.FINISHED
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "'--run_dir=a b'" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_workers=0"], "num_workers (0) must be between"),
+        (["--num_workers=x"], "num_workers"),
+        (["--nonsense"], "nonsense"),
+        (["train"], "go after --"),
+        (["--num_workers=2", "--", "--strategy=mirrored"], "leave it out"),
+        (["--", "--batch_size=0"], "batch_size (0) must be at least 1"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    with pytest.raises(errors.UserError) as caught:
+        main.run(["main", *arguments])
+    assert message in str(caught.value)
+
+
+def test_help_needs_no_tensorflow() -> None:
+    script = (
+        "import sys\n"
+        "from dtrain import main as trainer\n"
+        "from launch import main as launcher\n"
+        "launcher.run(['main', '--help'])\n"
+        "trainer.run(['main', '--help'])\n"
+        "assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        env=runs.environment(),
+        stdout=subprocess.DEVNULL,
+    )

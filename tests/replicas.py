@@ -1,0 +1,22 @@
+"""Several replicas in one process, on the logical CPUs that conftest makes."""
+
+from __future__ import annotations
+
+import itertools
+from unittest import mock
+
+import tensorflow as tf
+
+# Each strategy numbers its collectives from the same key, and TensorFlow
+# remembers as long as the process lives which shape and group a number had.
+_KEY_BASES = itertools.count(1_000_000, 100_000)
+
+
+def mirrored(num_replicas: int) -> tf.distribute.Strategy:
+    """Makes a MirroredStrategy over the first logical CPUs."""
+    with mock.patch.object(
+        tf.distribute.MirroredStrategy, "_collective_key_base", next(_KEY_BASES)
+    ):
+        return tf.distribute.MirroredStrategy(
+            [f"CPU:{index}" for index in range(num_replicas)]
+        )
