@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -267,13 +267,15 @@ class Config:
     r1_gamma: float = _field(
         0.3,
         OBJECTIVE,
-        "Weight of the R1 penalty: the discriminator's gradient on real images.",
+        "Weight of the R1 penalty, on the discriminator's gradient at real "
+        "images.",
         minimum=0.0,
     )
     r2_gamma: float = _field(
         0.0,
         OBJECTIVE,
-        "Weight of the R2 penalty: the discriminator's gradient on fake images.",
+        "Weight of the R2 penalty, on the discriminator's gradient at fake "
+        "images.",
         minimum=0.0,
     )
     gradient_penalty: float = _field(
@@ -407,7 +409,11 @@ def _check_value(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _check_together(config: Config) -> None:
-    """Checks the rules between fields that need no data and no device."""
+    """Checks the rules between fields that need no data and no device.
+
+    Raises:
+        UserError: two settings contradict each other.
+    """
     if not config.run_dir:
         raise UserError("run_dir is empty; name a directory for the run")
     if not config.dataset:
@@ -480,16 +486,19 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     Args:
         flag_values: where the flags are defined; in a main, `flags.FLAGS`.
     """
+    define: dict[type, Callable[..., Any]] = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
     for field in dataclasses.fields(Config):
-        arguments = (field.name, field.default, field.metadata["help"])
-        if isinstance(field.default, bool):
-            flags.DEFINE_boolean(*arguments, flag_values=flag_values)
-        elif isinstance(field.default, int):
-            flags.DEFINE_integer(*arguments, flag_values=flag_values)
-        elif isinstance(field.default, float):
-            flags.DEFINE_float(*arguments, flag_values=flag_values)
-        else:
-            flags.DEFINE_string(*arguments, flag_values=flag_values)
+        define[type(field.default)](
+            field.name,
+            field.default,
+            field.metadata["help"],
+            flag_values=flag_values,
+        )
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -515,12 +524,11 @@ def parse(argv: Sequence[str]) -> Config:
         raise UserError(
             f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
         )
-    return Config(
-        **{
-            field.name: flag_values[field.name].value
-            for field in dataclasses.fields(Config)
-        }
-    )
+    values: dict[str, Any] = {
+        field.name: flag_values[field.name].value
+        for field in dataclasses.fields(Config)
+    }
+    return Config(**values)
 
 
 def help_page(program: str, summary: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
+from dtrain import strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import Source
@@ -156,7 +157,7 @@ def make_iterator(
         An iterator for `strategy.run`; each element is one draw, of which
         each replica sees its `Batch`.
     """
-    check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
+    strategies.check_batch(config, strategy)
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         part = Part(
@@ -212,26 +213,6 @@ def make_dataset_of_part(
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
-
-
-def check_batch_size(batch_size: int, num_replicas: int) -> None:
-    """Checks that every replica gets equally many images.
-
-    Args:
-        batch_size: over all replicas.
-        num_replicas: over all workers.
-
-    Raises:
-        UserError: batch_size is not a multiple of num_replicas.
-    """
-    if batch_size % num_replicas == 0:
-        return
-    below = batch_size // num_replicas * num_replicas
-    choices = [size for size in (below, below + num_replicas) if size]
-    raise UserError(
-        f"batch_size ({batch_size}) must be a multiple of the {num_replicas} "
-        f"replicas; try {' or '.join(map(str, choices))}"
-    )
 
 
 def explain(

@@ -130,7 +130,9 @@ class GAN:
 
     def _copy_generator(self) -> None:
         for average, weight in zip(
-            self.ema_generator.weights, self.networks.generator.weights
+            self.ema_generator.weights,
+            self.networks.generator.weights,
+            strict=True,
         ):
             average.assign(weight)
 
@@ -292,7 +294,7 @@ class GAN:
         size = example.latents.shape[0] // self._micro_batches
         for number in range(self._micro_batches):
             cut = slice(number * size, (number + 1) * size)
-            micro = tf.nest.map_structure(lambda value: value[cut], example)
+            micro = registry.Example(*(value[cut] for value in example))
             # One after the other, or all of them are in memory at once.
             with tf.control_dependencies(total.gradients if total else []):
                 part = self._micro_part(index, micro, scale)
@@ -340,12 +342,12 @@ class GAN:
         sizes = [value.shape.num_elements() for value in values]
         reduced = [
             tf.reshape(flat, value.shape)
-            for flat, value in zip(tf.split(packed, sizes), values)
+            for flat, value in zip(tf.split(packed, sizes), values, strict=True)
         ]
         num_gradients = len(part.gradients)
         return _Part(
             reduced[:num_gradients],
-            dict(zip(part.metrics, reduced[num_gradients:])),
+            dict(zip(part.metrics, reduced[num_gradients:], strict=True)),
         )
 
     def _apply_if(
@@ -372,7 +374,7 @@ class GAN:
         def select(
             strategy: tf.distribute.Strategy, finite: Any, old: Any
         ) -> None:
-            for variable, value in zip(changed, old):
+            for variable, value in zip(changed, old, strict=True):
                 strategy.extended.update(
                     variable, _assign_where, args=(finite, value), group=False
                 )
@@ -393,7 +395,11 @@ class GAN:
         seen = tf.cast((self.step + 1) * config.batch_size, tf.float32)
         half_life = tf.minimum(config.ema_half_life_images, 0.05 * seen)
         decay = 0.5 ** (config.batch_size / half_life)
-        pairs = zip(self.ema_generator.weights, self.networks.generator.weights)
+        pairs = zip(
+            self.ema_generator.weights,
+            self.networks.generator.weights,
+            strict=True,
+        )
         for average, weight in pairs:
             self._strategy.extended.update(
                 average.value,
@@ -415,7 +421,7 @@ class GAN:
         checksums = self._checksums().numpy()
         return [
             variable.path
-            for variable, column in zip(variables, checksums.T)
+            for variable, column in zip(variables, checksums.T, strict=True)
             if len(set(column.tolist())) > 1
         ]
 
@@ -504,7 +510,11 @@ def _untracked_variables(parts: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unsynchronized(
     networks: registry.Networks, strategy: tf.distribute.Strategy
 ) -> None:
-    """Refuses BatchNorm whose averages would differ between replicas."""
+    """Refuses BatchNorm whose averages would differ between replicas.
+
+    Raises:
+        UserError: a network has one.
+    """
     if strategy.num_replicas_in_sync == 1:
         return
     for network in (networks.generator, networks.discriminator):
@@ -523,7 +533,11 @@ def _jit_compile(
     strategy: tf.distribute.Strategy,
     networks: registry.Networks,
 ) -> bool:
-    """Decides whether XLA compiles the gradients."""
+    """Decides whether XLA compiles the gradients.
+
+    Raises:
+        UserError: it is to, and cannot.
+    """
     if config.jit_compile == "off":
         return False
     has_state = bool(

@@ -135,6 +135,7 @@ class Progress:
         num_steps: int,
         batch_size: int,
         *,
+        is_chief: bool = True,
         stream: TextIO | None = None,
         every_secs: float = 10.0,
         clock: Clock = time.monotonic,
@@ -144,12 +145,14 @@ class Progress:
         Args:
             num_steps: steps of the whole run.
             batch_size: images per step.
+            is_chief: whether this worker is the one that shows it.
             stream: where the line goes; None is the standard output.
             every_secs: seconds between two lines where it is no terminal.
             clock: returns seconds.
         """
         self._num_steps = num_steps
         self._batch_size = batch_size
+        self._is_chief = is_chief
         self._stream = stream or sys.stdout
         self._on_terminal = self._stream.isatty()
         self._every_secs = 0.2 if self._on_terminal else every_secs
@@ -175,7 +178,7 @@ class Progress:
             weight = 1.0 if not self._steps_per_sec else 1 - math.exp(-secs / 5.0)
             self._steps_per_sec += weight * (rate - self._steps_per_sec)
         self._seen = (now, step)
-        if now - self._shown_secs >= self._every_secs:
+        if self._is_chief and now - self._shown_secs >= self._every_secs:
             self._shown_secs = now
             self._show(self._line(step, metrics))
 
@@ -200,6 +203,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line of its own, below the progress so far."""
+        if not self._is_chief:
+            return
         self._stream.write(f"\n{text}\n" if self._is_open else f"{text}\n")
         self._is_open = False
         self._stream.flush()

@@ -61,7 +61,11 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
 
 
 def _devices(config: Config) -> list[str]:
-    """Chooses this worker's devices and hides the others."""
+    """Chooses this worker's devices and hides the others.
+
+    Raises:
+        UserError: there are fewer than the run asks for.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         wanted = config.num_devices or len(gpus)
@@ -102,15 +106,7 @@ def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
         UserError: the batch or the micro-batches cannot be shared equally.
     """
     replicas = strategy.num_replicas_in_sync
-    if config.batch_size % replicas:
-        below = config.batch_size // replicas * replicas
-        remedy = f"try {below or replicas} or {below + replicas}"
-        if not below:
-            remedy = f"try {replicas}"
-        raise UserError(
-            f"batch_size ({config.batch_size}) must be a multiple of the "
-            f"{replicas} replicas; {remedy}"
-        )
+    check_batch_size(config.batch_size, replicas)
     micro_batches = config.micro_batches or replicas
     if micro_batches % replicas:
         raise UserError(
@@ -118,6 +114,26 @@ def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
             f"{replicas} replicas; try 0, which is one for each"
         )
     return micro_batches // replicas
+
+
+def check_batch_size(batch_size: int, num_replicas: int) -> None:
+    """Checks that every replica gets equally many images.
+
+    Args:
+        batch_size: over all replicas.
+        num_replicas: over all workers.
+
+    Raises:
+        UserError: batch_size is not a multiple of num_replicas.
+    """
+    if batch_size % num_replicas == 0:
+        return
+    below = batch_size // num_replicas * num_replicas
+    choices = [size for size in (below, below + num_replicas) if size]
+    raise UserError(
+        f"batch_size ({batch_size}) must be a multiple of the {num_replicas} "
+        f"replicas; try {' or '.join(map(str, choices))}"
+    )
 
 
 def agree(
@@ -140,7 +156,7 @@ def agree(
         return list(flags)
     mine = tf.constant([int(flag) for flag in flags], tf.int32)
     values = strategy.experimental_distribute_values_from_function(
-        lambda context: mine
+        lambda _: mine
     )
     total = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
     return [bool(count) for count in total.numpy()]

@@ -9,7 +9,8 @@ these are functions of the step and not of how the run was cut.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+import sys
+from typing import NamedTuple, NoReturn
 
 import keras
 import numpy as np
@@ -85,9 +86,7 @@ def train(config: Config, cluster: Cluster) -> int:
     restored = checkpointer.restore()
     step = int(gan.step.numpy())
     progress = metrics.Progress(
-        config.num_steps,
-        config.batch_size,
-        stream=None if cluster.is_chief else open(os.devnull, "w"),
+        config.num_steps, config.batch_size, is_chief=cluster.is_chief
     )
     run = _Run(
         config=config,
@@ -106,18 +105,29 @@ def train(config: Config, cluster: Cluster) -> int:
     run.watcher.arm()
     try:
         return _loop(run, step)
-    except _LOST_WORKER as error:
-        if cluster.num_workers == 1:
-            raise
-        progress.say(
-            "lost another worker; run again to go on from the last save: "
-            + str(error.message).splitlines()[0][:200]
-        )
-        # A normal exit waits up to 20 s for the worker that is gone.
-        os._exit(errors.RUN_AGAIN)
+    except tf.errors.OpError as error:
+        mistake = data.explain(error, source, config, int(gan.step.numpy()))
+        if mistake is not None:
+            raise mistake from error
+        if cluster.num_workers > 1 and isinstance(error, _LOST_WORKER):
+            _leave_at_once(error)
+        raise
     finally:
         run.watcher.disarm()
         run.recorder.close()
+
+
+def _leave_at_once(error: tf.errors.OpError) -> NoReturn:
+    """Ends this process because another worker is gone."""
+    reason = str(error.message).splitlines()[0][:200]
+    print(
+        f"lost another worker ({reason}); run again to go on from the last "
+        "save",
+        file=sys.stderr,
+        flush=True,
+    )
+    # A normal exit waits up to 20 s for the worker that is gone.
+    os._exit(errors.RUN_AGAIN)
 
 
 def _loop(run: _Run, step: int) -> int:
@@ -135,7 +145,9 @@ def _loop(run: _Run, step: int) -> int:
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
         step += num_steps
-        run.progress.update(step, dict(zip(names, rows[-1].tolist())))
+        run.progress.update(
+            step, dict(zip(names, rows[-1].tolist(), strict=True))
+        )
         if _due(config.sample_every_steps, step) or step >= config.num_steps:
             _draw_samples(run, step)
         if step < config.num_steps and _stop_or_save(run, step):
@@ -185,13 +197,18 @@ def _stop_or_save(run: _Run, step: int) -> bool:
 
 
 def _check_replicas(run: _Run, step: int) -> None:
-    """Refuses to save a state that is not the same on all replicas."""
+    """Checks, before a save, that the state is the same on all replicas.
+
+    Raises:
+        RuntimeError: it is not.
+    """
     differing = run.gan.differing_variables()
     if differing:
         raise RuntimeError(
-            f"at step {step} the replicas differ in {len(differing)} variables, "
-            f"the first is {differing[0]}; nothing was saved. A variable that a "
-            "model assigns by itself must get the same value on every replica."
+            f"at step {step} the replicas differ in {len(differing)} "
+            f"variables, the first is {differing[0]}; nothing was saved. A "
+            "variable that a model assigns by itself must get the same value "
+            "on every replica."
         )
 
 

@@ -101,7 +101,7 @@ def run(processes: Sequence[Process], grace_secs: float = GRACE_SECS) -> int:
     children = [_start(process) for process in processes]
     printers = [
         threading.Thread(target=_print_lines, args=(process.name, child.stdout))
-        for process, child in zip(processes, children)
+        for process, child in zip(processes, children, strict=True)
     ]
     for printer in printers:
         printer.start()

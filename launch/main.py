@@ -13,7 +13,8 @@ from absl import flags
 from dtrain import config, errors
 from launch import local
 
-_HELP = """usage: python -m launch.main [--num_workers=N] [--dry_run] -- [dtrain flags]
+_HELP = """\
+usage: python -m launch.main [--num_workers=N] [--dry_run] -- [dtrain flags]
 
 Starts N processes on this machine that train together, and prints their lines
 with the worker's name in front. Ctrl-C lets all of them save and end.

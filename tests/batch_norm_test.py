@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from dtrain.models import batch_norm
-from tests import replicas
+from tests.replicas import mirrored
 
 NUM_REPLICAS = 2
 SHAPE = (8, 3, 3, 5)
@@ -38,7 +38,7 @@ def _one_device() -> tf.distribute.Strategy:
 
 
 def _mirrored() -> tf.distribute.Strategy:
-    return replicas.mirrored(NUM_REPLICAS)
+    return mirrored(NUM_REPLICAS)
 
 
 class Pass(NamedTuple):

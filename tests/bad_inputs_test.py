@@ -1,0 +1,673 @@
+"""A mistake ends in one line, in code 78, and with nothing written over."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+from dtrain import checkpoint_tool
+from dtrain import errors
+from dtrain import images
+from dtrain import main as dtrain_main
+from dtrain import sample
+from dtrain.sources import store
+from tests import runs
+
+PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "main": lambda arguments: dtrain_main.run(["main", *arguments]),
+    "sample": lambda arguments: sample.run(["sample", *arguments]),
+    "store": lambda arguments: store.run(["store", *arguments]),
+    "checkpoint_tool": checkpoint_tool.run,
+}
+
+
+class Bad(NamedTuple):
+    """A command line that is wrong, and what its error says.
+
+    Attributes:
+        arguments: of the program, as a shell reads them; {place} is the
+            directory that holds the bad files.
+        said: parts of the error's line: the value, the rule, the remedy.
+        program: which; those of main get the flags of a small run first.
+        tf_config: of the environment.
+    """
+
+    arguments: str
+    said: tuple[str, ...]
+    program: str = "main"
+    tf_config: str = ""
+
+
+FLAGS = {
+    "unknown": Bad("--num_stepz=3", ("num_stepz", "did you mean", "--help")),
+    "not an integer": Bad("--batch_size=many", ("batch_size=many", "--help")),
+    "not a whole number": Bad("--seed=1.5", ("seed=1.5", "--help")),
+    "not a number": Bad("--r1_gamma=a", ("r1_gamma=a", "--help")),
+    "not a boolean": Bad("--download=maybe", ("download=maybe", "--help")),
+    "no flag": Bad("train", ("'train' is not a flag", "--name=value")),
+    "value left out": Bad("--seed", ("seed", "--help")),
+    "flagfile missing": Bad(
+        "--flagfile={place}/none", ("{place}/none", "--help")
+    ),
+    "NaN": Bad(
+        "--generator_learning_rate=nan",
+        ("generator_learning_rate (nan) must be a finite number",),
+    ),
+    "infinite": Bad(
+        "--discriminator_learning_rate=inf",
+        ("discriminator_learning_rate (inf) must be a finite number",),
+    ),
+    "negative": Bad(
+        "--generator_learning_rate=-0.1", ("(-0.1) must be at least 0",)
+    ),
+    "too large": Bad("--beta_2=1", ("beta_2 (1.0) must be below 1",)),
+    "no batch": Bad("--batch_size=0", ("batch_size (0) must be at least 1",)),
+    "no steps": Bad("--num_steps=0", ("num_steps (0) must be at least 1",)),
+    "seed of 32 bits": Bad(
+        "--seed=2147483648", ("seed (2147483648) must be below 2147483648",)
+    ),
+    "unknown choice": Bad(
+        "--loss=hing", ("loss (hing) must be one of non_saturating, hinge",)
+    ),
+    "unknown strategy": Bad(
+        "--strategy=tpu", ("strategy (tpu) must be one of default",)
+    ),
+    "too many devices": Bad(
+        "--strategy=mirrored --num_devices=65",
+        ("num_devices (65) must be below 65",),
+    ),
+}
+
+CONTRADICTIONS = {
+    "run_dir": Bad("--run_dir=", ("run_dir is empty; name a directory",)),
+    "dataset": Bad("--dataset=", ("dataset is empty; try --dataset=digits",)),
+    "channels": Bad("--channels=2", ("channels (2) must be 1", "3 (RGB)")),
+    "micro_batches": Bad(
+        "--batch_size=8 --micro_batches=3",
+        ("batch_size (8) must be a multiple of micro_batches (3)",),
+    ),
+    "warmup_steps": Bad(
+        "--warmup_steps=2 --num_steps=2",
+        ("warmup_steps (2) must be below num_steps (2)",),
+    ),
+    "model": Bad(
+        "--model=biggan", ("model (biggan) must be dcgan or package.module",)
+    ),
+    "batch_norm": Bad(
+        "--model=a:b --batch_norm", ("batch_norm", "--model=dcgan", "a:b")
+    ),
+    "gradient_penalty": Bad(
+        "--gradient_penalty=5",
+        ("gradient_penalty (5.0)", "--loss=wgan_gp", "use r1_gamma"),
+    ),
+    "num_devices": Bad(
+        "--num_devices=2", ("num_devices (2) needs --strategy=mirrored",)
+    ),
+    "devices of a worker": Bad(
+        "--strategy=multi_worker --num_devices=2",
+        ("num_devices (2) must be 1", "start more workers"),
+    ),
+    "compiled BatchNorm": Bad(
+        "--strategy=mirrored --batch_norm --jit_compile=on --num_devices=1",
+        (),
+    ),
+}
+del CONTRADICTIONS["compiled BatchNorm"]
+
+TWO_WORKERS = '"cluster": {"worker": ["a:1", "b:1"]}'
+CLUSTERS = {
+    "not JSON": Bad("", ("TF_CONFIG is not JSON",), tf_config="{worker: 1}"),
+    "no object": Bad("", ("TF_CONFIG must hold",), tf_config="[1]"),
+    "no cluster": Bad("", ("TF_CONFIG must hold",), tf_config="{}"),
+    "no list": Bad(
+        "", ("TF_CONFIG must hold",), tf_config='{"cluster": {"worker": 5}}'
+    ),
+    "no worker": Bad("", ("names no worker",), tf_config='{"cluster": {}}'),
+    "no port": Bad(
+        "",
+        ("'a' must be host:port",),
+        tf_config='{"cluster": {"worker": ["a"]}}',
+    ),
+    "twice": Bad(
+        "",
+        ("names a worker twice", "a:1"),
+        tf_config='{"cluster": {"worker": ["a:1", "a:1"]}}',
+    ),
+    "no task": Bad(
+        "",
+        ("which worker this is", '"index": 0'),
+        tf_config="{" + TWO_WORKERS + "}",
+    ),
+    "evaluator": Bad(
+        "",
+        ("'evaluator'", "must be a worker or the chief"),
+        tf_config="{"
+        + TWO_WORKERS
+        + ', "task": {"type": "evaluator", "index": 0}}',
+    ),
+    "index": Bad(
+        "",
+        ("index (2) must be below the number of workers (2)",),
+        tf_config="{"
+        + TWO_WORKERS
+        + ', "task": {"type": "worker", "index": 2}}',
+    ),
+    "strategy": Bad(
+        "",
+        ("TF_CONFIG names 2 workers", "--strategy=multi_worker or unset it"),
+        tf_config="{"
+        + TWO_WORKERS
+        + ', "task": {"type": "worker", "index": 0}}',
+    ),
+}
+
+DATA = {
+    "folder missing": Bad(
+        "--dataset=folder:{place}/none",
+        ("must name a folder; {place}/none is none",),
+    ),
+    "folder empty": Bad(
+        "--dataset=folder:{place}/empty",
+        ("{place}/empty holds no images (.png, .jpg, .jpeg)",),
+    ),
+    "no path": Bad("--dataset=folder:", ("(folder:) names no path",)),
+    "first image unreadable": Bad(
+        "--dataset=folder:{place}/unreadable_first",
+        ("0.png cannot be decoded", "mend or remove it"),
+    ),
+    "image unreadable": Bad(
+        "--dataset=folder:{place}/unreadable",
+        ("1.png cannot be decoded", "mend or remove it"),
+    ),
+    "image unreadable, not in memory": Bad(
+        "--dataset=folder:{place}/unreadable --cache_gib=0",
+        ("1.png cannot be decoded", "mend or remove it"),
+    ),
+    "mixed sizes": Bad(
+        "--dataset=folder:{place}/mixed_sizes",
+        ("8x8x1", "9x9x1", "give --image_size"),
+    ),
+    "mixed sizes, not in memory": Bad(
+        "--dataset=folder:{place}/mixed_sizes --cache_gib=0",
+        ("8x8x1", "9x9x1", "give --image_size"),
+    ),
+    "mixed channels": Bad(
+        "--dataset=folder:{place}/mixed_channels",
+        ("has 1 channels", "give --channels=1 or --channels=3"),
+    ),
+    "images beside classes": Bad(
+        "--dataset=folder:{place}/beside",
+        ("holds both images", "and folders of images", "move one"),
+    ),
+    "splits": Bad(
+        "--dataset=folder:{place}/splits",
+        ("holds splits (test, train), not classes", "try --dataset=folder:"),
+    ),
+    "split of a folder": Bad(
+        "--dataset=folder:{place}/splits/train --split=test",
+        ("split (test) does not apply to a folder",),
+    ),
+    "IDX missing": Bad(
+        "--dataset=idx:{place}/empty", ("holds no train-images-idx3-ubyte",)
+    ),
+    "IDX truncated": Bad(
+        "--dataset=idx:{place}/idx_truncated",
+        ("is truncated: 207 bytes", "3x8x8", "asks for 208"),
+    ),
+    "IDX of another type": Bad(
+        "--dataset=idx:{place}/idx_magic",
+        ("starts with 00 00 0d 03", "starts with 00 00 08 03"),
+    ),
+    "IDX of two sets": Bad(
+        "--dataset=idx:{place}/idx_mismatch",
+        ("3 images", "2 labels", "must be of one set"),
+    ),
+    "IDX gzip cut": Bad(
+        "--dataset=idx:{place}/idx_gzip", ("idx3-ubyte.gz cannot be read",)
+    ),
+    "IDX split": Bad(
+        "--dataset=idx:{place}/idx_mismatch --split=dev",
+        ("split (dev)", "must be train or test"),
+    ),
+    "npz missing": Bad(
+        "--dataset=npz:{place}/none.npz", ("must name an npz file",)
+    ),
+    "npz of something else": Bad(
+        "--dataset=npz:{place}/file", ("is not an npz file", "numpy.savez")
+    ),
+    "npz of objects": Bad(
+        "--dataset=npz:{place}/objects.npz", ("cannot be read", "pickle")
+    ),
+    "npz of a wrong rank": Bad(
+        "--dataset=npz:{place}/rank.npz",
+        ("x in {place}/rank.npz is 64", "must be [n, height, width]"),
+    ),
+    "npz of too few labels": Bad(
+        "--dataset=npz:{place}/labels.npz",
+        ("y in {place}/labels.npz is 2", "each of the 3 images"),
+    ),
+    "npz of 0 to 255": Bad(
+        "--dataset=npz:{place}/range.npz", ("[0, 255]", "as uint8")
+    ),
+    "npz without images": Bad(
+        "--dataset=npz:{place}/names.npz", ("holds a, b", "x or images")
+    ),
+    "TFDS knows no such set": Bad(
+        "--dataset=mnits", ("(mnits)", "did you mean mnist?", "digits")
+    ),
+    "TFDS set not prepared": Bad(
+        "--dataset=mnist",
+        ("mnist is not prepared in {place}/data", "--download", "idx:/path"),
+    ),
+    "no such kind": Bad(
+        "--dataset=zip:/x.zip", ("zip:/x.zip", "must be folder:/path")
+    ),
+    "no such split": Bad(
+        "--split=dev", ("split (dev) of digits must be train", "[:80%]")
+    ),
+    "store without a name": Bad(
+        "--dataset=digits", ("no name; usage",), program="store"
+    ),
+    "store without a place": Bad(
+        "digits8 --dataset=digits", ("data_dir is empty",), program="store"
+    ),
+}
+
+MODELS = {
+    "no such size of dcgan": Bad(
+        "--image_size=9",
+        ("dcgan makes no images of 9 pixels", "try --image_size=8 or 10"),
+    ),
+    "not square": Bad(
+        "--dataset=npz:{place}/wide.npz",
+        ("8x9 pixels are not square", "try --image_size=8"),
+    ),
+    "no labels": Bad(
+        "--dataset=npz:{place}/wide.npz --image_size=8 --conditional",
+        ("conditional needs labels",),
+    ),
+    "no module": Bad(
+        "--model=none_such:make",
+        ("model (none_such:make): there is no module none_such",),
+    ),
+    "a file": Bad(
+        "--model={place}/bad_models.py:make", ("must name a module, not a file",)
+    ),
+    "no attribute": Bad(
+        "--model=bad_models:none", ("module bad_models has no 'none'",)
+    ),
+    "not callable": Bad(
+        "--model=bad_models:NUMBER", ("of type int", "must be a function")
+    ),
+    "raises on import": Bad(
+        "--model=bad_import:make",
+        ("importing bad_import raised ZeroDivisionError", "bad_import.py:1"),
+    ),
+    "raises": Bad(
+        "--model=bad_models:raises",
+        ("raised KeyError: 'size'", "bad_models.py:"),
+    ),
+    "nothing": Bad(
+        "--model=bad_models:nothing",
+        ("returned None", "tuple (generator, discriminator)"),
+    ),
+    "functions": Bad(
+        "--model=bad_models:functions", ("it must be a keras.Model",)
+    ),
+    "generator's shape": Bad(
+        "--model=bad_models:small_images",
+        ("the generator turned", "[2, 4, 4, 1]", "must be [2, 8, 8, 1]"),
+    ),
+    "generator's input": Bad(
+        "--model=bad_models:long_latents",
+        ("the generator, called with float32 [2, 4], raised",),
+    ),
+    "discriminator's shape": Bad(
+        "--model=bad_models:two_logits",
+        ("the discriminator turned", "[2, 2]", "must be [2] or [2, 1]"),
+    ),
+    "discriminator without weights": Bad(
+        "--model=bad_models:no_weights", ("has no variable to train",)
+    ),
+}
+
+BAD_MODELS = '''
+import keras
+from keras import layers
+
+NUMBER = 3
+
+
+def networks(size=8, latents=4, judge=None):
+    generator = keras.Sequential(
+        [
+            keras.Input((latents,)),
+            layers.Dense(size * size),
+            layers.Reshape((size, size, 1)),
+        ]
+    )
+    discriminator = keras.Sequential([layers.Flatten()])
+    if judge is not None:
+        discriminator.add(judge)
+    return generator, discriminator
+
+
+def raises(config, image_shape, num_classes):
+    return {}["size"]
+
+
+def nothing(config, image_shape, num_classes):
+    networks()
+
+
+def functions(config, image_shape, num_classes):
+    return (lambda latents: latents), (lambda images: images)
+
+
+def small_images(config, image_shape, num_classes):
+    return networks(size=4, judge=layers.Dense(1))
+
+
+def long_latents(config, image_shape, num_classes):
+    return networks(latents=5, judge=layers.Dense(1))
+
+
+def two_logits(config, image_shape, num_classes):
+    return networks(judge=layers.Dense(2))
+
+
+def no_weights(config, image_shape, num_classes):
+    return networks(judge=layers.Lambda(lambda x: x[:, 0]))
+'''
+
+# Those of {place}/run: a run of two steps, with a checkpoint at each.
+RUN_DIRECTORIES = {
+    "a file": Bad(
+        "--run_dir={place}/file", ("{place}/file) is a file; name a directory",)
+    ),
+    "below a file": Bad(
+        "--run_dir={place}/file/run", ("run_dir ({place}/file/run)",)
+    ),
+    "something else": Bad(
+        "--run_dir={place}/occupied",
+        ("is not empty and holds no run: thesis.tex", "name another"),
+    ),
+    "other settings": Bad(
+        "--run_dir={place}/run --seed=7 --loss=hinge",
+        ("belongs to another run", "seed was 0 and is now 7", "loss was"),
+    ),
+    "other data": Bad(
+        "--run_dir={place}/run --dataset=npz:{place}/few.npz",
+        ("dataset was digits", "num_images was 1797 and is now 3"),
+    ),
+    "config.json damaged": Bad(
+        "--run_dir={place}/damaged_config",
+        ("config.json is damaged", "name another run_dir"),
+    ),
+    "config.json of another version": Bad(
+        "--run_dir={place}/newer_config",
+        ("newer_config/config.json", "later_flag"),
+    ),
+    "nothing to resume": Bad(
+        "--run_dir={place}/none --resume=must",
+        ("resume (must): {place}/none holds no run",),
+    ),
+    "no checkpoint to resume": Bad(
+        "--run_dir={place}/no_checkpoint --resume=must",
+        ("resume (must): {place}/no_checkpoint holds no checkpoint",),
+    ),
+    "a run already": Bad(
+        "--run_dir={place}/run --resume=never --max_to_keep=7",
+        ("resume (never): {place}/run holds checkpoints up to step 2",),
+    ),
+    "checkpoint truncated": Bad(
+        "--run_dir={place}/truncated --num_steps=3",
+        ("truncated/checkpoints/ckpt-2", "is damaged"),
+    ),
+    "index damaged": Bad(
+        "--run_dir={place}/damaged_index --num_steps=3",
+        ("damaged_index/checkpoints/ckpt-2", "is damaged"),
+    ),
+    "another model's checkpoint": Bad(
+        "--run_dir={place}/changed --num_steps=3",
+        ("does not fit the networks of --model=dcgan",),
+    ),
+    "already past the end": Bad(
+        "--run_dir={place}/run --num_steps=1",
+        ("num_steps (1)", "is at step 2"),
+    ),
+    "no run to draw": Bad(
+        "--run_dir={place}/empty",
+        ("{place}/empty holds no run",),
+        program="sample",
+    ),
+    "no run_dir to draw": Bad(
+        "", ("run_dir is missing; use --run_dir=DIR",), program="sample"
+    ),
+    "no such step to draw": Bad(
+        "--run_dir={place}/run --step=5",
+        ("no checkpoint of step 5; there: 1, 2",),
+        program="sample",
+    ),
+    "a negative step to draw": Bad(
+        "--run_dir={place}/run --step=-7", ("step (-7)",), program="sample"
+    ),
+    "no images to draw": Bad(
+        "--run_dir={place}/run --num_images=0",
+        ("num_images (0) must be between 1 and",),
+        program="sample",
+    ),
+    "a word for a number": Bad(
+        "--run_dir={place}/run --num_images=all",
+        ("num_images=all", "--help"),
+        program="sample",
+    ),
+    "no place for the drawing": Bad(
+        "--run_dir={place}/run --output_dir={place}/file --nogif",
+        ("output_dir ({place}/file)",),
+        program="sample",
+    ),
+    "nothing to draw": Bad(
+        "--run_dir={place}/run --num_images=8 --seed=-1",
+        ("seed (-1) must be at least 0",),
+        program="sample",
+    ),
+    "unknown command": Bad(
+        "diges {place}/run",
+        ("'diges {place}/run' is no command; use: digest CKPT",),
+        program="checkpoint_tool",
+    ),
+    "no checkpoint": Bad(
+        "digest {place}/run/checkpoints/ckpt-9",
+        ("ckpt-9 is no readable checkpoint",),
+        program="checkpoint_tool",
+    ),
+    "digest of a damaged one": Bad(
+        "digest {place}/truncated/checkpoints",
+        ("ckpt-2 is no readable checkpoint",),
+        program="checkpoint_tool",
+    ),
+}
+
+ALL = {
+    f"{kind}: {name}": bad
+    for kind, table in (
+        ("flags", FLAGS),
+        ("contradictions", CONTRADICTIONS),
+        ("clusters", CLUSTERS),
+        ("data", DATA),
+        ("models", MODELS),
+        ("run directories", RUN_DIRECTORIES),
+    )
+    for name, bad in table.items()
+}
+
+
+def test_there_are_enough() -> None:
+    assert len(ALL) >= 45
+
+
+# The bad files.
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Makes a directory of everything that the tables name."""
+    place = tmp_path_factory.mktemp("bad")
+    (place / "file").write_text("a file, and no directory\n")
+    (place / "empty").mkdir()
+    (place / "occupied").mkdir()
+    (place / "occupied/thesis.tex").write_text("three years of work\n")
+    (place / "bad_models.py").write_text(BAD_MODELS)
+    (place / "bad_import.py").write_text("1 / 0\n")
+    write_folders(place)
+    write_idx(place)
+    write_npz(place)
+    write_runs(place)
+    return place
+
+
+def write_folders(place: pathlib.Path) -> None:
+    def grey(path: str, side: int = 8, channels: int = 1) -> None:
+        image = np.zeros((side, side, channels), np.uint8)
+        images.write_png(str(place / path), image)
+
+    for path in ("unreadable/0.png", "mixed_sizes/0.png"):
+        grey(path)
+    for path in ("mixed_channels/0.png", "beside/0.png", "beside/cats/0.png"):
+        grey(path)
+    for path in ("splits/train/0.png", "splits/test/0.png"):
+        grey(path)
+    grey("mixed_sizes/1.png", side=9)
+    grey("mixed_channels/1.png", channels=3)
+    (place / "unreadable/1.png").write_bytes(b"no picture")
+    (place / "unreadable_first").mkdir()
+    (place / "unreadable_first/0.png").write_bytes(b"no picture")
+
+
+def write_idx(place: pathlib.Path) -> None:
+    pixels = bytes((0, 0, 8, 3, 0, 0, 0, 3, 0, 0, 0, 8, 0, 0, 0, 8))
+    pixels += bytes(3 * 64)
+    labels = bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1))
+    name = "train-images-idx3-ubyte"
+    contents = {
+        f"idx_truncated/{name}": pixels[:-1],
+        f"idx_magic/{name}": b"\0\0\x0d" + pixels[3:],
+        f"idx_mismatch/{name}": pixels,
+        "idx_mismatch/train-labels-idx1-ubyte": labels,
+        f"idx_gzip/{name}.gz": gzip.compress(pixels)[:-9],
+    }
+    for path, content in contents.items():
+        (place / path).parent.mkdir(exist_ok=True)
+        (place / path).write_bytes(content)
+
+
+def write_npz(place: pathlib.Path) -> None:
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    np.savez(place / "objects.npz", x=np.array([pixels, None], object))
+    np.savez(place / "rank.npz", x=np.zeros(64, np.uint8))
+    np.savez(place / "labels.npz", x=pixels, y=np.zeros(2, np.int64))
+    np.savez(place / "range.npz", x=np.linspace(0.0, 255.0, 64).reshape(1, 8, 8))
+    np.savez(place / "names.npz", a=pixels, b=pixels)
+    np.savez(place / "wide.npz", x=np.zeros((3, 8, 9), np.uint8))
+    np.savez(place / "few.npz", x=pixels)
+
+
+def write_runs(place: pathlib.Path) -> None:
+    run_dir = place / "run"
+    arguments = [*runs.SMALL, f"--run_dir={run_dir}", "--num_steps=2"]
+    code = PROGRAMS["main"]([*arguments, "--checkpoint_every_steps=1"])
+    assert code == errors.FINISHED
+    names = "damaged_config newer_config no_checkpoint truncated"
+    for name in [*names.split(), "damaged_index", "changed"]:
+        shutil.copytree(run_dir, place / name)
+    (place / "damaged_config/config.json").write_text('{"config": {')
+    edit(place / "newer_config/config.json", later_flag=1)
+    shutil.rmtree(place / "no_checkpoint/checkpoints")
+    [data] = place.glob("truncated/checkpoints/ckpt-2.data*")
+    data.write_bytes(data.read_bytes()[:-2000])
+    index = place / "damaged_index/checkpoints/ckpt-2.index"
+    index.write_bytes(index.read_bytes()[:-8])
+    # As if dcgan had changed between two versions of dtrain.
+    edit(place / "changed/config.json", base_channels=4)
+
+
+def edit(path: pathlib.Path, **changes: object) -> None:
+    """Changes settings in a config.json."""
+    values = json.loads(path.read_text())
+    values["config"].update(changes)
+    path.write_text(json.dumps(values))
+
+
+def snapshot(place: pathlib.Path) -> dict[str, bytes | None]:
+    """Reads all that a directory holds; None is a directory."""
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in sorted(place.rglob("*"))
+        # TFDS asks whether a set is prepared, and data_dir is its own.
+        if place / "data" not in (path, *path.parents)
+    }
+
+
+@pytest.fixture
+def surroundings(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pathlib.Path]:
+    """Lets models be imported from the bad files, and checks those after."""
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = snapshot(place)
+    yield place
+    keras.config.set_dtype_policy("float32")
+    assert snapshot(place) == before
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_one_line(
+    name: str,
+    surroundings: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = ALL[name]
+    monkeypatch.setenv("TF_CONFIG", bad.tf_config)
+    arguments = command_line(bad, surroundings)
+    with pytest.raises(SystemExit) as caught:
+        errors.exit_with(lambda: PROGRAMS[bad.program](arguments))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    check_line(bad, surroundings, caught.value.code, printed.err)
+
+
+def command_line(bad: Bad, place: pathlib.Path) -> list[str]:
+    """Makes the arguments; those of main are a small run that would end."""
+    arguments = shlex.split(bad.arguments.replace("{place}", str(place)))
+    if bad.program != "main":
+        return arguments
+    small = [*runs.SMALL, "--num_steps=2", f"--run_dir={place}/fresh"]
+    if any("mni" in argument for argument in arguments):
+        small.append(f"--data_dir={place}/data")
+    return [*small, *arguments]
+
+
+def check_line(
+    bad: Bad, place: pathlib.Path, code: object, printed: str
+) -> None:
+    assert code == errors.USER_ERROR
+    assert printed.startswith("error: ")
+    assert printed.endswith("\n")
+    assert printed.count("\n") == 1, printed
+    assert len(printed) < 800
+    for part in bad.said:
+        assert part.replace("{place}", str(place)) in printed
