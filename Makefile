@@ -58,6 +58,8 @@ $(VENV)/runtime.stamp: requirements.lock
 	$(call install,requirements.lock)
 	@touch $@
 
+# --no-deps: the lock is complete, and pip 23 takes a package with an extra for
+# one that is not in it.
 define install
 	@$(PYTHON) -c 'import ensurepip, sys, venv; \
 	    sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
@@ -69,5 +71,5 @@ define install
 	@echo "Installing $(1) into $(VENV): about 2 GB, once."
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install -qq --disable-pip-version-check \
-	    --require-hashes -r $(1)
+	    --no-deps --require-hashes -r $(1)
 endef

@@ -155,13 +155,24 @@ def restore_step(
     prefix = found[step if step >= 0 else max(found)]
     try:
         checkpoint.restore(prefix).assert_consumed()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{prefix} does not fit the networks of --model={config.model}, or "
-            f"is damaged: {first}"
-        ) from error
+    except (AssertionError, *checkpoint_reader.DAMAGED) as error:
+        raise _explain(error, prefix, config) from error
     return prefix
+
+
+def _explain(error: Exception, prefix: str, config: Config) -> UserError:
+    """Tells a damaged checkpoint from one of other networks."""
+    try:
+        checkpoint_reader.digest(prefix)
+    except UserError as damage:
+        return UserError(f"{damage}; remove {prefix}.* to go on from an older one")
+    first = str(error).strip().splitlines()[0]
+    # Without the graph of objects that TensorFlow begins to show.
+    first = first.removesuffix(": attributes {").rstrip(".:")
+    return UserError(
+        f"{prefix} does not fit the networks of --model={config.model}: {first}; "
+        "make the model as it was, or name another run_dir"
+    )
 
 
 class Checkpointer:
@@ -216,7 +227,8 @@ class Checkpointer:
         resume, run_dir = self._config.resume, self._config.run_dir
         if not found and resume == "must":
             raise UserError(
-                f"resume (must): {run_dir} holds no checkpoint to go on from"
+                f"resume (must): {run_dir} holds no checkpoint to go on from; "
+                "use --resume=auto"
             )
         if not found:
             return None

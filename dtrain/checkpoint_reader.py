@@ -12,6 +12,8 @@ import tensorflow as tf
 from dtrain.errors import UserError
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# What TensorFlow raises on a file that is cut or whose bytes have changed.
+DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
@@ -49,13 +51,19 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
+    if not tf.io.gfile.exists(f"{prefix}.index"):
+        raise UserError(
+            f"there is no checkpoint {prefix}; name it by its path without .index"
+        )
     try:
         reader = tf.train.load_checkpoint(prefix)
         names = sorted(reader.get_variable_to_shape_map())
         for name in names:
+            # The graph is read too: a checkpoint without it restores nothing.
+            value = reader.get_tensor(name)
             if name != _GRAPH_KEY:
-                yield name.removesuffix(_SUFFIX), reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+                yield name.removesuffix(_SUFFIX), value
+    except DAMAGED as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{prefix} is no readable checkpoint: {first}") from error
 

@@ -67,7 +67,9 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
     try:
         tf_config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"TF_CONFIG is not JSON: {error}") from error
+        raise UserError(
+            f"TF_CONFIG is not JSON: {error}; unset it to train alone"
+        ) from error
     workers = _workers(tf_config)
     return Cluster(workers=workers, index=_index(tf_config, workers))
 
@@ -75,13 +77,12 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
 def _workers(tf_config: Any) -> tuple[str, ...]:
     try:
         jobs = tf_config["cluster"]
-        chief, workers = jobs.get("chief", []), jobs.get("worker", [])
+        addresses = (*jobs.get("chief", []), *jobs.get("worker", []))
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             'TF_CONFIG must hold {"cluster": {"worker": ["host:port", ...]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from error
-    addresses = (*chief, *workers)
     for address in addresses:
         if (
             not isinstance(address, str)

@@ -12,7 +12,9 @@ and hand a validated `Config` on; nothing else in the package reads a flag.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +32,10 @@ OPTIMIZERS = "Optimizers"
 SAVING = "Saving and resuming"
 
 GROUPS = (RUN, DEVICES, DATA, MODEL, OBJECTIVE, OPTIMIZERS, SAVING)
+
+
+# By absl's name of a flag's type.
+_KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 
 
 def _field(
@@ -403,9 +409,9 @@ def _check_value(field: dataclasses.Field[Any], value: Any) -> None:
             f"{name} ({value}) must be one of {', '.join(rule['choices'])}"
         )
     if rule["minimum"] is not None and value < rule["minimum"]:
-        raise UserError(f"{name} ({value}) must be at least {rule['minimum']}")
+        raise UserError(f"{name} ({value}) must be at least {rule['minimum']:.10g}")
     if rule["below"] is not None and value >= rule["below"]:
-        raise UserError(f"{name} ({value}) must be below {rule['below']}")
+        raise UserError(f"{name} ({value}) must be below {rule['below']:.10g}")
 
 
 def _check_together(config: Config) -> None:
@@ -516,19 +522,52 @@ def parse(argv: Sequence[str]) -> Config:
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    try:
-        rest = flag_values(list(argv))
-    except flags.Error as error:
-        raise UserError(f"{error}; --help lists the flags") from error
-    if len(rest) > 1:
-        raise UserError(
-            f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
-        )
+    parse_flags(flag_values, argv)
     values: dict[str, Any] = {
         field.name: flag_values[field.name].value
         for field in dataclasses.fields(Config)
     }
     return Config(**values)
+
+
+def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Parses a command line that holds nothing but flags.
+
+    Args:
+        flag_values: the flags that there are; they take their values.
+        argv: the command line, the program's name first.
+
+    Raises:
+        UserError: a flag is unknown or malformed, or something that is no
+            flag is left over.
+    """
+    names = list(flag_values)
+    try:
+        rest = flag_values(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, names, n=1)
+        hint = f"did you mean --{near[0]}? " if near else ""
+        raise UserError(
+            f"there is no flag --{error.flagname}; {hint}--help lists them all"
+        ) from error
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{_flag_problem(flag_values, str(error))}; --help lists the flags"
+        ) from error
+    if len(rest) > 1:
+        raise UserError(
+            f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
+        )
+
+
+def _flag_problem(flag_values: flags.FlagValues, text: str) -> str:
+    """Says what absl says of a flag, without the words of Python's errors."""
+    illegal = re.match(r"flag --(\w+)=(.*?): ", text, re.DOTALL)
+    if not illegal:
+        return text.removeprefix("ERROR:: ")
+    name, value = illegal.groups()
+    kind = _KINDS.get(flag_values[name].flag_type(), "another value")
+    return f"{name} ({value}) must be {kind}"
 
 
 def help_page(program: str, summary: str) -> str:

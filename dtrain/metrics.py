@@ -117,6 +117,8 @@ def _truncate(path: str, step: int) -> None:
         tf.io.gfile.GFile(path) as old,
         tf.io.gfile.GFile(temporary, "w") as new,
     ):
+        # A GFile to which nothing is written is not made.
+        new.write("")
         for line in old:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break

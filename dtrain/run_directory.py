@@ -53,26 +53,31 @@ def read(run_dir: str) -> Description:
     path = os.path.join(run_dir, "config.json")
     if not tf.io.gfile.exists(path):
         raise UserError(f"{run_dir} holds no run: there is no config.json in it")
-    with tf.io.gfile.GFile(path) as file:
-        text = file.read()
     try:
-        values = json.loads(text)
+        with tf.io.gfile.GFile(path) as file:
+            values = json.loads(file.read())
         return Description(
             config=config_lib.from_dict(values["config"]),
             image_shape=tuple(values["data"]["image_shape"]),
             num_classes=values["data"]["num_classes"],
             num_images=values["data"]["num_images"],
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except UserError as error:
+        raise UserError(
+            f"{path}: {error}; use the version of dtrain that wrote it, or name "
+            "another run_dir"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); restore it, or name another run_dir"
         ) from error
 
 
-def prepare(description: Description, *, is_chief: bool) -> None:
-    """Makes the run's directory, or checks that it belongs to this run.
+def check(description: Description, *, is_chief: bool) -> None:
+    """Checks that the run's directory is of this run, or free for it.
 
-    Every worker calls this; the chief writes.
+    Every worker calls this. Nothing is written, so that a mistake which is
+    found later, such as in the model, leaves everything as it was.
 
     Args:
         description: what the run is told now.
@@ -87,15 +92,40 @@ def prepare(description: Description, *, is_chief: bool) -> None:
     exists = tf.io.gfile.exists(path)
     if config.resume == "must" and not exists:
         raise UserError(
-            f"resume (must): {config.run_dir} holds no run to go on with"
+            f"resume (must): {config.run_dir} holds no run to go on with; name "
+            "its directory, or use --resume=auto"
         )
     if exists:
         _check_same(description, read(config.run_dir))
+    # Another worker may find what the chief has just begun to write.
     elif is_chief and tf.io.gfile.exists(config.run_dir):
         _check_empty(config.run_dir)
+
+
+def prepare(description: Description, *, is_chief: bool) -> None:
+    """Checks and writes at once: until train.py calls `check` and `write`."""
+    check(description, is_chief=is_chief)
     if is_chief:
-        tf.io.gfile.makedirs(config.run_dir)
-        _write(path, description)
+        write(description)
+
+
+def make(name: str, directory: str) -> None:
+    """Makes a directory, if it is not there.
+
+    Args:
+        name: of the setting that names it.
+        directory: local, or any that `tf.io.gfile` writes.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        tf.io.gfile.makedirs(directory)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{name} ({directory}) cannot be made: {error.message}; name "
+            "another one"
+        ) from error
 
 
 def _check_same(now: Description, before: Description) -> None:
@@ -126,6 +156,26 @@ def _check_empty(run_dir: str) -> None:
             f"run_dir ({run_dir}) is not empty and holds no run: "
             f"{', '.join(names[:3])}; name another one"
         )
+
+
+def write(description: Description) -> None:
+    """Makes the run's directory and its config.json; the chief calls this.
+
+    Args:
+        description: what the run is told now, and `check` found to fit.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    run_dir = description.config.run_dir
+    make("run_dir", run_dir)
+    try:
+        _write(os.path.join(run_dir, "config.json"), description)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"run_dir ({run_dir}) cannot be written to: {error.message}; name "
+            "another one"
+        ) from error
 
 
 def _write(path: str, description: Description) -> None:

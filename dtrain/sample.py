@@ -9,12 +9,17 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from dtrain import cluster
+from dtrain import config as config_lib
 from dtrain import errors
 from dtrain import startup
+
+if TYPE_CHECKING:
+    import keras
 
 _HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
 
@@ -73,12 +78,7 @@ def parse(arguments: Sequence[str]) -> Request:
     flags.DEFINE_integer("seed", 0, "", flag_values=values)
     flags.DEFINE_integer("step", -1, "", flag_values=values)
     flags.DEFINE_string("output_dir", "", "", flag_values=values)
-    try:
-        rest = values(list(arguments))
-    except flags.Error as error:
-        raise errors.UserError(f"{error}; --help lists the flags") from error
-    if len(rest) > 1:
-        raise errors.UserError(f"{rest[1]!r} is not a flag; write --name=value")
+    config_lib.parse_flags(values, arguments)
     request = Request(
         **{
             field.name: values[field.name].value
@@ -95,6 +95,8 @@ def parse(arguments: Sequence[str]) -> Request:
         raise errors.UserError(
             f"seed ({request.seed}) must be at least 0 and below 2147483648"
         )
+    if request.step < Request.step:
+        raise errors.UserError(f"step ({request.step}) must be at least 0")
     return request
 
 
@@ -108,14 +110,12 @@ def draw(request: Request) -> list[str]:
         The paths of the files that were written.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it does not fit the
-            model.
+        UserError: there is no such run or checkpoint, it does not fit the
+            model, or the output directory cannot be made.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
     from dtrain import checkpoint
-    from dtrain import drawing
     from dtrain import gan as gan_lib
-    from dtrain import images
     from dtrain import run_directory
     from dtrain import strategies
 
@@ -135,9 +135,25 @@ def draw(request: Request) -> list[str]:
     )
     checkpoint.restore_step(gan.checkpoint, config, request.step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
-    num_classes = description.num_classes
+    run_directory.make("output_dir", output_dir)
+    return _write_pictures(
+        request, config, gan.ema_generator, description.num_classes, output_dir
+    )
+
+
+def _write_pictures(
+    request: Request,
+    config: config_lib.Config,
+    generator: keras.Model,
+    num_classes: int,
+    output_dir: str,
+) -> list[str]:
+    """Writes the files of a request; returns their paths."""
+    from dtrain import drawing
+    from dtrain import images
+
     made = drawing.draw(
-        gan.ema_generator,
+        generator,
         drawing.latents(config, request.seed, request.num_images),
         drawing.class_rows(config, num_classes, request.num_images),
     )
@@ -152,7 +168,7 @@ def draw(request: Request) -> list[str]:
     if request.gif:
         paths.append(os.path.join(output_dir, "interpolation.gif"))
         frames = drawing.interpolation(
-            gan.ema_generator, config, num_classes, request.seed
+            generator, config, num_classes, request.seed
         )
         images.write_gif(paths[-1], list(frames))
     return paths

@@ -50,15 +50,21 @@ class Bad(NamedTuple):
 
 
 FLAGS = {
-    "unknown": Bad("--num_stepz=3", ("num_stepz", "did you mean", "--help")),
-    "not an integer": Bad("--batch_size=many", ("batch_size=many", "--help")),
-    "not a whole number": Bad("--seed=1.5", ("seed=1.5", "--help")),
-    "not a number": Bad("--r1_gamma=a", ("r1_gamma=a", "--help")),
-    "not a boolean": Bad("--download=maybe", ("download=maybe", "--help")),
+    "unknown": Bad(
+        "--num_stepz=3", ("no flag --num_stepz; did you mean --num_steps? ",)
+    ),
+    "not an integer": Bad("--batch_size=many", ("batch_size (many) must be a whole", "--help")),
+    "not a whole number": Bad("--seed=1.5", ("seed (1.5) must be a whole number", "--help")),
+    "not a number": Bad("--r1_gamma=a", ("r1_gamma (a) must be a number", "--help")),
+    "not a boolean": Bad("--download=maybe", ("download (maybe) must be true or false",)),
     "no flag": Bad("train", ("'train' is not a flag", "--name=value")),
     "value left out": Bad("--seed", ("seed", "--help")),
     "flagfile missing": Bad(
-        "--flagfile={place}/none", ("{place}/none", "--help")
+        "--flagfile={place}/none",
+        ("Unable to open flagfile", "{place}/none", "--help"),
+    ),
+    "flagfile of something else": Bad(
+        "--flagfile={place}/unreadable/0.png", ("--help",)
     ),
     "NaN": Bad(
         "--generator_learning_rate=nan",
@@ -69,7 +75,7 @@ FLAGS = {
         ("discriminator_learning_rate (inf) must be a finite number",),
     ),
     "negative": Bad(
-        "--generator_learning_rate=-0.1", ("(-0.1) must be at least 0",)
+        "--generator_learning_rate=-0.1", ("(-0.1) must be at least 0\n",)
     ),
     "too large": Bad("--beta_2=1", ("beta_2 (1.0) must be below 1",)),
     "no batch": Bad("--batch_size=0", ("batch_size (0) must be at least 1",)),
@@ -118,12 +124,7 @@ CONTRADICTIONS = {
         "--strategy=multi_worker --num_devices=2",
         ("num_devices (2) must be 1", "start more workers"),
     ),
-    "compiled BatchNorm": Bad(
-        "--strategy=mirrored --batch_norm --jit_compile=on --num_devices=1",
-        (),
-    ),
 }
-del CONTRADICTIONS["compiled BatchNorm"]
 
 TWO_WORKERS = '"cluster": {"worker": ["a:1", "b:1"]}'
 CLUSTERS = {
@@ -190,16 +191,8 @@ DATA = {
         "--dataset=folder:{place}/unreadable",
         ("1.png cannot be decoded", "mend or remove it"),
     ),
-    "image unreadable, not in memory": Bad(
-        "--dataset=folder:{place}/unreadable --cache_gib=0",
-        ("1.png cannot be decoded", "mend or remove it"),
-    ),
     "mixed sizes": Bad(
         "--dataset=folder:{place}/mixed_sizes",
-        ("8x8x1", "9x9x1", "give --image_size"),
-    ),
-    "mixed sizes, not in memory": Bad(
-        "--dataset=folder:{place}/mixed_sizes --cache_gib=0",
         ("8x8x1", "9x9x1", "give --image_size"),
     ),
     "mixed channels": Bad(
@@ -387,6 +380,10 @@ def two_logits(config, image_shape, num_classes):
     return networks(judge=layers.Dense(2))
 
 
+def fits(config, image_shape, num_classes):
+    return networks(judge=layers.Dense(1))
+
+
 def no_weights(config, image_shape, num_classes):
     return networks(judge=layers.Lambda(lambda x: x[:, 0]))
 '''
@@ -397,7 +394,8 @@ RUN_DIRECTORIES = {
         "--run_dir={place}/file", ("{place}/file) is a file; name a directory",)
     ),
     "below a file": Bad(
-        "--run_dir={place}/file/run", ("run_dir ({place}/file/run)",)
+        "--run_dir={place}/file/run",
+        ("run_dir ({place}/file/run) cannot be made", "name another one"),
     ),
     "something else": Bad(
         "--run_dir={place}/occupied",
@@ -433,19 +431,25 @@ RUN_DIRECTORIES = {
     ),
     "checkpoint truncated": Bad(
         "--run_dir={place}/truncated --num_steps=3",
-        ("truncated/checkpoints/ckpt-2", "is damaged"),
+        ("truncated/checkpoints/ckpt-2 is no readable", "remove"),
     ),
     "index damaged": Bad(
         "--run_dir={place}/damaged_index --num_steps=3",
-        ("damaged_index/checkpoints/ckpt-2", "is damaged"),
+        ("damaged_index/checkpoints/ckpt-2 is no readable", "remove"),
     ),
     "another model's checkpoint": Bad(
-        "--run_dir={place}/changed --num_steps=3",
-        ("does not fit the networks of --model=dcgan",),
+        "--run_dir={place}/changed --num_steps=3 --base_channels=4",
+        ("does not fit the networks of --model=dcgan", "as it was"),
     ),
-    "already past the end": Bad(
-        "--run_dir={place}/run --num_steps=1",
-        ("num_steps (1)", "is at step 2"),
+    "another structure's checkpoint": Bad(
+        "--run_dir={place}/swapped --num_steps=3 --model=bad_models:fits",
+        ("does not fit the networks of --model=bad_models:fits", "as it was"),
+    ),
+    "config.json of another kind": Bad(
+        "--run_dir={place}/list_config", ("config.json is damaged",)
+    ),
+    "config.json of bytes": Bad(
+        "--run_dir={place}/bytes_config", ("config.json is damaged",)
     ),
     "no run to draw": Bad(
         "--run_dir={place}/empty",
@@ -470,16 +474,16 @@ RUN_DIRECTORIES = {
     ),
     "a word for a number": Bad(
         "--run_dir={place}/run --num_images=all",
-        ("num_images=all", "--help"),
+        ("num_images (all) must be a whole number", "--help"),
         program="sample",
     ),
     "no place for the drawing": Bad(
         "--run_dir={place}/run --output_dir={place}/file --nogif",
-        ("output_dir ({place}/file)",),
+        ("output_dir ({place}/file) cannot be made", "name another one"),
         program="sample",
     ),
-    "nothing to draw": Bad(
-        "--run_dir={place}/run --num_images=8 --seed=-1",
+    "a seed below 0": Bad(
+        "--run_dir={place}/run --seed=-1",
         ("seed (-1) must be at least 0",),
         program="sample",
     ),
@@ -490,7 +494,7 @@ RUN_DIRECTORIES = {
     ),
     "no checkpoint": Bad(
         "digest {place}/run/checkpoints/ckpt-9",
-        ("ckpt-9 is no readable checkpoint",),
+        ("there is no checkpoint {place}/run/checkpoints/ckpt-9; name it by",),
         program="checkpoint_tool",
     ),
     "digest of a damaged one": Bad(
@@ -589,10 +593,15 @@ def write_runs(place: pathlib.Path) -> None:
     arguments = [*runs.SMALL, f"--run_dir={run_dir}", "--num_steps=2"]
     code = PROGRAMS["main"]([*arguments, "--checkpoint_every_steps=1"])
     assert code == errors.FINISHED
-    names = "damaged_config newer_config no_checkpoint truncated"
-    for name in [*names.split(), "damaged_index", "changed"]:
+    names = (
+        "damaged_config list_config bytes_config newer_config no_checkpoint "
+        "truncated damaged_index changed swapped"
+    )
+    for name in names.split():
         shutil.copytree(run_dir, place / name)
     (place / "damaged_config/config.json").write_text('{"config": {')
+    (place / "list_config/config.json").write_text('{"config": []}')
+    (place / "bytes_config/config.json").write_bytes(b"\xff\xfe{")
     edit(place / "newer_config/config.json", later_flag=1)
     shutil.rmtree(place / "no_checkpoint/checkpoints")
     [data] = place.glob("truncated/checkpoints/ckpt-2.data*")
@@ -601,6 +610,7 @@ def write_runs(place: pathlib.Path) -> None:
     index.write_bytes(index.read_bytes()[:-8])
     # As if dcgan had changed between two versions of dtrain.
     edit(place / "changed/config.json", base_channels=4)
+    edit(place / "swapped/config.json", model="bad_models:fits")
 
 
 def edit(path: pathlib.Path, **changes: object) -> None:
@@ -671,3 +681,68 @@ def check_line(
     assert len(printed) < 800
     for part in bad.said:
         assert part.replace("{place}", str(place)) in printed
+
+
+LATE = {
+    "image unreadable": Bad(
+        "--dataset=folder:{place}/unreadable",
+        ("1.png cannot be decoded", "mend or remove it"),
+    ),
+    "mixed sizes": Bad(
+        "--dataset=folder:{place}/mixed_sizes",
+        ("8x8x1", "9x9x1", "give --image_size"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(LATE))
+def test_image_that_is_read_when_it_is_needed(
+    name: str,
+    surroundings: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = LATE[name]
+    arguments = command_line(bad, surroundings)
+    arguments += ["--cache_gib=0", f"--run_dir={tmp_path}/run"]
+    with pytest.raises(SystemExit) as caught:
+        errors.exit_with(lambda: PROGRAMS["main"](arguments))
+    check_line(bad, surroundings, caught.value.code, capsys.readouterr().err)
+    # Nothing that would be in the way when the image is mended.
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# What only a process of its own shows: several replicas, and the exit.
+TWO_REPLICAS = "--strategy=mirrored --num_devices=2 "
+IN_A_PROCESS = {
+    "batch_size": Bad(
+        TWO_REPLICAS + "--batch_size=7",
+        ("batch_size (7) must be a multiple of the 2 replicas; try 6 or 8",),
+    ),
+    "micro_batches": Bad(
+        TWO_REPLICAS + "--batch_size=6 --micro_batches=3",
+        ("micro_batches (3) must be a multiple of the 2 replicas; try 0",),
+    ),
+    "compiled BatchNorm": Bad(
+        TWO_REPLICAS + "--batch_norm --jit_compile=on",
+        ("jit_compile (on)", "use auto or off"),
+    ),
+    "model": Bad("--model=bad_import:make", ("raised ZeroDivisionError",)),
+    "flag": Bad("--seed=-1", ("seed (-1) must be at least 0",)),
+}
+
+
+def test_exit_code_and_output_of_a_process(surroundings: pathlib.Path) -> None:
+    path = f"{runs.ROOT}{os.pathsep}{surroundings}"
+    processes = {
+        name: runs.start(
+            "dtrain.main",
+            *command_line(bad, surroundings),
+            PYTHONPATH=path,
+            PYTHONDONTWRITEBYTECODE="1",
+        )
+        for name, bad in IN_A_PROCESS.items()
+    }
+    for name, process in processes.items():
+        code, output = runs.finish(process)
+        check_line(IN_A_PROCESS[name], surroundings, code, output)

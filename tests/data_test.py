@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain import data
@@ -190,6 +190,7 @@ def test_images_span_minus_one_to_one() -> None:
     assert batch.labels.tolist() == [0, 0]
 
 
+@settings(max_examples=20)
 @given(
     batch_size=st.integers(1, 16),
     first=st.integers(0, 6),
@@ -269,15 +270,17 @@ def test_workers_share_the_batch() -> None:
         )
         for i in (0, 2, 4)
     ]
-    np.testing.assert_array_equal(
-        np.concatenate(positions), np.arange(40, 64)
-    )
+    np.testing.assert_array_equal(np.concatenate(positions), np.arange(40, 64))
 
 
 @pytest.mark.parametrize(
     ("batch_size", "num_replicas", "line"),
     [
-        (30, 4, "batch_size (30) must be a multiple of the 4 replicas; try 28 or 32"),
+        (
+            30,
+            4,
+            "batch_size (30) must be a multiple of the 4 replicas; try 28 or 32",
+        ),
         (1, 4, "batch_size (1) must be a multiple of the 4 replicas; try 4"),
     ],
 )
@@ -301,9 +304,7 @@ def test_explain_names_the_file(tmp_path: pathlib.Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(png)
     bad = tmp_path / "7.png"
     bad.write_bytes(png[: len(png) // 2])
-    config = Config(
-        dataset=f"folder:{tmp_path}", cache_gib=0.0, batch_size=2
-    )
+    config = Config(dataset=f"folder:{tmp_path}", cache_gib=0.0, batch_size=2)
     source = sources.open_source(config)
     with pytest.raises(tf.errors.OpError) as raised:
         read(source, config, 100, 6)

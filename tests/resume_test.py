@@ -76,6 +76,18 @@ def test_run_killed_at_a_random_moment(
     assert not (cut / "backup").exists()
 
 
+def test_two_replicas_and_two_workers_are_the_same(
+    tmp_path: pathlib.Path,
+) -> None:
+    """And a run may go from one to the other."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run_dir, strategy in ((one, "mirrored"), (two, "multi_worker")):
+        module, *arguments = STRATEGIES[strategy]
+        code, output = runs.run(module, *arguments, *flags(run_dir, 4), *RICH)
+        assert code == errors.FINISHED, output
+    assert digest(one, 4) == digest(two, 4)
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started, in their order."""
     listed = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()

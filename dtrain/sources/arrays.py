@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from dtrain.sources import conversion
+from dtrain.sources import conversion, python_calls
 from dtrain.sources.source import Images, Source
 
 
@@ -45,11 +45,10 @@ class ArraySource(Source):
 
     def fetch(self, indices: tf.Tensor) -> Images:
         """Copies images out of the array; see `Source.fetch`."""
-        images, labels = tf.numpy_function(
+        images, labels = python_calls.numpy_function(
             lambda index: (self._images[index], self._labels[index]),
             [indices],
             (tf.uint8, tf.int32),
-            stateful=False,
         )
         images.set_shape((None, *self._images.shape[1:]))
         labels.set_shape((None,))

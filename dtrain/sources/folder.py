@@ -68,7 +68,10 @@ class FolderSource(EncodedSource):
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
         """Names the file; see `Source.fault`."""
         path, first = self._files[index], self._files[0]
-        shape = self._shape(path)
+        try:
+            shape = self._shape(path)
+        except UserError as fault:
+            return fault
         if shape[-1] != self._first_shape[-1]:
             return UserError(
                 f"{first} has {self._first_shape[-1]} channels but {path} "

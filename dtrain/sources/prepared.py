@@ -19,7 +19,13 @@ import tensorflow_datasets as tfds
 
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.sources import conversion, memory, preparation, source
+from dtrain.sources import (
+    conversion,
+    memory,
+    preparation,
+    python_calls,
+    source,
+)
 from dtrain.sources.source import EncodedSource, Images, Source
 
 _BATCH = 256
@@ -66,8 +72,8 @@ class PreparedSource(EncodedSource):
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
         """Reads serialized examples; see `Source.fetch`."""
         assert self._records is not None
-        records = tf.numpy_function(
-            self._read_records, [indices], tf.string, stateful=False
+        records = python_calls.numpy_function(
+            self._read_records, [indices], tf.string
         )
         return tf.ensure_shape(records, (None,))
 
@@ -83,7 +89,10 @@ class PreparedSource(EncodedSource):
 
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
         """Says what is wrong with an image; see `Source.fault`."""
-        shape = self._shape(index)
+        try:
+            shape = self._shape(index)
+        except UserError as fault:
+            return fault
         if shape != self._first_shape and not self._image_size:
             return UserError(
                 f"{self.name} holds images of different sizes, such as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -166,10 +167,8 @@ def reason(error: Exception) -> str:
     """
     text = getattr(error, "message", None) or str(error)
     lines = text.strip().splitlines() or [type(error).__name__]
-    head = lines[0].removeprefix("{{function_node ")
-    if head != lines[0]:
-        head = head.partition("}} ")[2]
-    return head.removesuffix(" [Op:IteratorGetNext]").strip()
+    text = re.sub(r"^\{\{function_node .*?\}\} ", "", lines[0])
+    return re.sub(r"\s*\[Op:.*$", "", text).rstrip(". ")
 
 
 def shown(shape: Iterable[int]) -> str:

@@ -1,0 +1,264 @@
+"""Every step is recorded once, and a person sees one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtrain import metrics
+
+NAMES = ("generator_loss", "discriminator_loss")
+
+
+def rows(first_step: int, num_steps: int) -> np.ndarray:
+    """Metrics that are a function of the step, as those of a run are."""
+    steps = np.arange(first_step, first_step + num_steps, dtype=np.float32)
+    return np.stack([np.sin(steps), np.cos(steps)], axis=1)
+
+
+def record(run_dir: pathlib.Path, done: int, ends: list[int]) -> None:
+    """Records the steps after `done` in loops that end at `ends`."""
+    recorder = metrics.Recorder(str(run_dir), done, is_chief=True)
+    for end in ends:
+        recorder.write(done + 1, NAMES, rows(done + 1, end - done))
+        done = end
+    recorder.close()
+
+
+def read_lines(run_dir: pathlib.Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [
+        json.loads(line, parse_constant=refuse) for line in text.splitlines()
+    ]
+
+
+def read_events(run_dir: pathlib.Path) -> list:
+    """Returns the events of all files, in the order they were opened."""
+    return [
+        event
+        for path in sorted((run_dir / "events").iterdir())
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+    ]
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_a_file_of_a_killed_run_ends_as_one_of_a_whole_run(
+    data: st.DataObject,
+) -> None:
+    num_steps = data.draw(st.integers(2, 12))
+    killed = data.draw(st.integers(1, num_steps))
+    saved = data.draw(st.integers(0, killed))
+    torn = data.draw(st.integers(0, 20))
+    ends = data.draw(st.sets(st.integers(1, killed - 1))) if killed > 1 else set()
+    with tempfile.TemporaryDirectory() as directory:
+        whole, cut = pathlib.Path(directory, "whole"), pathlib.Path(directory, "cut")
+        for run_dir in (whole, cut):
+            run_dir.mkdir()
+        record(whole, 0, [num_steps])
+        record(cut, 0, [*sorted(ends), killed])
+        with open(cut / "metrics.jsonl", "a") as file:
+            file.write('{"step": 13, "generator_loss": 0.5}'[:torn])
+        record(cut, saved, [num_steps] if saved < num_steps else [])
+        expected = (whole / "metrics.jsonl").read_bytes()
+        assert (cut / "metrics.jsonl").read_bytes() == expected
+        steps = [line["step"] for line in read_lines(cut)]
+        assert steps == list(range(1, num_steps + 1))
+
+
+def test_line_that_lost_its_end_is_written_again(tmp_path: pathlib.Path) -> None:
+    record(tmp_path, 0, [3])
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    record(tmp_path, 2, [3])
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_number_becomes_null(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    values = np.array([[np.nan, np.inf], [-np.inf, 0.1]], np.float32)
+    recorder.write(1, NAMES, values)
+    recorder.close()
+    first, second = read_lines(tmp_path)
+    assert first == {"step": 1, NAMES[0]: None, NAMES[1]: None}
+    assert second[NAMES[0]] is None
+    # The float32, to its last bit.
+    assert np.float32(second[NAMES[1]]) == np.float32(0.1)
+
+
+def test_lines_can_be_read_before_the_end(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder.write(1, NAMES, rows(1, 3))
+    assert len(read_lines(tmp_path)) == 3
+    assert read_events(tmp_path)[-1].step == 3
+    recorder.close()
+    recorder.close()
+
+
+def test_events_begin_again_at_the_step_of_a_resume(
+    tmp_path: pathlib.Path,
+) -> None:
+    record(tmp_path, 0, [2, 4])
+    record(tmp_path, 2, [5])
+    events = read_events(tmp_path)
+    starts = [
+        event.step
+        for event in events
+        if event.session_log.status == tf.compat.v1.SessionLog.START
+    ]
+    # TensorBoard drops what it has of this step and of all after it.
+    assert starts == [1, 3]
+    versions = [event.file_version for event in events if event.file_version]
+    assert versions == ["brain.Event:2"] * 2
+    values = {
+        event.step: {value.tag: value.simple_value for value in event.summary.value}
+        for event in events
+        if event.summary.value
+    }
+    assert sorted(values) == [2, 4, 5]
+    expected = dict(zip(NAMES, rows(5, 1)[0].tolist(), strict=True))
+    assert values[5] == expected
+
+
+def test_picture_in_the_events(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder.write_image(7, "samples", b"bytes of a PNG")
+    recorder.close()
+    event = read_events(tmp_path)[-1]
+    assert event.step == 7
+    [value] = event.summary.value
+    assert value.tag == "samples"
+    assert value.image.encoded_image_string == b"bytes of a PNG"
+
+
+def test_other_workers_write_nothing(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=False)
+    recorder.write(1, NAMES, rows(1, 3))
+    recorder.write_image(3, "samples", b"")
+    recorder.flush()
+    recorder.close()
+    assert not list(tmp_path.iterdir())
+
+
+# The progress line.
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps all that was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.secs = 1000.0
+
+    def __call__(self) -> float:
+        return self.secs
+
+
+def follow(
+    stream: io.StringIO, num_updates: int, secs: float, **more: object
+) -> None:
+    """Trains 1000 steps of 64 images in steps of 10, `secs` for each ten."""
+    clock = Clock()
+    progress = metrics.Progress(1000, 64, stream=stream, clock=clock, **more)
+    for number in range(num_updates):
+        clock.secs += secs
+        progress.update(10 * (number + 1), {"loss": 0.125})
+    progress.say("saved")
+
+
+def test_a_terminal_shows_one_line_that_rewrites_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    terminal = Terminal()
+    follow(terminal, 20, secs=1.0)
+    shown, said = terminal.getvalue().split("\n", 1)
+    assert said == "saved\n"
+    before, *lines = shown.split("\r")
+    assert before == ""
+    assert len(lines) == 20
+    # Each covers the one before it, and the cursor stays on the line.
+    assert {len(line) for line in lines} == {89}
+    assert lines[-1].rstrip() == (
+        "step 200/1,000  640 images/s  loss 0.125  0:01:20 left"
+    )
+    assert "images/s" not in lines[0], "compiling is no training"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_a_line_is_never_wider_than_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    follow(terminal, 5, secs=1.0)
+    lines = re.split("[\r\n]", terminal.getvalue())
+    assert max(map(len, lines)) == columns - 1
+
+
+def test_a_file_gets_a_line_every_ten_seconds() -> None:
+    stream = io.StringIO()
+    follow(stream, 25, secs=1.0)
+    assert "\r" not in stream.getvalue()
+    lines = stream.getvalue().splitlines()
+    steps = [int(line.split("/")[0].split()[1]) for line in lines[:-1]]
+    assert steps == [100, 200]
+    assert lines[-1] == "saved"
+
+
+def test_a_terminal_is_written_to_five_times_a_second() -> None:
+    terminal = Terminal()
+    follow(terminal, 100, secs=0.05)
+    assert terminal.getvalue().count("\r") in range(20, 27)
+
+
+@pytest.mark.parametrize(
+    ("secs", "left"), [(0.1, "0:00:05"), (10.0, "0:08:20"), (3600.0, "50:00:00")]
+)
+def test_time_left(secs: float, left: str) -> None:
+    terminal = Terminal()
+    follow(terminal, 50, secs=secs)
+    assert f"  {left} left" in terminal.getvalue().split("\r")[-1]
+
+
+def test_time_left_follows_a_machine_that_slows_down() -> None:
+    clock, terminal = Clock(), Terminal()
+    progress = metrics.Progress(1000, 64, stream=terminal, clock=clock)
+    for number in range(1, 41):
+        clock.secs += 1.0 if number <= 20 else 4.0
+        progress.update(10 * number, {})
+    line = terminal.getvalue().split("\r")[-1]
+    minutes, seconds = re.search(r"0:(\d\d):(\d\d) left", line).groups()
+    # 600 steps are left, of which ten take 4 s; at first they took 1 s.
+    assert 230 <= int(minutes) * 60 + int(seconds) <= 245
+
+
+def test_an_update_without_time_is_no_error() -> None:
+    terminal = Terminal()
+    follow(terminal, 3, secs=0.0)
+    assert terminal.getvalue() == "saved\n"
+
+
+def test_only_the_chief_is_heard() -> None:
+    stream = io.StringIO()
+    follow(stream, 25, secs=1.0, is_chief=False)
+    assert stream.getvalue() == ""
