@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 # What `make train` hands to dtrain.main, as in FLAGS=--num_steps=100.
-FLAGS ?=
+FLAGS ?= --conditional
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -12,7 +12,7 @@ SOURCES := dtrain launch tests
 # Notices about this machine's CPU and the absence of a GPU are no errors.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help train test lint format lock clean
+.PHONY: help train test chaos lint format lock clean
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -22,6 +22,9 @@ train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where 
 
 test: $(VENV)/tests.stamp ## Runs every test, with coverage.
 	$(RUN) -m pytest -n 2 --dist=loadfile --cov=dtrain
+
+chaos: $(VENV)/tests.stamp ## Kills one run at each of its first 40 steps; takes ten minutes.
+	DTRAIN_NUM_KILLS=40 $(RUN) -m pytest tests/resume_test.py -k again_and_again
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)

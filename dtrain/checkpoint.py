@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from dtrain import checkpoint_reader
-from dtrain import retention
+from dtrain import checkpoint_reader, retention
 from dtrain.config import Config
 from dtrain.errors import UserError
 
@@ -76,7 +75,9 @@ class CheckpointManager:
         for step, prefix in present.items():
             if step not in stay:
                 # The index first: without it the rest is no checkpoint.
-                for path in sorted(tf.io.gfile.glob(f"{prefix}.*"), reverse=True):
+                for path in sorted(
+                    tf.io.gfile.glob(f"{prefix}.*"), reverse=True
+                ):
                     tf.io.gfile.remove(path)
         paths = [present[step] for step in sorted(stay)]
         self._record(paths)
@@ -156,7 +157,8 @@ def restore_step(
     try:
         checkpoint.restore(prefix).assert_consumed()
     except (AssertionError, *checkpoint_reader.DAMAGED) as error:
-        raise _explain(error, prefix, config) from error
+        mistake = _explain(error, prefix, config)
+        raise mistake from error
     return prefix
 
 
@@ -165,13 +167,15 @@ def _explain(error: Exception, prefix: str, config: Config) -> UserError:
     try:
         checkpoint_reader.digest(prefix)
     except UserError as damage:
-        return UserError(f"{damage}; remove {prefix}.* to go on from an older one")
+        return UserError(
+            f"{damage}; remove {prefix}.* to go on from an older one"
+        )
     first = str(error).strip().splitlines()[0]
     # Without the graph of objects that TensorFlow begins to show.
     first = first.removesuffix(": attributes {").rstrip(".:")
     return UserError(
-        f"{prefix} does not fit the networks of --model={config.model}: {first}; "
-        "make the model as it was, or name another run_dir"
+        f"{prefix} does not fit the networks of --model={config.model}: "
+        f"{first}; make the model as it was, or name another run_dir"
     )
 
 
@@ -248,7 +252,10 @@ class Checkpointer:
         config = self._config
         if not self._is_chief or step == self._saved_step:
             return False
-        if config.checkpoint_every_steps and not step % config.checkpoint_every_steps:
+        if (
+            config.checkpoint_every_steps
+            and not step % config.checkpoint_every_steps
+        ):
             return True
         waited = self._clock() - self._checkpoint_secs
         return 0 < config.checkpoint_every_secs <= waited

@@ -53,7 +53,8 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     """
     if not tf.io.gfile.exists(f"{prefix}.index"):
         raise UserError(
-            f"there is no checkpoint {prefix}; name it by its path without .index"
+            f"there is no checkpoint {prefix}; name it by its path without "
+            ".index"
         )
     try:
         reader = tf.train.load_checkpoint(prefix)
@@ -65,7 +66,9 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
                 yield name.removesuffix(_SUFFIX), value
     except DAMAGED as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{prefix} is no readable checkpoint: {first}") from error
+        raise UserError(
+            f"{prefix} is no readable checkpoint: {first}"
+        ) from error
 
 
 def digest(prefix: str) -> str:
@@ -86,7 +89,9 @@ def digest(prefix: str) -> str:
     total = hashlib.sha256()
     for name, value in variables(prefix):
         data = np.ascontiguousarray(value)
-        head = f"{len(name)}:{name}:{data.dtype.str}:{data.shape}:{data.nbytes}:"
+        head = (
+            f"{len(name)}:{name}:{data.dtype.str}:{data.shape}:{data.nbytes}:"
+        )
         total.update(head.encode())
         total.update(data.tobytes())
     return total.hexdigest()

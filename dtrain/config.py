@@ -409,7 +409,9 @@ def _check_value(field: dataclasses.Field[Any], value: Any) -> None:
             f"{name} ({value}) must be one of {', '.join(rule['choices'])}"
         )
     if rule["minimum"] is not None and value < rule["minimum"]:
-        raise UserError(f"{name} ({value}) must be at least {rule['minimum']:.10g}")
+        raise UserError(
+            f"{name} ({value}) must be at least {rule['minimum']:.10g}"
+        )
     if rule["below"] is not None and value >= rule["below"]:
         raise UserError(f"{name} ({value}) must be below {rule['below']:.10g}")
 

@@ -44,13 +44,17 @@ class Recorder:
         self._lines = tf.io.gfile.GFile(path, "a")
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         tf.io.gfile.makedirs(os.path.join(run_dir, "events"))
-        self._events = tf.io.TFRecordWriter(os.path.join(run_dir, "events", name))
+        self._events = tf.io.TFRecordWriter(
+            os.path.join(run_dir, "events", name)
+        )
         self._write_event(file_version="brain.Event:2")
         # TensorBoard drops what it has of the steps after a START.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write_event(step=step + 1, session_log=start)
 
-    def write(self, first_step: int, names: Sequence[str], rows: np.ndarray) -> None:
+    def write(
+        self, first_step: int, names: Sequence[str], rows: np.ndarray
+    ) -> None:
         """Writes the metrics of consecutive steps.
 
         Args:
@@ -64,12 +68,12 @@ class Recorder:
         for step, row in enumerate(rows.tolist(), first_step):
             values = {
                 name: value if math.isfinite(value) else None
-                for name, value in zip(names, row)
+                for name, value in zip(names, row, strict=True)
             }
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
         last = first_step + len(rows) - 1
         summary = tf.compat.v1.Summary()
-        for name, value in zip(names, rows[-1].tolist()):
+        for name, value in zip(names, rows[-1].tolist(), strict=True):
             summary.value.add(tag=name, simple_value=value)
         self._write_event(step=last, summary=summary)
         # Before any checkpoint of these steps: resumed from it, they would
@@ -177,7 +181,9 @@ class Progress:
             # The first call only starts the clock: compiling is no training.
             secs, steps = now - self._seen[0], step - self._seen[1]
             rate = steps / max(secs, 1e-9)
-            weight = 1.0 if not self._steps_per_sec else 1 - math.exp(-secs / 5.0)
+            weight = (
+                1.0 if not self._steps_per_sec else 1 - math.exp(-secs / 5.0)
+            )
             self._steps_per_sec += weight * (rate - self._steps_per_sec)
         self._seen = (now, step)
         if self._is_chief and now - self._shown_secs >= self._every_secs:
@@ -187,11 +193,15 @@ class Progress:
     def _line(self, step: int, metrics: Mapping[str, float]) -> str:
         parts = [f"step {step:,}/{self._num_steps:,}"]
         if self._steps_per_sec:
-            parts.append(f"{self._steps_per_sec * self._batch_size:,.0f} images/s")
+            parts.append(
+                f"{self._steps_per_sec * self._batch_size:,.0f} images/s"
+            )
         parts += [f"{name} {value:.3f}" for name, value in metrics.items()]
         if self._steps_per_sec:
             left = round((self._num_steps - step) / self._steps_per_sec)
-            parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+            parts.append(
+                f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            )
         return "  ".join(parts)
 
     def _show(self, line: str) -> None:

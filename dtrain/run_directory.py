@@ -1,11 +1,13 @@
-"""The directory of a run, and the file that says what the run is.
+"""The directory of a run, and the files that say what the run is.
 
-    run_dir/config.json     the settings, the shape of the data, the versions
-    run_dir/metrics.jsonl   a line for each step
-    run_dir/events/         the same for TensorBoard
-    run_dir/samples/        grids of images
-    run_dir/checkpoints/    kept history
-    run_dir/backup/         the newest state of a run that is not finished
+run_dir/config.json     the settings, the shape of the data, the versions
+run_dir/generator.json  its layers, for `keras.models.model_from_json`
+run_dir/discriminator.json
+run_dir/metrics.jsonl   a line for each step
+run_dir/events/         the same for TensorBoard
+run_dir/samples/        grids of images
+run_dir/checkpoints/    kept history
+run_dir/backup/         the newest state of a run that is not finished
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tensorflow as tf
 
 import dtrain
 from dtrain import config as config_lib
+from dtrain import registry
 from dtrain.config import Config
 from dtrain.errors import UserError
 
@@ -52,7 +55,9 @@ def read(run_dir: str) -> Description:
     """
     path = os.path.join(run_dir, "config.json")
     if not tf.io.gfile.exists(path):
-        raise UserError(f"{run_dir} holds no run: there is no config.json in it")
+        raise UserError(
+            f"{run_dir} holds no run: there is no config.json in it"
+        )
     try:
         with tf.io.gfile.GFile(path) as file:
             values = json.loads(file.read())
@@ -64,8 +69,8 @@ def read(run_dir: str) -> Description:
         )
     except UserError as error:
         raise UserError(
-            f"{path}: {error}; use the version of dtrain that wrote it, or name "
-            "another run_dir"
+            f"{path}: {error}; use the version of dtrain that wrote it, or "
+            "name another run_dir"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -106,7 +111,7 @@ def prepare(description: Description, *, is_chief: bool) -> None:
     """Checks and writes at once: until train.py calls `check` and `write`."""
     check(description, is_chief=is_chief)
     if is_chief:
-        write(description)
+        write(description, None)
 
 
 def make(name: str, directory: str) -> None:
@@ -129,9 +134,7 @@ def make(name: str, directory: str) -> None:
 
 
 def _check_same(now: Description, before: Description) -> None:
-    differences = {
-        name: values for name, values in before.config.differences(now.config).items()
-    }
+    differences = before.config.differences(now.config)
     for name in ("image_shape", "num_classes", "num_images"):
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
@@ -158,19 +161,28 @@ def _check_empty(run_dir: str) -> None:
         )
 
 
-def write(description: Description) -> None:
-    """Makes the run's directory and its config.json; the chief calls this.
+def write(description: Description, networks: registry.Networks | None) -> None:
+    """Makes the run's directory and describes the run in it.
+
+    The chief calls this. A network is described where it can be rebuilt from
+    its description: functional ones of any layers, and subclassed ones with
+    `get_config`. Others are built by their own code alone.
 
     Args:
         description: what the run is told now, and `check` found to fit.
+        networks: those of the run.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the directory cannot be written to.
     """
     run_dir = description.config.run_dir
     make("run_dir", run_dir)
     try:
-        _write(os.path.join(run_dir, "config.json"), description)
+        _write(os.path.join(run_dir, "config.json"), _to_json(description))
+        for name in ("generator", "discriminator") if networks else ():
+            text = _architecture(getattr(networks, name))
+            if text:
+                _write(os.path.join(run_dir, f"{name}.json"), text)
     except tf.errors.OpError as error:
         raise UserError(
             f"run_dir ({run_dir}) cannot be written to: {error.message}; name "
@@ -178,7 +190,15 @@ def write(description: Description) -> None:
         ) from error
 
 
-def _write(path: str, description: Description) -> None:
+def _architecture(network: keras.Model) -> str:
+    """Returns the layers of a network as JSON; empty if it does not say."""
+    try:
+        return network.to_json(indent=2)
+    except (NotImplementedError, TypeError, ValueError):
+        return ""
+
+
+def _to_json(description: Description) -> str:
     values = {
         "config": description.config.to_dict(),
         "data": {
@@ -193,8 +213,12 @@ def _write(path: str, description: Description) -> None:
             "python": platform.python_version(),
         },
     }
-    # A rename, so that a kill leaves the old file or the new one.
+    return json.dumps(values, indent=2)
+
+
+def _write(path: str, text: str) -> None:
+    """Writes a file by a rename: a kill leaves the old one or the new one."""
     temporary = f"{path}.tmp"
     with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
+        file.write(text + "\n")
     tf.io.gfile.rename(temporary, path, overwrite=True)

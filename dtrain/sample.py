@@ -1,6 +1,6 @@
 """Draws images from a run, on a machine that needs neither data nor GPU.
 
-    python -m dtrain.sample --run_dir=runs/default --num_images=64
+python -m dtrain.sample --run_dir=runs/default --num_images=64
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from dtrain import cluster
+from dtrain import cluster, errors, startup
 from dtrain import config as config_lib
-from dtrain import errors
-from dtrain import startup
 
 if TYPE_CHECKING:
     import keras
@@ -114,10 +112,8 @@ def draw(request: Request) -> list[str]:
             model, or the output directory cannot be made.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
-    from dtrain import checkpoint
+    from dtrain import checkpoint, run_directory, strategies
     from dtrain import gan as gan_lib
-    from dtrain import run_directory
-    from dtrain import strategies
 
     description = run_directory.read(request.run_dir)
     # The run's own directory may have moved, and its devices be elsewhere.
@@ -149,8 +145,7 @@ def _write_pictures(
     output_dir: str,
 ) -> list[str]:
     """Writes the files of a request; returns their paths."""
-    from dtrain import drawing
-    from dtrain import images
+    from dtrain import drawing, images
 
     made = drawing.draw(
         generator,

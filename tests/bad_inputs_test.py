@@ -16,11 +16,8 @@ import keras
 import numpy as np
 import pytest
 
-from dtrain import checkpoint_tool
-from dtrain import errors
-from dtrain import images
+from dtrain import checkpoint_tool, errors, images, sample
 from dtrain import main as dtrain_main
-from dtrain import sample
 from dtrain.sources import store
 from tests import runs
 
@@ -53,10 +50,18 @@ FLAGS = {
     "unknown": Bad(
         "--num_stepz=3", ("no flag --num_stepz; did you mean --num_steps? ",)
     ),
-    "not an integer": Bad("--batch_size=many", ("batch_size (many) must be a whole", "--help")),
-    "not a whole number": Bad("--seed=1.5", ("seed (1.5) must be a whole number", "--help")),
-    "not a number": Bad("--r1_gamma=a", ("r1_gamma (a) must be a number", "--help")),
-    "not a boolean": Bad("--download=maybe", ("download (maybe) must be true or false",)),
+    "not an integer": Bad(
+        "--batch_size=many", ("batch_size (many) must be a whole", "--help")
+    ),
+    "not a whole number": Bad(
+        "--seed=1.5", ("seed (1.5) must be a whole number", "--help")
+    ),
+    "not a number": Bad(
+        "--r1_gamma=a", ("r1_gamma (a) must be a number", "--help")
+    ),
+    "not a boolean": Bad(
+        "--download=maybe", ("download (maybe) must be true or false",)
+    ),
     "no flag": Bad("train", ("'train' is not a flag", "--name=value")),
     "value left out": Bad("--seed", ("seed", "--help")),
     "flagfile missing": Bad(
@@ -295,7 +300,8 @@ MODELS = {
         ("model (none_such:make): there is no module none_such",),
     ),
     "a file": Bad(
-        "--model={place}/bad_models.py:make", ("must name a module, not a file",)
+        "--model={place}/bad_models.py:make",
+        ("must name a module, not a file",),
     ),
     "no attribute": Bad(
         "--model=bad_models:none", ("module bad_models has no 'none'",)
@@ -335,7 +341,7 @@ MODELS = {
     ),
 }
 
-BAD_MODELS = '''
+BAD_MODELS = """
 import keras
 from keras import layers
 
@@ -386,7 +392,7 @@ def fits(config, image_shape, num_classes):
 
 def no_weights(config, image_shape, num_classes):
     return networks(judge=layers.Lambda(lambda x: x[:, 0]))
-'''
+"""
 
 # Those of {place}/run: a run of two steps, with a checkpoint at each.
 RUN_DIRECTORIES = {
@@ -582,7 +588,9 @@ def write_npz(place: pathlib.Path) -> None:
     np.savez(place / "objects.npz", x=np.array([pixels, None], object))
     np.savez(place / "rank.npz", x=np.zeros(64, np.uint8))
     np.savez(place / "labels.npz", x=pixels, y=np.zeros(2, np.int64))
-    np.savez(place / "range.npz", x=np.linspace(0.0, 255.0, 64).reshape(1, 8, 8))
+    np.savez(
+        place / "range.npz", x=np.linspace(0.0, 255.0, 64).reshape(1, 8, 8)
+    )
     np.savez(place / "names.npz", a=pixels, b=pixels)
     np.savez(place / "wide.npz", x=np.zeros((3, 8, 9), np.uint8))
     np.savez(place / "few.npz", x=pixels)

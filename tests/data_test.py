@@ -11,9 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import data
-from dtrain import sources
-from dtrain import strategies
+from dtrain import data, sources, strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import arrays, memory
@@ -279,7 +277,8 @@ def test_workers_share_the_batch() -> None:
         (
             30,
             4,
-            "batch_size (30) must be a multiple of the 4 replicas; try 28 or 32",
+            "batch_size (30) must be a multiple of the 4 replicas; "
+            "try 28 or 32",
         ),
         (1, 4, "batch_size (1) must be a multiple of the 4 replicas; try 4"),
     ],

@@ -62,9 +62,14 @@ def test_a_file_of_a_killed_run_ends_as_one_of_a_whole_run(
     killed = data.draw(st.integers(1, num_steps))
     saved = data.draw(st.integers(0, killed))
     torn = data.draw(st.integers(0, 20))
-    ends = data.draw(st.sets(st.integers(1, killed - 1))) if killed > 1 else set()
+    ends = (
+        data.draw(st.sets(st.integers(1, killed - 1))) if killed > 1 else set()
+    )
     with tempfile.TemporaryDirectory() as directory:
-        whole, cut = pathlib.Path(directory, "whole"), pathlib.Path(directory, "cut")
+        whole, cut = (
+            pathlib.Path(directory, "whole"),
+            pathlib.Path(directory, "cut"),
+        )
         for run_dir in (whole, cut):
             run_dir.mkdir()
         record(whole, 0, [num_steps])
@@ -78,7 +83,9 @@ def test_a_file_of_a_killed_run_ends_as_one_of_a_whole_run(
         assert steps == list(range(1, num_steps + 1))
 
 
-def test_line_that_lost_its_end_is_written_again(tmp_path: pathlib.Path) -> None:
+def test_line_that_lost_its_end_is_written_again(
+    tmp_path: pathlib.Path,
+) -> None:
     record(tmp_path, 0, [3])
     path = tmp_path / "metrics.jsonl"
     content = path.read_bytes()
@@ -124,7 +131,9 @@ def test_events_begin_again_at_the_step_of_a_resume(
     versions = [event.file_version for event in events if event.file_version]
     assert versions == ["brain.Event:2"] * 2
     values = {
-        event.step: {value.tag: value.simple_value for value in event.summary.value}
+        event.step: {
+            value.tag: value.simple_value for value in event.summary.value
+        }
         for event in events
         if event.summary.value
     }
@@ -232,7 +241,8 @@ def test_a_terminal_is_written_to_five_times_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("secs", "left"), [(0.1, "0:00:05"), (10.0, "0:08:20"), (3600.0, "50:00:00")]
+    ("secs", "left"),
+    [(0.1, "0:00:05"), (10.0, "0:08:20"), (3600.0, "50:00:00")],
 )
 def test_time_left(secs: float, left: str) -> None:
     terminal = Terminal()

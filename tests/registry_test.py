@@ -18,6 +18,7 @@ from dtrain.errors import UserError
 from dtrain.models import dcgan
 
 SETTINGS = config.Config(
+    r1_gamma=0.0,
     base_channels=4, latent_size=8, model="my_models.gan:make"
 )
 SHAPE = (8, 8, 1)
@@ -299,7 +300,7 @@ def test_an_error_in_make_says_where(directory: pathlib.Path) -> None:
         """
         import keras
         def make(config, image_shape, num_classes):
-            return keras.layers.Dense(units=-1)
+            return keras.layers.Reshape([2])(keras.Input([3]))
         """,
     )
     with pytest.raises(UserError) as error:

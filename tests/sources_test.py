@@ -1,0 +1,850 @@
+"""Every kind of data set, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dtrain import digits, sources
+from dtrain.config import Config
+from dtrain.digits import make
+from dtrain.errors import UserError
+from dtrain.sources import (
+    conversion,
+    idx,
+    memory,
+    npz,
+    preparation,
+    store,
+)
+from tests import runs
+
+FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+GREY = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
+LABELS = np.array([1, 0, 2, 1, 0], np.int32)
+
+
+def open_source(**fields: Any) -> sources.Source:
+    return sources.open_source(Config(**fields))
+
+
+def error_line(**fields: Any) -> str:
+    """Returns the line of the UserError that opening must end in."""
+    with pytest.raises(UserError) as raised:
+        open_source(**fields)
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
+
+
+def read_all(source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+    indices = tf.range(source.num_images, dtype=tf.int64)
+    images, labels = source.read(indices)
+    assert images.dtype == tf.uint8
+    assert labels.dtype == tf.int32
+    return images.numpy(), labels.numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    return tf.io.encode_png(image).numpy()
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    head = struct.pack(">BBBB", 0, 0, 8, array.ndim)
+    sizes = struct.pack(f">{array.ndim}I", *array.shape)
+    return head + sizes + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def idx_dir(tmp_path: pathlib.Path) -> pathlib.Path:
+    images = tmp_path / "train-images-idx3-ubyte"
+    labels = tmp_path / "train-labels-idx1-ubyte.gz"
+    images.write_bytes(idx_bytes(GREY[..., 0]))
+    labels.write_bytes(gzip.compress(idx_bytes(LABELS)))
+    return tmp_path
+
+
+@pytest.fixture
+def classes(tmp_path: pathlib.Path) -> pathlib.Path:
+    for number, (image, label) in enumerate(zip(GREY, LABELS, strict=True)):
+        folder = tmp_path / f"class_{label}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.png").write_bytes(png(image))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory in which the digits are prepared."""
+    path = str(tmp_path_factory.mktemp("data"))
+    open_source(data_dir=path)
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise OSError("there is no network in this test")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(f"socket.socket.{name}", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# Conversion.
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, 4, 1), (2, 6, 4, 3), (4, 6, 4), (4, 4, 2)]
+)
+@pytest.mark.parametrize("channels", [0, 1, 3])
+@pytest.mark.parametrize("image_size", [0, 2, 8])
+def test_convert_gives_the_shape_it_promises(
+    shape: tuple[int, ...], channels: int, image_size: int
+) -> None:
+    images = tf.zeros(shape, tf.uint8)
+    converted = conversion.convert(images, image_size, channels)
+    assert converted.dtype == tf.uint8
+    assert tuple(converted.shape) == (
+        *shape[:-3],
+        *conversion.converted_shape(shape[-3:], image_size, channels),
+    )
+
+
+def test_convert_crops_the_middle_and_averages() -> None:
+    image = np.zeros((2, 6, 1), np.uint8)
+    image[:, 2:4, 0] = [[10, 20], [30, 40]]
+    image[:, :2] = image[:, 4:] = 255
+    assert conversion.convert(image, 1, 0).numpy().tolist() == [[[25]]]
+
+
+def test_convert_drops_alpha_and_weighs_colours() -> None:
+    image = np.array([[[255, 0, 0, 9]]], np.uint8)
+    grey = conversion.convert(image, 0, 1).numpy()
+    assert grey.item() == pytest.approx(0.2989 * 255, abs=1)
+    colours = conversion.convert(grey, 0, 3).numpy()
+    assert colours.tolist() == [[[grey.item()] * 3]]
+
+
+# The embedded digits.
+
+
+def test_digits_are_the_test_part_of_the_set(data_dir: str) -> None:
+    source = open_source(data_dir=data_dir)
+    assert source.name == "digits"
+    assert source.num_images == 1797
+    assert source.image_shape == (8, 8, 1)
+    assert source.num_classes == 10
+    assert source.in_memory
+    images, labels = read_all(source)
+    counts = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.bincount(labels).tolist() == counts
+    assert images.min() == 0
+    assert images.max() == 255
+
+
+def test_digits_are_read_at_random_as_in_memory(data_dir: str) -> None:
+    source = open_source(data_dir=data_dir, cache_gib=0.0)
+    assert not source.in_memory
+    indices = tf.constant([0, 1796, 7, 7], tf.int64)
+    wanted = open_source(data_dir=data_dir).read(indices)
+    for got, want in zip(source.read(indices), wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert source.find_fault(range(20)) is None
+
+
+def test_digits_file_is_small_and_of_the_documented_form() -> None:
+    assert make.FILE.stat().st_size < 100_000
+    with np.load(make.FILE, allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (1797, 8, 8)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].shape == (1797,)
+
+
+def test_make_scales_ink_to_255() -> None:
+    class Loaded:
+        images = np.array([[[0.0, 8.0, 16.0]]])
+        target = np.array([7])
+
+    made = make.to_arrays(Loaded())
+    assert made["images"].tolist() == [[[0, 128, 255]]]
+    assert made["labels"].tolist() == [7]
+
+
+def test_digits_need_no_place_that_lasts(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    # A directory below a file can be made by nobody, not even by root.
+    monkeypatch.setattr(
+        preparation, "_root", lambda builder: _root(builder, file)
+    )
+    source = open_source()
+    assert source.num_images == 1797
+
+
+def _root(builder: Any, file: pathlib.Path) -> str:
+    root = str(builder.data_dir_root)
+    return root if "dtrain-digits-" in root else str(file / "data")
+
+
+def test_digits_in_a_data_dir_that_cannot_be(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    line = error_line(data_dir=str(file / "data"))
+    assert line.startswith(f"data_dir ({file}/data) cannot be written to")
+
+
+OPEN_DIGITS = (
+    "import sys; from dtrain import config, sources; "
+    "source = sources.open_source(config.Config(data_dir=sys.argv[1])); "
+    "print(source.num_images)"
+)
+
+
+def test_workers_prepare_at_the_same_time(tmp_path: pathlib.Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_DIGITS, str(tmp_path)],
+            env=runs.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for worker in workers:
+        output, _ = worker.communicate(timeout=120)
+        assert output.split() == ["1797"]
+        assert worker.returncode == 0
+
+
+KILLED_WHILE_PREPARING = """
+import os, signal, sys
+from dtrain import config, digits, sources
+
+def examples(self):
+    yield 0, {"image": __import__("numpy").zeros((8, 8, 1), "uint8"), "label": 0}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+digits.Digits._generate_examples = examples
+sources.open_source(config.Config(data_dir=sys.argv[1]))
+"""
+
+
+def test_a_killed_preparation_is_made_again(tmp_path: pathlib.Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_PREPARING, str(tmp_path)],
+        env=runs.environment(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "digits").iterdir())
+    assert open_source(data_dir=str(tmp_path)).num_images == 1797
+
+
+READ_AHEAD_AND_END = """
+import sys
+import tensorflow as tf
+from dtrain import config, data, sources
+settings = config.Config(data_dir=sys.argv[1], cache_gib=0.0)
+source = sources.open_source(settings)
+iterator = data.make_iterator(source, settings, tf.distribute.get_strategy(), 0)
+for _ in range(20):
+    next(iterator)
+print("end", flush=True)
+"""
+
+
+def test_a_program_that_reads_ahead_ends(data_dir: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", READ_AHEAD_AND_END, data_dir],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+    assert ended.stdout.split() == [b"end"]
+    assert ended.returncode == 0
+
+
+# TFDS.
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """A builder of ours that stands for one of TFDS's own."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    image: Any = tfds.features.Image(shape=(None, None, 1))
+    sizes = ((4, 4), (4, 4), (6, 4), (4, 4))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": type(self).image,
+            "label": tfds.features.ClassLabel(num_classes=3),
+            "note": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        for key, size in enumerate(self.sizes):
+            image = np.full((*size, 1), key, np.uint8)
+            yield key, {"image": image, "label": key % 3, "note": "x"}
+
+
+class TwoPictures(tfds.core.GeneratorBasedBuilder):
+    """Has no feature that is the image."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {name: tfds.features.Image(shape=(1, 1, 1)) for name in "ab"}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        image = np.zeros((1, 1, 1), np.uint8)
+        yield 0, {"a": image, "b": image}
+
+
+class Broken(TwoPictures):
+    """Cannot be prepared."""
+
+    def _generate_examples(self) -> Any:
+        yield 0, {"a": 1 / 0, "b": 0}
+
+
+class ByHand(TwoPictures):
+    """Must be fetched by the user."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Ask the\nauthors."
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_tfds_of_either_format(
+    file_format: str, tmp_path: pathlib.Path
+) -> None:
+    tfds.builder("shapes", data_dir=tmp_path).download_and_prepare(
+        file_format=file_format
+    )
+    source = open_source(dataset="shapes", data_dir=str(tmp_path), image_size=4)
+    assert source.in_memory
+    assert source.image_shape == (4, 4, 1)
+    assert source.num_classes == 3
+    images, labels = read_all(source)
+    values = images[:, 0, 0, 0]
+    assert sorted(values) == [0, 1, 2, 3]
+    assert labels.tolist() == [value % 3 for value in values]
+    line = error_line(dataset="shapes", data_dir=str(tmp_path))
+    if file_format == "array_record":
+        assert "of different sizes" in line
+        assert "give --image_size" in line
+        return
+    assert "cannot be read" in line
+    line = error_line(
+        dataset="shapes", data_dir=str(tmp_path), image_size=4, cache_gib=0.0
+    )
+    assert "tfrecord, which has no random access" in line
+
+
+def test_download_prepares(tmp_path: pathlib.Path, no_network: None) -> None:
+    fields = {"dataset": "shapes", "data_dir": str(tmp_path), "image_size": 4}
+    assert "--download" in error_line(**fields)
+    assert not any(tmp_path.iterdir())
+    assert open_source(**fields, download=True).num_images == 4
+    part = open_source(**fields, split="train[:50%]", cache_gib=0.0)
+    assert part.num_images == 2
+
+
+def test_not_prepared(tmp_path: pathlib.Path, no_network: None) -> None:
+    line = error_line(dataset="mnist", data_dir=str(tmp_path))
+    assert line == (
+        f"mnist is not prepared in {tmp_path}: name its place by --data_dir, "
+        "or fetch it with --download; without a network there are "
+        "--dataset=digits, folder:/path, idx:/path and npz:/path"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("mnits", ["neither known to TFDS, did you mean mnist?", "digits"]),
+        ("mnist:nothing", ["BuilderConfig nothing not found"]),
+        ("mnist:9.9.9", ["cannot be loaded at version 9.9.9, only: 3.0.1"]),
+        ("cats_vs_dogs/big", ["dataset (cats_vs_dogs/big)"]),
+        ("cifar10_corrupted/x", ["its configurations are brightness_1"]),
+        ("not a name", ["dataset (not a name)"]),
+        ("floder:/path", ["must be folder:/path, idx:/path, npz:/path"]),
+        ("folder:", ["names no path"]),
+        ("mnist:", ["must be folder:/path"]),
+    ],
+)
+def test_names_that_are_none(
+    dataset: str, words: list[str], tmp_path: pathlib.Path, no_network: None
+) -> None:
+    line = error_line(dataset=dataset, data_dir=str(tmp_path))
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dataset": "mnist"}, ["no network, as storage.googleapis.com"]),
+        ({"dataset": "broken"}, ["ZeroDivisionError: division by zero"]),
+        ({"dataset": "by_hand"}, ["--manual_dir", "Ask the authors."]),
+        ({"dataset": "two_pictures"}, ["must have one image", "a, b"]),
+    ],
+)
+def test_downloads_that_fail(
+    fields: dict[str, str],
+    words: list[str],
+    tmp_path: pathlib.Path,
+    no_network: None,
+) -> None:
+    line = error_line(**fields, data_dir=str(tmp_path), download=True)
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("split", ["test", "train[", "train[9999:]"])
+def test_splits_that_are_none(split: str, data_dir: str) -> None:
+    line = error_line(data_dir=data_dir, split=split)
+    assert line.startswith(f"split ({split}) of digits")
+
+
+def test_a_damaged_array_record(tmp_path: pathlib.Path) -> None:
+    open_source(data_dir=str(tmp_path))
+    [path] = tmp_path.rglob("*.array_record*")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40_000] = bytes(40_000)
+    path.write_bytes(content)
+    line = error_line(data_dir=str(tmp_path))
+    assert "cannot be read" in line
+    assert str(path.parent) in line
+
+
+def test_conditional_needs_labels(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(GREY[0]))
+    line = error_line(dataset=f"folder:{tmp_path}", conditional=True)
+    assert line == f"conditional needs labels, and folder:{tmp_path} has none"
+
+
+# Folders.
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_folder_of_classes(classes: pathlib.Path, cache_gib: float) -> None:
+    (classes / ".hidden").mkdir()
+    (classes / "notes.txt").touch()
+    source = open_source(dataset=f"folder:{classes}", cache_gib=cache_gib)
+    assert source.in_memory == bool(cache_gib)
+    assert source.num_classes == 3
+    images, labels = read_all(source)
+    order = [1, 4, 0, 3, 2]
+    assert labels.tolist() == [0, 0, 1, 1, 2]
+    np.testing.assert_array_equal(images, GREY[order])
+
+
+def test_folder_without_classes(tmp_path: pathlib.Path) -> None:
+    colours = np.full((6, 4, 3), 100, np.uint8)
+    jpeg = tf.io.encode_jpeg(colours, quality=100).numpy()
+    (tmp_path / "a.JPG").write_bytes(jpeg)
+    (tmp_path / "b.jpeg").write_bytes(jpeg)
+    (tmp_path / "c.png").write_bytes(png(colours[:, :, :1]))
+    source = open_source(dataset=f"folder:{tmp_path}", image_size=2, channels=3)
+    assert source.num_classes == 0
+    images, labels = read_all(source)
+    assert images.shape == (3, 2, 2, 3)
+    assert labels.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(images, 100, atol=2)
+
+
+def _truncate(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _remove_images(path: pathlib.Path) -> None:
+    for file in path.rglob("*.png"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_remove_images, ["holds no images (.png, .jpg, .jpeg)"]),
+        (
+            lambda path: (path / "class_3").mkdir(),
+            ["class_3 holds no images, so it is no class"],
+        ),
+        (
+            lambda path: (path / "x.png").write_bytes(png(GREY[0])),
+            ["holds both images", "x.png", "class_0"],
+        ),
+        (
+            lambda path: (path / "class_1/0.png").write_bytes(b""),
+            ["class_1/0.png cannot be decoded"],
+        ),
+        (
+            lambda path: _truncate(path / "class_0/1.png"),
+            ["class_0/1.png cannot be decoded"],
+        ),
+        (
+            lambda path: _truncate(path / "class_2/2.png"),
+            ["class_2/2.png cannot be decoded"],
+        ),
+        (
+            lambda path: (path / "class_2/2.png").write_text("no image"),
+            ["class_2/2.png cannot be decoded: Unknown image file format"],
+        ),
+        (
+            lambda path: (path / "class_2/2.png").write_bytes(
+                png(np.zeros((5, 4, 1), np.uint8))
+            ),
+            ["class_0/1.png is 4x4x1 but", "2.png 5x4x1; give --image_size"],
+        ),
+        (
+            lambda path: (path / "class_2/2.png").write_bytes(
+                png(np.zeros((4, 4, 3), np.uint8))
+            ),
+            ["class_0/1.png has 1 channels but", "give --channels"],
+        ),
+    ],
+)
+def test_folders_that_are_wrong(
+    change: Callable[[pathlib.Path], Any],
+    words: list[str],
+    classes: pathlib.Path,
+) -> None:
+    change(classes)
+    line = error_line(dataset=f"folder:{classes}")
+    for word in words:
+        assert word in line
+
+
+def test_folder_of_splits(classes: pathlib.Path) -> None:
+    root = classes / "root"
+    for split in ("train", "test"):
+        (root / split / "cats").mkdir(parents=True)
+        (root / split / "1.png").write_bytes(png(GREY[0]))
+    line = error_line(dataset=f"folder:{root}")
+    assert "holds splits (test, train), not classes" in line
+    line = error_line(dataset=f"folder:{root}/train", split="test")
+    assert "split (test) does not apply to a folder" in line
+
+
+def test_paths_that_are_none(tmp_path: pathlib.Path) -> None:
+    missing = tmp_path / "missing"
+    for kind in ("folder", "idx", "npz"):
+        line = error_line(dataset=f"{kind}:{missing}")
+        assert line.startswith(f"dataset ({kind}:{missing}) must name a")
+
+
+# IDX.
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_idx(idx_dir: pathlib.Path, cache_gib: float) -> None:
+    source = open_source(dataset=f"idx:{idx_dir}", cache_gib=cache_gib)
+    assert source.num_classes == 3
+    images, labels = read_all(source)
+    np.testing.assert_array_equal(images, GREY)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_idx_converts(idx_dir: pathlib.Path) -> None:
+    fields = {"dataset": f"idx:{idx_dir}", "image_size": 2, "channels": 3}
+    in_memory = open_source(**fields)
+    assert in_memory.image_shape == (2, 2, 3)
+    np.testing.assert_array_equal(
+        read_all(in_memory)[0],
+        read_all(open_source(**fields, cache_gib=0.0))[0],
+    )
+
+
+def test_idx_without_labels(idx_dir: pathlib.Path) -> None:
+    (idx_dir / "train-labels-idx1-ubyte.gz").unlink()
+    assert open_source(dataset=f"idx:{idx_dir}").num_classes == 0
+
+
+GOOD_IDX = idx_bytes(GREY[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "starts with nothing"),
+        (b"\x00\x00\x08", "starts with 00 00 08;"),
+        (b"\x00\x00\x0d" + GOOD_IDX[3:], "starts with 00 00 0d 03"),
+        (GOOD_IDX[:10], "is truncated within its header"),
+        (GOOD_IDX[:-1], "is truncated: 95 bytes, but its header (5x4x4)"),
+        (GOOD_IDX + b"x", "is too long: 97 bytes"),
+        (idx_bytes(LABELS), "an IDX file of 3-dimensional bytes starts with"),
+        (idx_bytes(np.empty((0, 4, 4))), "holds no images"),
+        (idx_bytes(GREY[:4, ..., 0]), "holds 4 images but"),
+        (GOOD_IDX[:4] + b"\xff" * 12, "is truncated"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_that_is_wrong(
+    content: bytes, words: str, zipped: bool, idx_dir: pathlib.Path
+) -> None:
+    path = idx_dir / "train-images-idx3-ubyte"
+    path.unlink()
+    if zipped:
+        path = path.with_name(path.name + ".gz")
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    line = error_line(dataset=f"idx:{idx_dir}")
+    assert words in line
+    assert str(path) in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(GOOD_IDX)[:-9], gzip.compress(GOOD_IDX)[:-1]],
+)
+def test_gzip_that_is_wrong(content: bytes, idx_dir: pathlib.Path) -> None:
+    path = idx_dir / "train-images-idx3-ubyte"
+    path.unlink()
+    path.with_name(path.name + ".gz").write_bytes(content)
+    line = error_line(dataset=f"idx:{idx_dir}")
+    assert f"{path}.gz cannot be read" in line
+
+
+def test_idx_splits(idx_dir: pathlib.Path) -> None:
+    line = error_line(dataset=f"idx:{idx_dir}", split="test")
+    assert "holds no t10k-images-idx3-ubyte" in line
+    line = error_line(dataset=f"idx:{idx_dir}", split="all")
+    assert "must be train or test" in line
+
+
+@given(content=st.binary(max_size=64), rank=st.sampled_from((1, 3)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_idx_or_one_line(
+    content: bytes, rank: int, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x00\x00\x08" + content)
+    try:
+        array = idx.read_idx(path, rank)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert array.ndim == rank
+
+
+def test_fashion_mnist() -> None:
+    if not FASHION_MNIST.is_dir():
+        pytest.skip("the Debian package dataset-fashion-mnist is missing")
+    for split, num_images in (("train", 60_000), ("test", 10_000)):
+        source = open_source(dataset=f"idx:{FASHION_MNIST}", split=split)
+        assert source.num_images == num_images
+        assert source.image_shape == (28, 28, 1)
+        images, labels = read_all(source)
+        assert np.bincount(labels).tolist() == [num_images // 10] * 10
+        assert 60 < images.mean() < 80
+
+
+# npz.
+
+
+def write_npz(path: pathlib.Path, **arrays: np.ndarray) -> str:
+    np.savez_compressed(path / "a.npz", **arrays)
+    return f"npz:{path}/a.npz"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "split", "num_classes"),
+    [
+        ({"x": GREY}, "train", 0),
+        ({"images": GREY[..., 0], "labels": LABELS}, "train", 3),
+        ({"x": GREY, "y": LABELS.astype(np.uint8)}, "train", 3),
+        ({"x_test": GREY, "y_test": LABELS, "x": GREY[:1]}, "test", 3),
+        ({"x": GREY / np.float32(255)}, "train", 0),
+        ({"x": GREY / np.float64(127.5) - 1}, "train", 0),
+    ],
+)
+def test_npz(
+    arrays: dict[str, np.ndarray],
+    split: str,
+    num_classes: int,
+    tmp_path: pathlib.Path,
+) -> None:
+    # The first image holds 0, so that [-1, 1] is told from [0, 1].
+    source = open_source(dataset=write_npz(tmp_path, **arrays), split=split)
+    assert source.num_classes == num_classes
+    images, labels = read_all(source)
+    np.testing.assert_array_equal(images, GREY)
+    if num_classes:
+        np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"z": GREY}, "holds z; --split=train needs x_train, x or images"),
+        ({}, "holds nothing"),
+        ({"x": GREY[0, 0]}, "x in"),
+        ({"x": np.zeros((5, 4, 4, 5), np.uint8)}, "1 to 4 channels"),
+        ({"x": np.uint8(3)}, "is one number"),
+        ({"x": GREY[:0]}, "holds no images"),
+        ({"x": GREY.astype(np.int64)}, "is of type int64"),
+        ({"x": GREY.astype(np.float32)}, "lies in [0, 79]"),
+        ({"x": np.full((1, 2, 2), np.nan)}, "lies in [nan, nan]"),
+        ({"x": GREY.astype(object)}, "cannot be read: Object arrays"),
+        ({"x": GREY, "y": LABELS[:4]}, "one label for each of the 5 images"),
+        ({"x": GREY, "y": LABELS[:, None]}, "is 5x1"),
+        ({"x": GREY, "y": LABELS / 2}, "labels must be whole numbers"),
+        ({"x": GREY, "y": LABELS - 1}, "lies in [-1, 1]"),
+        ({"x": GREY, "y": LABELS * 10**6}, "count the classes from 0"),
+    ],
+)
+def test_npz_that_is_wrong(
+    arrays: dict[str, np.ndarray], words: str, tmp_path: pathlib.Path
+) -> None:
+    line = error_line(dataset=write_npz(tmp_path, **arrays))
+    assert words in line
+    assert str(tmp_path) in line
+
+
+def test_npz_without_the_split(tmp_path: pathlib.Path) -> None:
+    dataset = write_npz(tmp_path, x=GREY)
+    line = error_line(dataset=dataset, split="test")
+    assert line.endswith("--split=test needs x_test")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00"])
+def test_files_that_are_no_npz(content: bytes, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    assert "is not an npz file" in error_line(dataset=f"npz:{path}")
+
+
+def test_npz_of_something_else(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", "text")
+    assert "cannot be read" in error_line(dataset=f"npz:{path}")
+
+
+def _npz_bytes() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, x=GREY, y=LABELS)
+    return file.getvalue()
+
+
+NPZ = _npz_bytes()
+
+
+@given(place=st.integers(0, len(NPZ) - 1), value=st.integers(0, 255))
+@settings(
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_damaged_npz_is_one_line_or_harmless(
+    place: int, value: int, tmp_path: pathlib.Path
+) -> None:
+    content = bytearray(NPZ)
+    content[place] = value
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    try:
+        npz.open_npz(str(path), Config(dataset=f"npz:{path}"))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+# Memory and storage.
+
+
+def test_loading_reports_what_it_does(
+    idx_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_REPORT_EVERY_SECS", 0.0)
+    lines: list[str] = []
+    config = Config(dataset=f"idx:{idx_dir}")
+    sources.open_source(config, lines.append)
+    assert lines == [f"reading idx:{idx_dir} into memory: 5 of 5 images"]
+
+
+def test_in_memory_exactly_when_it_fits(idx_dir: pathlib.Path) -> None:
+    size = GREY.nbytes / 2**30
+    dataset = f"idx:{idx_dir}"
+    assert open_source(dataset=dataset, cache_gib=size).in_memory
+    assert not open_source(dataset=dataset, cache_gib=size * 0.99).in_memory
+
+
+def test_a_stored_copy_is_the_original(
+    idx_dir: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = str(idx_dir / "data")
+    arguments = [f"--dataset=idx:{idx_dir}", f"--data_dir={data_dir}"]
+    assert store.run(["store", "copy", *arguments]) == 0
+    assert f"stored as {data_dir}/copy/1.0.0" in capsys.readouterr().out
+    copy = open_source(dataset="copy", data_dir=data_dir, cache_gib=0.0)
+    images, labels = read_all(copy)
+    np.testing.assert_array_equal(images, GREY)
+    np.testing.assert_array_equal(labels, LABELS)
+    with pytest.raises(UserError, match="holds a data set copy already"):
+        store.run(["store", "copy", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "no name; usage"),
+        (["--dataset=digits"], "no name; usage"),
+        (["copy"], "data_dir is empty"),
+        (["copy", "--data_dir=x", "--split=train[:9]"], "one whole split"),
+        (["copy", "--data_dir=x", "--no_such_flag"], "no_such_flag"),
+    ],
+)
+def test_store_refuses(argv: list[str], words: str) -> None:
+    with pytest.raises(UserError) as raised:
+        store.run(["store", *argv])
+    assert words in str(raised.value)
+
+
+def test_store_refuses_a_name(idx_dir: pathlib.Path) -> None:
+    source = open_source(dataset=f"idx:{idx_dir}")
+    with pytest.raises(UserError, match="must be of small letters"):
+        store.store(source, "Copy", "train", str(idx_dir))
+
+
+def test_digits_builder_is_registered() -> None:
+    assert tfds.builder_cls("digits") is digits.Digits
