@@ -47,9 +47,7 @@ class CheckpointManager:
         self._directory = directory
         self._max_to_keep = max_to_keep
         self._keep_every_n_steps = keep_every_n_steps
-        self._manager = tf.train.CheckpointManager(
-            checkpoint, directory, max_to_keep=None
-        )
+        self._manager: tf.train.CheckpointManager | None = None
 
     def save(self, step: int) -> str:
         """Writes the state as of `step` and removes what is not kept.
@@ -60,12 +58,25 @@ class CheckpointManager:
         Returns:
             The prefix of the checkpoint.
         """
+        if self._manager is None:
+            self._manager = self._open()
         # `save` adds one. A count of saves would differ between a run that
         # was killed and one that was not; the step does not.
         self._checkpoint.save_counter.assign(step - 1)
         prefix = self._manager.save(checkpoint_number=step)
         self._sweep()
         return prefix
+
+    def _open(self) -> tf.train.CheckpointManager:
+        # It reads the pointer file and refuses a damaged one.
+        present = checkpoint_reader.steps(self._directory)
+        if present:
+            self._record(list(present.values()))
+        elif tf.io.gfile.exists(f"{self._directory}/checkpoint"):
+            tf.io.gfile.remove(f"{self._directory}/checkpoint")
+        return tf.train.CheckpointManager(
+            self._checkpoint, self._directory, max_to_keep=None
+        )
 
     def _sweep(self) -> None:
         present = checkpoint_reader.steps(self._directory)
@@ -85,7 +96,14 @@ class CheckpointManager:
     def _record(self, paths: list[str]) -> None:
         """Writes the pointer file that stock TensorFlow looks for."""
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            self._directory, paths[-1], all_model_checkpoint_paths=paths
+            self._directory,
+            paths[-1],
+            all_model_checkpoint_paths=paths,
+            # Without them a stock manager would keep all of these for ever.
+            all_model_checkpoint_timestamps=[
+                tf.io.gfile.stat(f"{path}.index").mtime_nsec / 1e9
+                for path in paths
+            ],
         )
         temporary = f"{self._directory}/checkpoint.tmp"
         with tf.io.gfile.GFile(temporary, "w") as file:

@@ -88,10 +88,17 @@ def digest(prefix: str) -> str:
     """
     total = hashlib.sha256()
     for name, value in variables(prefix):
-        data = np.ascontiguousarray(value)
-        head = (
-            f"{len(name)}:{name}:{data.dtype.str}:{data.shape}:{data.nbytes}:"
-        )
+        array = np.asarray(value)
+        data = _bytes(array)
+        kind, shape = array.dtype.name, array.shape
+        head = f"{len(name)}:{name}:{kind}:{shape}:{len(data)}:"
         total.update(head.encode())
-        total.update(data.tobytes())
+        total.update(data)
     return total.hexdigest()
+
+
+def _bytes(array: np.ndarray) -> bytes:
+    """Returns the values in their order; strings each after its length."""
+    if array.dtype != np.object_:
+        return array.tobytes()
+    return b"".join(b"%d:%b" % (len(text), text) for text in array.flat)

@@ -1,6 +1,6 @@
 """Answers questions about a checkpoint.
 
-    python -m dtrain.checkpoint_tool digest runs/default/checkpoints/ckpt-5000
+python -m dtrain.checkpoint_tool digest runs/default/checkpoints/ckpt-5000
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import keras
@@ -71,6 +72,7 @@ def train(config: Config, cluster: Cluster) -> int:
     Raises:
         UserError: the settings fit neither each other, nor the data, nor the
             machine, nor the run directory.
+        OpError: TensorFlow failed, and not for want of another worker.
     """
     strategy = strategies.make(config, cluster)
     strategies.check_batch(config, strategy)
@@ -145,9 +147,7 @@ def _loop(run: _Run, step: int) -> int:
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
         step += num_steps
-        run.progress.update(
-            step, dict(zip(names, rows[-1].tolist(), strict=True))
-        )
+        run.progress.update(step, _losses(names, rows[-1]))
         if _due(config.sample_every_steps, step) or step >= config.num_steps:
             _draw_samples(run, step)
         if step < config.num_steps and _stop_or_save(run, step):
@@ -155,8 +155,19 @@ def _loop(run: _Run, step: int) -> int:
     _check_replicas(run, step)
     run.checkpointer.save(step)
     run.checkpointer.complete()
-    run.progress.say(f"finished: {config.run_dir} is at step {step:,}")
+    run.progress.say(
+        f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
+    )
     return errors.FINISHED
+
+
+def _losses(names: Sequence[str], row: np.ndarray) -> dict[str, float]:
+    """Picks what fits on the progress line; the files have the rest."""
+    return {
+        name: value
+        for name, value in zip(names, row.tolist(), strict=True)
+        if name.endswith("_loss")
+    }
 
 
 def _due(every_steps: int, step: int) -> bool:
@@ -220,9 +231,12 @@ def _draw_samples(run: _Run, step: int) -> None:
         run.gan.ema_generator, run.config, run.source.num_classes
     )
     png = images.encode_png(grid)
-    path = os.path.join(run.config.run_dir, "samples", f"step-{step:06}.png")
-    images.write(path, png)
+    images.write(_grid_path(run.config, step), png)
     run.recorder.write_image(step, "samples", png)
+
+
+def _grid_path(config: Config, step: int) -> str:
+    return os.path.join(config.run_dir, "samples", f"step-{step:06}.png")
 
 
 def _introduction(run: _Run, restored: str | None) -> str:

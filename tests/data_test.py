@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import json
 import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from dtrain import data, sources, strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import arrays, memory
+from tests import runs
 
 HUGE_STEP = 10_000_000
 
@@ -289,6 +295,61 @@ def test_batch_size_must_be_a_multiple(
     with pytest.raises(UserError) as raised:
         strategies.check_batch_size(batch_size, num_replicas)
     assert str(raised.value) == line
+
+
+TWO_WORKERS = """
+import sys
+import numpy as np
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+from dtrain import config, data, sources
+settings = config.Config(dataset=sys.argv[1], batch_size=8, cache_gib=0.0)
+source = sources.open_source(settings)
+iterator = data.make_iterator(source, settings, strategy, 3)
+for _ in range(2):
+    batch = next(iterator)
+    print(*batch.positions.numpy(), *batch.labels.numpy(), flush=True)
+"""
+
+
+def test_two_processes_share_the_batch(tmp_path: pathlib.Path) -> None:
+    labels = np.arange(37)
+    images = np.zeros((37, 2, 2), np.uint8)
+    np.savez(tmp_path / "a.npz", x=images, y=labels)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_WORKERS, f"npz:{tmp_path}/a.npz"],
+            env=runs.environment(
+                TF_CONFIG=json.dumps(
+                    {
+                        "cluster": {"worker": addresses},
+                        "task": {"type": "worker", "index": index},
+                    }
+                )
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for draw in (3, 4):
+        lines = [output.splitlines()[draw - 3].split() for output in outputs]
+        positions = [int(word) for line in lines for word in line[:4]]
+        shown = [int(word) for line in lines for word in line[4:]]
+        assert positions == list(range(8 * draw, 8 * draw + 8))
+        indices = data.sample_indices(tf.constant(positions, tf.int64), 0, 37)
+        assert shown == indices.numpy().tolist()
 
 
 def test_make_iterator_checks_the_batch_size() -> None:

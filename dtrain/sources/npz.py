@@ -67,6 +67,10 @@ def open_npz(path: str, config: Config) -> arrays.ArraySource:
         raise UserError(
             f"{path} cannot be read: {source.reason(error)}"
         ) from error
+    for array in (images, labels):
+        # What is no array comes out as the bytes that it is.
+        if isinstance(array, bytes):
+            raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
     images = _as_images(f"{images_name} in {path}", images)
     if labels is not None:
         labels = _as_labels(f"{labels_name} in {path}", labels, len(images))

@@ -190,7 +190,7 @@ def _check_can_fetch(config: Config, builder: Any) -> None:
             f"{config.dataset} must be fetched by hand; name the directory by "
             f"--manual_dir. TFDS says: {text}"
         )
-    urls = list(builder.url_infos)
+    urls = list(builder.url_infos or ())
     hosts = {urllib.parse.urlsplit(url).hostname for url in urls} - {None}
     if (
         not hosts

@@ -130,7 +130,11 @@ class PreparedSource(EncodedSource):
         return image, tf.cast(example[self._label], tf.int32)
 
     def _read_records(self, indices: np.ndarray) -> np.ndarray:
-        return np.array(self._records.__getitems__(indices.tolist()), object)
+        try:
+            records = self._records.__getitems__(indices.tolist())
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            raise tf.errors.DataLossError(None, None, str(error)) from error
+        return np.array(records, object)
 
     def _shape(self, index: int) -> tuple[int, int, int]:
         try:

@@ -68,9 +68,9 @@ def numpy_function(
     Returns:
         The results, of unknown shape.
     """
-    return tf.numpy_function(
-        lambda *arguments: _GATE.call(function, *arguments),
-        inputs,
-        types,
-        stateful=False,
-    )
+
+    @tf.autograph.experimental.do_not_convert
+    def call(*arguments: Any) -> Any:
+        return _GATE.call(function, *arguments)
+
+    return tf.numpy_function(call, inputs, types, stateful=False)
