@@ -36,7 +36,9 @@ def latents(config: Config, seed: int, num_images: int) -> tf.Tensor:
 
 
 def draw(
-    generator: keras.Model, latents: tf.Tensor, labels: npt.NDArray[np.int32] | None
+    generator: keras.Model,
+    latents: tf.Tensor,
+    labels: npt.NDArray[np.int32] | None,
 ) -> npt.NDArray[np.float32]:
     """Draws one image for each latent vector.
 
@@ -74,7 +76,9 @@ def fixed_grid(
     """
     rows = num_classes if config.conditional else GRID_SIZE
     labels = class_rows(config, num_classes, rows * GRID_SIZE)
-    made = draw(generator, latents(config, config.seed, rows * GRID_SIZE), labels)
+    made = draw(
+        generator, latents(config, config.seed, rows * GRID_SIZE), labels
+    )
     return images.make_grid(made, GRID_SIZE)
 
 

@@ -107,13 +107,6 @@ def check(description: Description, *, is_chief: bool) -> None:
         _check_empty(config.run_dir)
 
 
-def prepare(description: Description, *, is_chief: bool) -> None:
-    """Checks and writes at once: until train.py calls `check` and `write`."""
-    check(description, is_chief=is_chief)
-    if is_chief:
-        write(description, None)
-
-
 def make(name: str, directory: str) -> None:
     """Makes a directory, if it is not there.
 

@@ -80,12 +80,15 @@ def train(config: Config, cluster: Cluster) -> int:
     description = run_directory.Description(
         config, source.image_shape, source.num_classes, source.num_images
     )
-    run_directory.prepare(description, is_chief=cluster.is_chief)
+    run_directory.check(description, is_chief=cluster.is_chief)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     checkpointer = checkpoint.Checkpointer(
         gan.checkpoint, config, is_chief=cluster.is_chief
     )
     restored = checkpointer.restore()
+    # Not before all is known to fit: a mistake must leave nothing behind.
+    if cluster.is_chief:
+        run_directory.write(description, gan.networks)
     step = int(gan.step.numpy())
     progress = metrics.Progress(
         config.num_steps, config.batch_size, is_chief=cluster.is_chief

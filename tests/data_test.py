@@ -308,7 +308,9 @@ source = sources.open_source(settings)
 iterator = data.make_iterator(source, settings, strategy, 3)
 for _ in range(2):
     batch = next(iterator)
-    print(*batch.positions.numpy(), *batch.labels.numpy(), flush=True)
+    [positions] = strategy.experimental_local_results(batch.positions)
+    [labels] = strategy.experimental_local_results(batch.labels)
+    print(*positions.numpy(), *labels.numpy(), flush=True)
 """
 
 

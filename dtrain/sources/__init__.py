@@ -23,8 +23,9 @@ def open_source(
 ) -> Source:
     """Opens the data set of a run, in memory if it fits.
 
-    Call it when the strategy exists: TensorFlow cannot be configured for
-    several workers once it has run anything.
+    Call it when the strategy exists, for TensorFlow cannot be configured for
+    several workers once it has run anything; and outside of its scope, for
+    the images are not to be mirrored.
 
     Args:
         config: the fields of the group Data count, and `conditional`.

@@ -15,6 +15,8 @@ from dtrain.sources.source import Images, Source
 
 Report = Callable[[str], None]
 
+# In bytes. TensorFlow takes no memory that starts elsewhere.
+_ALIGNMENT = 64
 _CHUNK_BYTES = 8 * 2**20
 _REPORT_EVERY_SECS = 5.0
 
@@ -31,7 +33,7 @@ class MemorySource(Source):
 
         Args:
             origin: where they were read from.
-            images: uint8 [n, H, W, C].
+            images: uint8 [n, H, W, C], of `_empty`.
             labels: int32 [n].
         """
         super().__init__(
@@ -42,7 +44,13 @@ class MemorySource(Source):
         )
         # The input pipeline runs on the host; a GPU's memory is dear.
         with tf.device("CPU:0"):
-            self._images = tf.convert_to_tensor(images)
+            # Neither DLPack nor the variable copies. tf.data would copy a
+            # tensor that its functions capture, but not a variable.
+            self._images = tf.Variable(
+                tf.experimental.dlpack.from_dlpack(images.__dlpack__()),
+                trainable=False,
+                name="images",
+            )
             self._labels = tf.convert_to_tensor(labels)
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
@@ -53,6 +61,14 @@ class MemorySource(Source):
         """Gathers by index; see `Source.decode`."""
         images = tf.gather(self._images, fetched)
         return images, tf.gather(self._labels, fetched)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Allocates uint8 of a shape where TensorFlow can use it uncopied."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)
 
 
 def to_stderr(line: str) -> None:
@@ -109,7 +125,7 @@ def collect(
     Returns:
         A source of these images.
     """
-    images = np.empty((origin.num_images, *origin.image_shape), np.uint8)
+    images = _empty((origin.num_images, *origin.image_shape))
     labels = np.empty(origin.num_images, np.int32)
     done = 0
     due = time.monotonic() + _REPORT_EVERY_SECS

@@ -51,7 +51,9 @@ def prepared_builder(config: Config, name: str) -> Any:
     """
     data_dir = os.path.expanduser(config.data_dir) or None
     builder = _make_builder(config, name, data_dir)
-    if builder.is_prepared():
+    with _silence():
+        is_prepared = builder.is_prepared()
+    if is_prepared:
         return builder
     if builder.name == _EMBEDDED:
         return _prepared_digits(config, builder)

@@ -1,0 +1,80 @@
+"""What the README shows, works: here the way to a run's weights."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+from PIL import Image
+
+from dtrain import checkpoint_reader, drawing, errors, images, sample
+from dtrain import main as dtrain_main
+from dtrain.config import Config
+from tests import runs
+
+
+def code_block(first_line: str) -> str:
+    """Returns the fenced block of README.md that starts with a line."""
+    text = (runs.ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL)
+    [block] = [block for block in blocks if block.startswith(first_line)]
+    return block
+
+
+def test_weights_with_tensorflow_and_keras_alone(
+    tmp_path: pathlib.Path,
+) -> None:
+    script = code_block("# weights.py")
+    imports = re.findall(r"^(?:import|from) (\w+)", script, re.MULTILINE)
+    assert set(imports) <= {"sys", "keras", "tensorflow"}
+    run_dir = tmp_path / "run"
+    code = dtrain_main.run(
+        ["main", f"--run_dir={run_dir}", "--num_steps=2", "--batch_size=8"]
+    )
+    assert code == errors.FINISHED
+    (tmp_path / "weights.py").write_text(script)
+    environment = runs.environment()
+    del environment["PYTHONPATH"]
+    finished = subprocess.run(
+        [sys.executable, "weights.py", "run"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Traceback" not in finished.stderr
+    check_generator(run_dir, tmp_path / "generator.keras")
+
+
+def check_generator(run_dir: pathlib.Path, saved: pathlib.Path) -> None:
+    """Checks that a saved model holds and draws what the run does."""
+    generator = keras.models.load_model(saved)
+    stored = dict(checkpoint_reader.variables(f"{run_dir}/checkpoints/ckpt-2"))
+    averages = {
+        value.tobytes()
+        for name, value in stored.items()
+        if name.startswith("ema_generator/")
+    }
+    for weight in generator.get_weights():
+        assert np.asarray(weight).tobytes() in averages
+    drawn = run_dir.parent / "drawn"
+    paths = sample.draw(
+        sample.Request(
+            str(run_dir),
+            num_images=2,
+            grid=False,
+            gif=False,
+            output_dir=str(drawn),
+        )
+    )
+    made = images.to_uint8(generator(drawing.latents(Config(), 0, 2)))
+    for path, image in zip(paths, made, strict=True):
+        shown = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(shown, image[..., 0])

@@ -1,0 +1,164 @@
+"""A run directory belongs to one run, and says which."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dtrain import registry, run_directory
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.models import dcgan
+
+
+def describe(
+    run_dir: pathlib.Path, **settings: object
+) -> run_directory.Description:
+    return run_directory.Description(
+        config=Config(run_dir=str(run_dir), base_channels=2, **settings),
+        image_shape=(8, 8, 1),
+        num_classes=10,
+        num_images=1797,
+    )
+
+
+def make_networks(config: Config) -> registry.Networks:
+    return registry.build(dcgan.make, config, (8, 8, 1), 10)
+
+
+@pytest.fixture(autouse=True)
+def default_precision() -> Iterator[None]:
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="module")
+def networks() -> registry.Networks:
+    return make_networks(Config(base_channels=2))
+
+
+def test_what_is_written_is_read(
+    tmp_path: pathlib.Path, networks: registry.Networks
+) -> None:
+    written = describe(tmp_path / "deep/run", seed=3, cache_gib=0.5)
+    run_directory.write(written, networks)
+    assert run_directory.read(written.config.run_dir) == written
+    assert {path.name for path in (tmp_path / "deep/run").iterdir()} == {
+        "config.json",
+        "generator.json",
+        "discriminator.json",
+    }
+    saved = json.loads((tmp_path / "deep/run/config.json").read_text())
+    assert saved["versions"]["tensorflow"] == tf.__version__
+    assert saved["config"]["seed"] == 3
+
+
+def test_check_writes_nothing(tmp_path: pathlib.Path) -> None:
+    for run_dir in (tmp_path / "none/yet", tmp_path):
+        run_directory.check(describe(run_dir), is_chief=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_may_go_on_with_other_conveniences(
+    tmp_path: pathlib.Path, networks: registry.Networks
+) -> None:
+    run_directory.write(describe(tmp_path), networks)
+    now = describe(tmp_path, num_steps=9, strategy="mirrored", resume="must")
+    run_directory.check(now, is_chief=True)
+    run_directory.write(now, networks)
+    assert run_directory.read(str(tmp_path)) == now
+
+
+def test_a_run_may_move(
+    tmp_path: pathlib.Path, networks: registry.Networks
+) -> None:
+    run_directory.write(describe(tmp_path / "here"), networks)
+    (tmp_path / "here").rename(tmp_path / "there")
+    run_directory.check(
+        describe(tmp_path / "there", resume="must"), is_chief=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_images": 5}, "num_images was 1797 and is now 5"),
+        ({"num_classes": 0}, "num_classes was 10 and is now 0"),
+        (
+            {"image_shape": (8, 8, 3)},
+            "image_shape was (8, 8, 1) and is now (8, 8, 3)",
+        ),
+    ],
+)
+def test_other_data_under_the_same_name(
+    changes: dict,
+    said: str,
+    tmp_path: pathlib.Path,
+    networks: registry.Networks,
+) -> None:
+    description = describe(tmp_path)
+    run_directory.write(description, networks)
+    now = dataclasses.replace(description, **changes)
+    with pytest.raises(UserError) as caught:
+        run_directory.check(now, is_chief=True)
+    assert said in str(caught.value)
+
+
+def test_another_worker_may_come_while_the_chief_writes(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "config.json.tmp").write_text("{")
+    run_directory.check(describe(tmp_path), is_chief=False)
+    with pytest.raises(UserError, match="holds no run"):
+        run_directory.check(describe(tmp_path), is_chief=True)
+
+
+# The networks as Keras reads them.
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_keras_rebuilds_the_networks(
+    precision: str, conditional: bool, tmp_path: pathlib.Path
+) -> None:
+    description = describe(
+        tmp_path, precision=precision, conditional=conditional
+    )
+    keras.config.set_dtype_policy(precision)
+    made = make_networks(description.config)
+    run_directory.write(description, made)
+    # Whoever reads them knows nothing of the run's precision.
+    keras.config.set_dtype_policy("float32")
+    latents = tf.random.stateless_normal([3, 64], (1, 2))
+    inputs = [latents, tf.constant([0, 5, 9])] if conditional else latents
+    text = (tmp_path / "generator.json").read_text()
+    rebuilt = keras.models.model_from_json(text)
+    rebuilt.set_weights(made.generator.get_weights())
+    np.testing.assert_array_equal(rebuilt(inputs), made.generator(inputs))
+    text = (tmp_path / "discriminator.json").read_text()
+    rebuilt = keras.models.model_from_json(text)
+    rebuilt.set_weights(made.discriminator.get_weights())
+
+
+class Closed(keras.Model):
+    """A model whose arguments are not JSON's, and that says no others."""
+
+    def __init__(self, core: object) -> None:
+        super().__init__()
+        self.core = core
+
+
+def test_a_network_that_is_only_code_is_not_described(
+    tmp_path: pathlib.Path, networks: registry.Networks
+) -> None:
+    closed = networks._replace(generator=Closed(object()))
+    run_directory.write(describe(tmp_path), closed)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "discriminator.json"]
