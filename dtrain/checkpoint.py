@@ -58,8 +58,7 @@ class CheckpointManager:
         Returns:
             The prefix of the checkpoint.
         """
-        if self._manager is None:
-            self._manager = self._open()
+        self._manager = self._manager or self._open()
         # `save` adds one. A count of saves would differ between a run that
         # was killed and one that was not; the step does not.
         self._checkpoint.save_counter.assign(step - 1)
@@ -182,6 +181,8 @@ def restore_step(
 
 def _explain(error: Exception, prefix: str, config: Config) -> UserError:
     """Tells a damaged checkpoint from one of other networks."""
+    # Or TensorFlow adds, at exit, a line for each value that has no place.
+    tf.get_logger().setLevel("ERROR")
     try:
         checkpoint_reader.digest(prefix)
     except UserError as damage:

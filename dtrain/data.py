@@ -10,7 +10,7 @@ batch, the batch is the same.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -26,7 +26,6 @@ _ROUNDS = 8
 # Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
-_Number = TypeVar("_Number", int, tf.Tensor)
 
 
 class Batch(NamedTuple):
@@ -68,14 +67,15 @@ class Part(NamedTuple):
         """Replicas of this worker."""
         return self.num_replicas // self.num_workers
 
-    def first_position(self, element: _Number) -> _Number:
+    def first_position(self, element: Any) -> Any:
         """Returns where in the run an element of the worker's input starts.
 
         A worker reads one element for each of its replicas and each draw;
         an element holds `replica_batch_size` consecutive positions.
 
         Args:
-            element: its number, counted from the first draw of the run.
+            element: its number, counted from the first draw of the run; an
+                int, or int64 [].
         """
         draw = element // self.local_replicas
         replica = self.worker * self.local_replicas
@@ -207,9 +207,9 @@ def make_dataset_of_part(
     elements = tf.data.Dataset.range(
         first_draw * part.local_replicas, tf.int64.max
     )
-    dataset = elements.map(fetch, tf.data.AUTOTUNE).map(
-        decode, tf.data.AUTOTUNE
-    )
+    # One thread is plenty for gathering from memory.
+    threads = None if source.in_memory else tf.data.AUTOTUNE
+    dataset = elements.map(fetch, threads).map(decode, threads)
     options = tf.data.Options()
     options.deterministic = True
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -147,14 +147,15 @@ def _check_empty(run_dir: str) -> None:
     if not tf.io.gfile.isdir(run_dir):
         raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
     names = sorted(tf.io.gfile.listdir(run_dir))
-    if names:
+    # What a run that was killed at its very start leaves behind.
+    if names and names != ["config.json.tmp"]:
         raise UserError(
             f"run_dir ({run_dir}) is not empty and holds no run: "
             f"{', '.join(names[:3])}; name another one"
         )
 
 
-def write(description: Description, networks: registry.Networks | None) -> None:
+def write(description: Description, networks: registry.Networks) -> None:
     """Makes the run's directory and describes the run in it.
 
     The chief calls this. A network is described where it can be rebuilt from
@@ -172,7 +173,7 @@ def write(description: Description, networks: registry.Networks | None) -> None:
     make("run_dir", run_dir)
     try:
         _write(os.path.join(run_dir, "config.json"), _to_json(description))
-        for name in ("generator", "discriminator") if networks else ():
+        for name in ("generator", "discriminator"):
             text = _architecture(getattr(networks, name))
             if text:
                 _write(os.path.join(run_dir, f"{name}.json"), text)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -77,12 +77,11 @@ def parse(arguments: Sequence[str]) -> Request:
     flags.DEFINE_integer("step", -1, "", flag_values=values)
     flags.DEFINE_string("output_dir", "", "", flag_values=values)
     config_lib.parse_flags(values, arguments)
-    request = Request(
-        **{
-            field.name: values[field.name].value
-            for field in dataclasses.fields(Request)
-        }
-    )
+    chosen: dict[str, Any] = {
+        field.name: values[field.name].value
+        for field in dataclasses.fields(Request)
+    }
+    request = Request(**chosen)
     if not request.run_dir:
         raise errors.UserError("run_dir is missing; use --run_dir=DIR")
     if not 1 <= request.num_images <= 100_000:

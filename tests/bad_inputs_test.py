@@ -735,6 +735,9 @@ IN_A_PROCESS = {
         TWO_REPLICAS + "--batch_norm --jit_compile=on",
         ("jit_compile (on)", "use auto or off"),
     ),
+    # TensorFlow would say more of these at the end of the process.
+    "another model": RUN_DIRECTORIES["another model's checkpoint"],
+    "another structure": RUN_DIRECTORIES["another structure's checkpoint"],
     "model": Bad("--model=bad_import:make", ("raised ZeroDivisionError",)),
     "flag": Bad("--seed=-1", ("seed (-1) must be at least 0",)),
 }

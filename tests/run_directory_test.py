@@ -114,10 +114,17 @@ def test_other_data_under_the_same_name(
 def test_another_worker_may_come_while_the_chief_writes(
     tmp_path: pathlib.Path,
 ) -> None:
-    (tmp_path / "config.json.tmp").write_text("{")
+    (tmp_path / "generator.json").write_text("{")
     run_directory.check(describe(tmp_path), is_chief=False)
     with pytest.raises(UserError, match="holds no run"):
         run_directory.check(describe(tmp_path), is_chief=True)
+
+
+def test_a_run_killed_at_its_very_start_may_start_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "config.json.tmp").write_text('{"config": {')
+    run_directory.check(describe(tmp_path), is_chief=True)
 
 
 # The networks as Keras reads them.

@@ -33,7 +33,7 @@ from dtrain.sources import (
     preparation,
     store,
 )
-from tests import runs
+from tests import requirement, runs
 
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 GREY = np.arange(5 * 4 * 4, dtype=np.uint8).reshape(5, 4, 4, 1)
@@ -394,6 +394,11 @@ def test_download_prepares(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
+def test_unknown_without_a_data_dir() -> None:
+    assert "nor prepared in" in error_line(dataset="mnits")
+
+
+@pytest.mark.usefixtures("no_network")
 def test_not_prepared(tmp_path: pathlib.Path) -> None:
     line = error_line(dataset="mnist", data_dir=str(tmp_path))
     assert line == (
@@ -672,7 +677,7 @@ def test_any_bytes_are_idx_or_a_user_error(
 
 def test_fashion_mnist() -> None:
     if not FASHION_MNIST.is_dir():
-        pytest.skip("the Debian package dataset-fashion-mnist is missing")
+        requirement.missing("apt-get install dataset-fashion-mnist")
     for split, num_images in (("train", 60_000), ("test", 10_000)):
         source = open_source(dataset=f"idx:{FASHION_MNIST}", split=split)
         assert source.num_images == num_images

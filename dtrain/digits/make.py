@@ -36,7 +36,8 @@ def to_arrays(digits: Any) -> dict[str, np.ndarray]:
 def main() -> None:
     """Writes digits.npz beside this file."""
     datasets = importlib.import_module("sklearn.datasets")
-    np.savez_compressed(FILE, **to_arrays(datasets.load_digits()))
+    arrays = to_arrays(datasets.load_digits())
+    np.savez_compressed(FILE, images=arrays["images"], labels=arrays["labels"])
     print(f"wrote {FILE} ({FILE.stat().st_size} bytes)")
 
 

@@ -38,9 +38,10 @@ class ArraySource(Source):
             ),
             0 if labels is None else int(labels.max()) + 1,
         )
-        if labels is None:
-            labels = np.zeros(num_images, np.int32)
-        self._images, self._labels = images, labels
+        self._images = images
+        self._labels = (
+            np.zeros(num_images, np.int32) if labels is None else labels
+        )
         self._image_size, self._channels = image_size, channels
 
     def fetch(self, indices: tf.Tensor) -> Images:

@@ -17,6 +17,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import constants
 
 from dtrain import digits
 from dtrain.config import Config
@@ -81,7 +82,7 @@ def _make_builder(config: Config, name: str, data_dir: str | None) -> Any:
         known = [*tfds.list_builders(), _EMBEDDED]
         near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
-        where = data_dir or tfds.core.constants.DATA_DIR
+        where = data_dir or constants.DATA_DIR
         raise UserError(
             f"dataset ({config.dataset}) is neither known to TFDS{hint} nor "
             f"prepared in {where}; {_OFFLINE}"
@@ -193,7 +194,7 @@ def _check_can_fetch(config: Config, builder: Any) -> None:
             f"--manual_dir. TFDS says: {text}"
         )
     urls = list(builder.url_infos or ())
-    hosts = {urllib.parse.urlsplit(url).hostname for url in urls} - {None}
+    hosts = {urllib.parse.urlsplit(url).hostname or "" for url in urls} - {""}
     if (
         not hosts
         or urllib.request.getproxies()

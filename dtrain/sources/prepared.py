@@ -49,13 +49,10 @@ class PreparedSource(EncodedSource):
         image, label = _choose(config, builder.info.features)
         self._image, self._label = image, label
         # Only these are parsed; other features of an example are left alone.
-        self._features = tfds.features.FeaturesDict(
-            {
-                name: builder.info.features[name]
-                for name in (image, label)
-                if name
-            }
-        )
+        features = {
+            name: builder.info.features[name] for name in (image, label) if name
+        }
+        self._features: Any = tfds.features.FeaturesDict(features)
         self.name = config.dataset
         self._first_shape = self._features[image].shape
         if None in self._first_shape:
@@ -140,7 +137,7 @@ class PreparedSource(EncodedSource):
         try:
             if self._records is None:
                 examples = self._builder.as_dataset(split=self._split)
-                example = next(iter(examples.skip(index)))
+                example: Any = next(iter(examples.skip(index)))
             else:
                 record = self.fetch(tf.constant([index], tf.int64))[0]
                 example = self._features.deserialize_example(record)
