@@ -58,11 +58,11 @@ class CheckpointManager:
         Returns:
             The prefix of the checkpoint.
         """
-        self._manager = self._manager or self._open()
+        manager = self._manager = self._manager or self._open()
         # `save` adds one. A count of saves would differ between a run that
         # was killed and one that was not; the step does not.
         self._checkpoint.save_counter.assign(step - 1)
-        prefix = self._manager.save(checkpoint_number=step)
+        prefix = manager.save(checkpoint_number=step)
         self._sweep()
         return prefix
 

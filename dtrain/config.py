@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -209,6 +210,7 @@ class Config:
         "Crops images to a square and resizes them to this many pixels a "
         "side; 0 keeps the size of the data set.",
         minimum=0,
+        below=4097,
     )
     channels: int = _field(
         0,
@@ -529,6 +531,8 @@ def parse(argv: Sequence[str]) -> Config:
         field.name: flag_values[field.name].value
         for field in dataclasses.fields(Config)
     }
+    # No shell does it behind an equals sign.
+    values["run_dir"] = os.path.expanduser(values["run_dir"])
     return Config(**values)
 
 

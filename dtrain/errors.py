@@ -8,12 +8,14 @@ BSD's sysexits.h.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
 FINISHED = 0
 RUN_AGAIN = 75
 USER_ERROR = 78
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UserError(ValueError):
@@ -39,4 +41,8 @@ def exit_with(main: Callable[[], int]) -> None:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)
         code = USER_ERROR
+    except KeyboardInterrupt:
+        # Before the training loop, where a Ctrl-C saves: nothing to lose yet.
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
     sys.exit(code)

@@ -74,6 +74,39 @@ def train(config: Config, cluster: Cluster) -> int:
             machine, nor the run directory.
         OpError: TensorFlow failed, and not for want of another worker.
     """
+    run, restored = _open(config, cluster)
+    run.progress.say(_introduction(run, restored))
+    run.watcher.arm()
+    step = int(run.gan.step.numpy())
+    try:
+        return _loop(run, step)
+    except tf.errors.OpError as error:
+        step = int(run.gan.step.numpy())
+        mistake = data.explain(error, run.source, config, step)
+        if mistake is not None:
+            raise mistake from error
+        if cluster.num_workers > 1 and isinstance(error, _LOST_WORKER):
+            _leave_at_once(error)
+        raise
+    finally:
+        run.watcher.disarm()
+        run.recorder.close()
+
+
+def _open(config: Config, cluster: Cluster) -> tuple[_Run, str | None]:
+    """Builds everything and restores the newest state.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+
+    Returns:
+        What the loop works with, and the prefix that was restored; None for
+        a run that starts.
+
+    Raises:
+        UserError: see `train`.
+    """
     strategy = strategies.make(config, cluster)
     strategies.check_batch(config, strategy)
     source = sources.open_source(config)
@@ -86,13 +119,15 @@ def train(config: Config, cluster: Cluster) -> int:
         gan.checkpoint, config, is_chief=cluster.is_chief
     )
     restored = checkpointer.restore()
+    step = int(gan.step.numpy())
+    if step > config.num_steps:
+        raise errors.UserError(
+            f"num_steps ({config.num_steps}) is below the step of the run in "
+            f"{config.run_dir} ({step}); raise it, or name another run_dir"
+        )
     # Not before all is known to fit: a mistake must leave nothing behind.
     if cluster.is_chief:
         run_directory.write(description, gan.networks)
-    step = int(gan.step.numpy())
-    progress = metrics.Progress(
-        config.num_steps, config.batch_size, is_chief=cluster.is_chief
-    )
     run = _Run(
         config=config,
         cluster=cluster,
@@ -103,23 +138,12 @@ def train(config: Config, cluster: Cluster) -> int:
         recorder=metrics.Recorder(
             config.run_dir, step, is_chief=cluster.is_chief
         ),
-        progress=progress,
+        progress=metrics.Progress(
+            config.num_steps, config.batch_size, is_chief=cluster.is_chief
+        ),
         watcher=preemption.Watcher(),
     )
-    progress.say(_introduction(run, restored))
-    run.watcher.arm()
-    try:
-        return _loop(run, step)
-    except tf.errors.OpError as error:
-        mistake = data.explain(error, source, config, int(gan.step.numpy()))
-        if mistake is not None:
-            raise mistake from error
-        if cluster.num_workers > 1 and isinstance(error, _LOST_WORKER):
-            _leave_at_once(error)
-        raise
-    finally:
-        run.watcher.disarm()
-        run.recorder.close()
+    return run, restored
 
 
 def _leave_at_once(error: tf.errors.OpError) -> NoReturn:

@@ -403,6 +403,10 @@ RUN_DIRECTORIES = {
         "--run_dir={place}/file/run",
         ("run_dir ({place}/file/run) cannot be made", "name another one"),
     ),
+    "no place for config.json": Bad(
+        "--run_dir={place}/unwritable",
+        ("run_dir ({place}/unwritable) cannot be written to", "name another"),
+    ),
     "something else": Bad(
         "--run_dir={place}/occupied",
         ("is not empty and holds no run: thesis.tex", "name another"),
@@ -538,6 +542,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (place / "file").write_text("a file, and no directory\n")
     (place / "empty").mkdir()
     (place / "occupied").mkdir()
+    (place / "unwritable/config.json.tmp").mkdir(parents=True)
     (place / "occupied/thesis.tex").write_text("three years of work\n")
     (place / "bad_models.py").write_text(BAD_MODELS)
     (place / "bad_import.py").write_text("1 / 0\n")

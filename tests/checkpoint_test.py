@@ -201,6 +201,15 @@ def test_the_newest_whole_state_is_found(
     assert tf.train.latest_checkpoint(str(tmp_path / tier)).endswith("ckpt-3")
 
 
+def test_a_pointer_without_checkpoints(tmp_path: pathlib.Path) -> None:
+    tier = tmp_path / "checkpoints"
+    tier.mkdir()
+    (tier / "checkpoint").write_bytes(b"\0\0\0\0")
+    assert restored(tmp_path) == (None, -1.0)
+    save_steps(tier, [1])
+    assert restored(tmp_path) == ("checkpoints/ckpt-1", 1.0)
+
+
 def test_resume_never_and_must(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"resume \(must\).*no checkpoint"):
         checkpointer(tmp_path, resume="must").restore()

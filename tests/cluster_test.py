@@ -80,7 +80,8 @@ def test_a_chief_job_comes_first() -> None:
             "index (1) must be below",
         ),
         (
-            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", '
+            '"index": 0}}',
             "must be a worker",
         ),
     ],

@@ -48,5 +48,7 @@ def test_model_of_the_documentation(tmp_path: pathlib.Path) -> None:
 
 def test_links_of_the_documentation_lead_somewhere() -> None:
     for page in (runs.ROOT / "README.md", *(runs.ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        for target in re.findall(
+            r"\]\((?!https?:)([^)#]+)\)", page.read_text()
+        ):
             assert (page.parent / target).exists(), (page.name, target)

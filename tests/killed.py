@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from typing import Any
+from unittest import mock
 
 from dtrain import errors, startup
 from dtrain import main as dtrain_main
@@ -52,10 +53,14 @@ def main() -> None:
             die()
         return restored
 
-    metrics.Recorder.write = write_or_die
-    checkpoint.CheckpointManager._sweep = sweep_or_die
-    checkpoint.Checkpointer.restore = restore_or_die
-    errors.exit_with(lambda: dtrain_main.run(["dtrain.main", *sys.argv[3:]]))
+    with (
+        mock.patch.object(metrics.Recorder, "write", write_or_die),
+        mock.patch.object(checkpoint.CheckpointManager, "_sweep", sweep_or_die),
+        mock.patch.object(checkpoint.Checkpointer, "restore", restore_or_die),
+    ):
+        errors.exit_with(
+            lambda: dtrain_main.run(["dtrain.main", *sys.argv[3:]])
+        )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from dtrain.errors import UserError
 from dtrain.models import dcgan
 
 SETTINGS = config.Config(
-    r1_gamma=0.0,
-    base_channels=4, latent_size=8, model="my_models.gan:make"
+    r1_gamma=0.0, base_channels=4, latent_size=8, model="my_models.gan:make"
 )
 SHAPE = (8, 8, 1)
 

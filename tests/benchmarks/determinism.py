@@ -25,7 +25,7 @@ def turn(flag: str, rest: list[str]) -> float:
         stderr=subprocess.DEVNULL,
         text=True,
     ).stdout
-    speeds = re.findall(r"^ +\d+ +([\d.]+)", output, re.MULTILINE)
+    speeds = re.findall(r"^ *([\d.]+) +[\d.]+ +[\d.]+$", output, re.MULTILINE)
     return statistics.median(float(speed) for speed in speeds)
 
 
