@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dtrain import errors
+from dtrain import errors, startup
 
 _HELP = """usage: python -m dtrain.checkpoint_tool digest CKPT
 
@@ -37,6 +37,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{' '.join(arguments)!r} is no command; use: digest CKPT"
         )
     # TensorFlow takes seconds to import, and a wrong command needs none.
+    startup.import_tensorflow()
     from dtrain import checkpoint_reader
 
     found = checkpoint_reader.steps(arguments[1])

@@ -65,9 +65,9 @@ class Recorder:
         """
         if not self._is_chief:
             return
-        for step, row in enumerate(rows.tolist(), first_step):
+        for step, row in enumerate(rows, first_step):
             values = {
-                name: value if math.isfinite(value) else None
+                name: _shortest(value)
                 for name, value in zip(names, row, strict=True)
             }
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
@@ -110,6 +110,14 @@ class Recorder:
             self._lines.close()
             self._events.close()
             self._is_chief = False
+
+
+def _shortest(value: np.float32) -> float | None:
+    """Returns the shortest number that float32 rounds back to the value.
+
+    None stands for what JSON cannot say: infinity, and no number at all.
+    """
+    return float(str(value)) if np.isfinite(value) else None
 
 
 def _truncate(path: str, step: int) -> None:
