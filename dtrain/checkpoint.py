@@ -23,8 +23,9 @@ Clock = Callable[[], float]
 class CheckpointManager:
     """The kept history: `directory/ckpt-<step>`.
 
-    A `tf.train.CheckpointManager` numbers, writes and records; what stays is
-    decided by `retention`, from the steps that are there.
+    A `tf.train.CheckpointManager` writes each one in a directory beside it,
+    from which it is renamed when it is whole; what stays is decided by
+    `retention`, from the steps that are there.
     """
 
     def __init__(
@@ -47,7 +48,6 @@ class CheckpointManager:
         self._directory = directory
         self._max_to_keep = max_to_keep
         self._keep_every_n_steps = keep_every_n_steps
-        self._manager: tf.train.CheckpointManager | None = None
 
     def save(self, step: int) -> str:
         """Writes the state as of `step` and removes what is not kept.
@@ -58,50 +58,62 @@ class CheckpointManager:
         Returns:
             The prefix of the checkpoint.
         """
-        manager = self._manager = self._manager or self._open()
+        # Apart, since TensorFlow opens the index under its last name and
+        # fills it afterwards: a kill in between would leave an empty one.
+        writing = f"{self._directory}/writing"
+        self._remove(writing)
         # `save` adds one. A count of saves would differ between a run that
         # was killed and one that was not; the step does not.
         self._checkpoint.save_counter.assign(step - 1)
-        prefix = manager.save(checkpoint_number=step)
+        tf.train.CheckpointManager(
+            self._checkpoint, writing, max_to_keep=1
+        ).save(checkpoint_number=step)
+        # The data before the index, which makes it a checkpoint.
+        for name in self._files(writing, step):
+            tf.io.gfile.rename(
+                f"{writing}/{name}", f"{self._directory}/{name}", overwrite=True
+            )
+        self._remove(writing)
         self._sweep()
-        return prefix
+        return f"{self._directory}/ckpt-{step}"
 
-    def _open(self) -> tf.train.CheckpointManager:
-        # It reads the pointer file and refuses a damaged one.
-        present = checkpoint_reader.steps(self._directory)
-        if present:
-            self._record(list(present.values()))
-        elif tf.io.gfile.exists(f"{self._directory}/checkpoint"):
-            tf.io.gfile.remove(f"{self._directory}/checkpoint")
-        return tf.train.CheckpointManager(
-            self._checkpoint, self._directory, max_to_keep=None
+    @staticmethod
+    def _files(directory: str, step: int) -> list[str]:
+        names = tf.io.gfile.listdir(directory)
+        return sorted(
+            name for name in names if name.startswith(f"ckpt-{step}.")
         )
+
+    @staticmethod
+    def _remove(directory: str) -> None:
+        if tf.io.gfile.exists(directory):
+            tf.io.gfile.rmtree(directory)
 
     def _sweep(self) -> None:
         present = checkpoint_reader.steps(self._directory)
         stay = retention.kept(
             present, self._max_to_keep, self._keep_every_n_steps
         )
-        for step, prefix in present.items():
-            if step not in stay:
-                # The index first: without it the rest is no checkpoint.
-                for path in sorted(
-                    tf.io.gfile.glob(f"{prefix}.*"), reverse=True
-                ):
-                    tf.io.gfile.remove(path)
-        paths = [present[step] for step in sorted(stay)]
-        self._record(paths)
+        for step in set(present) - stay:
+            # The index first: without it the rest is no checkpoint.
+            for name in reversed(self._files(self._directory, step)):
+                tf.io.gfile.remove(f"{self._directory}/{name}")
+        self._record([f"ckpt-{step}" for step in sorted(stay)])
 
-    def _record(self, paths: list[str]) -> None:
-        """Writes the pointer file that stock TensorFlow looks for."""
+    def _record(self, names: list[str]) -> None:
+        """Writes the pointer file that stock TensorFlow looks for.
+
+        The names in it are relative, so that a run may be moved.
+        """
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
             self._directory,
-            paths[-1],
-            all_model_checkpoint_paths=paths,
+            names[-1],
+            all_model_checkpoint_paths=names,
             # Without them a stock manager would keep all of these for ever.
             all_model_checkpoint_timestamps=[
-                tf.io.gfile.stat(f"{path}.index").mtime_nsec / 1e9
-                for path in paths
+                tf.io.gfile.stat(f"{self._directory}/{name}.index").mtime_nsec
+                / 1e9
+                for name in names
             ],
         )
         temporary = f"{self._directory}/checkpoint.tmp"
@@ -226,7 +238,7 @@ class Checkpointer:
         self._is_chief = is_chief
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
-        self._saved_step = -1
+        self._saved_step = 0
         self._directory = f"{config.run_dir}/checkpoints"
         self._manager = CheckpointManager(
             checkpoint,

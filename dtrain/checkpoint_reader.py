@@ -20,8 +20,8 @@ _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 def steps(directory: str) -> dict[int, str]:
     """Lists the checkpoints `ckpt-<step>` of a directory.
 
-    The directory is listed and no pointer file is trusted: a checkpoint's
-    `.index` takes its name last, so each one listed was written to its end.
+    The directory is listed and no pointer file is trusted: dtrain gives a
+    checkpoint's `.index` its name last, when all of it is written.
 
     Args:
         directory: local, or any that `tf.io.gfile` reads.

@@ -2,8 +2,9 @@
 
 Launchers and supervisors act on the exit code alone: 0 is finished, 75 is
 "saved, run me again", 78 is "do not run me again before something is
-changed", anything else is a crash. 75 and 78 are EX_TEMPFAIL and EX_CONFIG of
-BSD's sysexits.h.
+changed", anything else is a crash, after which the same command goes on from
+the last save. One of these, 76, is the crash of another worker. 75, 76 and 78
+are EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's sysexits.h.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 FINISHED = 0
 RUN_AGAIN = 75
+LOST_WORKER = 76
 USER_ERROR = 78
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -53,7 +53,8 @@ def _seed(
 ) -> tf.Tensor:
     seed = tf.stack([config.seed, purpose])
     seed = tf.random.fold_in(seed, tf.cast(step, tf.int64))
-    return tf.random.fold_in(seed, phase)
+    # As int64, or the whole seed is folded into 32 bits.
+    return tf.random.fold_in(seed, tf.constant(phase, tf.int64))
 
 
 class _Part(NamedTuple):
@@ -336,12 +337,15 @@ class GAN:
         if self._strategy.num_replicas_in_sync == 1:
             return part
         values = [*part.gradients, *part.metrics.values()]
-        packed = tf.concat([tf.reshape(value, [-1]) for value in values], 0)
+        flat = [
+            tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values
+        ]
+        packed = tf.concat(flat, 0)
         context = tf.distribute.get_replica_context()
         packed = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
         sizes = [value.shape.num_elements() for value in values]
         reduced = [
-            tf.reshape(flat, value.shape)
+            tf.cast(tf.reshape(flat, value.shape), value.dtype)
             for flat, value in zip(tf.split(packed, sizes), values, strict=True)
         ]
         num_gradients = len(part.gradients)
@@ -477,8 +481,12 @@ def _copy(average: tf.Variable, weight: tf.Tensor) -> tf.Operation:
 
 
 def _checksum(value: tf.Tensor) -> tf.Tensor:
-    """Weighs each 32 bits of a tensor by its place; int64 scalar."""
-    words = tf.reshape(tf.bitcast(value, tf.int32), [-1])
+    """Weighs the bits of a tensor by their place; int64 scalar."""
+    tensor = tf.convert_to_tensor(value)
+    if tensor.dtype == tf.bool:
+        tensor = tf.cast(tensor, tf.uint8)
+    word = tf.uint8 if tensor.dtype.size < 4 else tf.int32
+    words = tf.reshape(tf.bitcast(tensor, word), [-1])
     places = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
     return tf.reduce_sum(tf.cast(words, tf.int64) * places)
 
@@ -495,8 +503,9 @@ def _untracked_variables(parts: dict[str, Any]) -> dict[str, Any]:
     root = tf.train.Checkpoint(**parts)
     reached = set()
     for trackable in tf.train.TrackableView(root).descendants():
-        reached.add(id(getattr(trackable, "value", trackable)))
         reached.add(id(trackable))
+        if isinstance(trackable, keras.Variable):
+            reached.add(id(trackable.value))
     untracked: dict[str, Any] = {}
     for part, owner in parts.items():
         variables = getattr(owner, "variables", ())

@@ -93,6 +93,8 @@ class LossScale:
 
     GROW_EVERY_STEPS = 2000
     FIRST = 2.0**15
+    # Networks without gradients would double it to infinity.
+    LARGEST = 2.0**24
 
     def __init__(self, name: str) -> None:
         """Makes the variables; to be called in the strategy's scope."""
@@ -128,7 +130,8 @@ class LossScale:
         grow = good_steps >= self.GROW_EVERY_STEPS
         scale = self._scale.read_value()
         scale = tf.where(finite, scale, tf.maximum(scale / 2.0, 1.0))
-        self._scale.assign(tf.where(grow, scale * 2.0, scale))
+        larger = tf.minimum(scale * 2.0, self.LARGEST)
+        self._scale.assign(tf.where(grow, larger, scale))
         self._good_steps.assign(
             tf.where(grow, tf.zeros_like(good_steps), good_steps)
         )

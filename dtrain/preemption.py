@@ -2,8 +2,9 @@
 
 A handler sets a flag and does nothing else: nothing is saved inside it. The
 loop asks `requested` between two calls to the devices, saves, and exits with
-`errors.RUN_AGAIN`. A second signal of the same kind ends the process at once,
-without harm, since a checkpoint takes its name only when it is whole.
+`errors.RUN_AGAIN`. A second Ctrl-C ends the process at once, without harm,
+since a checkpoint takes its name only when it is whole. A second SIGTERM does
+not: schedulers and launchers send it twice, to a process and to its group.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Watcher:
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         self._notice = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
         previous = self._previous.get(number)
         # Python's own SIGINT handler would raise KeyboardInterrupt here.
         if callable(previous) and previous is not signal.default_int_handler:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from dtrain import losses
+from dtrain import losses, strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.models import dcgan
@@ -258,6 +258,8 @@ def build(
     except UserError:
         raise
     except Exception as error:
+        if strategies.is_lost_worker(error):
+            raise
         raise UserError(
             f"model ({config.model}) raised {_describe(error, make)}"
         ) from error
@@ -383,6 +385,8 @@ def _check_call(
             inputs if config.conditional else inputs[0], training=False
         )
     except Exception as error:
+        if strategies.is_lost_worker(error):
+            raise
         raise UserError(
             f"{subject}, called with {given}, raised "
             f"{_describe(error, type(network).call)}"

@@ -4,7 +4,7 @@ run_dir/config.json     the settings, the shape of the data, the versions
 run_dir/generator.json  its layers, for `keras.models.model_from_json`
 run_dir/discriminator.json
 run_dir/metrics.jsonl   a line for each step
-run_dir/events/         the same for TensorBoard
+run_dir/events/         for TensorBoard: losses now and then, and the grids
 run_dir/samples/        grids of images
 run_dir/checkpoints/    kept history
 run_dir/backup/         the newest state of a run that is not finished

@@ -23,7 +23,8 @@ def quiet() -> Iterator[None]:
     """Drops TensorFlow's known start-up lines from the standard error.
 
     Everything else that is written meanwhile, from Python or from C++, comes
-    out at the end; also when the block raises.
+    out at the end; also when the block raises, but not when it ends the
+    process.
     """
     sys.stderr.flush()
     kept = os.dup(2)

@@ -16,6 +16,24 @@ from dtrain.errors import UserError
 COLLECTIVE_TIMEOUT_SECS = 600.0
 
 
+# Errors of a collective whose other worker is gone.
+_LOST_WORKER = (
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+)
+
+
+def is_lost_worker(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, is that of a lost worker."""
+    while error is not None:
+        if isinstance(error, _LOST_WORKER):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     """Builds the strategy and sets up TensorFlow for the run.
 
@@ -160,3 +178,27 @@ def agree(
     )
     total = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
     return [bool(count) for count in total.numpy()]
+
+
+def gather(
+    strategy: tf.distribute.Strategy, cluster: Cluster, number: int
+) -> list[int]:
+    """Tells every worker a number of each worker.
+
+    Every worker calls this.
+
+    Args:
+        strategy: the run's strategy.
+        cluster: the workers.
+        number: this worker's, of 63 bits.
+
+    Returns:
+        The numbers, in the order of the replicas.
+    """
+    if cluster.num_workers == 1:
+        return [number]
+    mine = tf.constant([number], tf.int64)
+    values = strategy.experimental_distribute_values_from_function(
+        lambda _: mine
+    )
+    return strategy.gather(values, axis=0).numpy().tolist()

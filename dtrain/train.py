@@ -8,10 +8,13 @@ these are functions of the step and not of how the run was cut.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
+import zlib
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import keras
 import numpy as np
@@ -33,13 +36,8 @@ from dtrain import gan as gan_lib
 from dtrain.cluster import Cluster
 from dtrain.config import Config
 
-# Errors of a collective whose other worker is gone.
-_LOST_WORKER = (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-)
+# May differ between the workers of a run, whose disks may.
+_OF_A_WORKER = ("run_dir", "data_dir", "manual_dir", "download", "cache_gib")
 
 
 class _Run(NamedTuple):
@@ -74,31 +72,36 @@ def train(config: Config, cluster: Cluster) -> int:
             machine, nor the run directory.
         OpError: TensorFlow failed, and not for want of another worker.
     """
-    run, restored = _open(config, cluster)
-    run.progress.say(_introduction(run, restored))
-    run.watcher.arm()
-    step = int(run.gan.step.numpy())
+    strategy = strategies.make(config, cluster)
+    # Not before the strategy is built, and before anything that takes long.
+    watcher = preemption.Watcher()
+    watcher.arm()
     try:
-        return _loop(run, step)
-    except tf.errors.OpError as error:
-        step = int(run.gan.step.numpy())
-        mistake = data.explain(error, run.source, config, step)
-        if mistake is not None:
-            raise mistake from error
-        if cluster.num_workers > 1 and isinstance(error, _LOST_WORKER):
+        run, restored = _open(config, cluster, strategy, watcher)
+        run.progress.say(_introduction(run, restored))
+        with contextlib.closing(run.recorder):
+            return _loop(run, int(run.gan.step.numpy()))
+    except Exception as error:
+        if cluster.num_workers > 1 and strategies.is_lost_worker(error):
             _leave_at_once(error)
         raise
     finally:
-        run.watcher.disarm()
-        run.recorder.close()
+        watcher.disarm()
 
 
-def _open(config: Config, cluster: Cluster) -> tuple[_Run, str | None]:
+def _open(
+    config: Config,
+    cluster: Cluster,
+    strategy: tf.distribute.Strategy,
+    watcher: preemption.Watcher,
+) -> tuple[_Run, str | None]:
     """Builds everything and restores the newest state.
 
     Args:
         config: the run's settings.
         cluster: the workers, and which of them this is.
+        strategy: the strategy of the run.
+        watcher: sees the signals.
 
     Returns:
         What the loop works with, and the prefix that was restored; None for
@@ -107,8 +110,7 @@ def _open(config: Config, cluster: Cluster) -> tuple[_Run, str | None]:
     Raises:
         UserError: see `train`.
     """
-    strategy = strategies.make(config, cluster)
-    strategies.check_batch(config, strategy)
+    _check_same_flags(config, cluster, strategy)
     source = sources.open_source(config)
     description = run_directory.Description(
         config, source.image_shape, source.num_classes, source.num_images
@@ -120,11 +122,7 @@ def _open(config: Config, cluster: Cluster) -> tuple[_Run, str | None]:
     )
     restored = checkpointer.restore()
     step = int(gan.step.numpy())
-    if step > config.num_steps:
-        raise errors.UserError(
-            f"num_steps ({config.num_steps}) is below the step of the run in "
-            f"{config.run_dir} ({step}); raise it, or name another run_dir"
-        )
+    _check_step(step, config, cluster, strategy)
     # Not before all is known to fit: a mistake must leave nothing behind.
     if cluster.is_chief:
         run_directory.write(description, gan.networks)
@@ -141,14 +139,58 @@ def _open(config: Config, cluster: Cluster) -> tuple[_Run, str | None]:
         progress=metrics.Progress(
             config.num_steps, config.batch_size, is_chief=cluster.is_chief
         ),
-        watcher=preemption.Watcher(),
+        watcher=watcher,
     )
     return run, restored
 
 
-def _leave_at_once(error: tf.errors.OpError) -> NoReturn:
+def _check_same_flags(
+    config: Config, cluster: Cluster, strategy: tf.distribute.Strategy
+) -> None:
+    """Checks that all workers were told the same.
+
+    Raises:
+        UserError: on every worker, if they were not.
+    """
+    strategies.check_batch(config, strategy)
+    flags = config.to_dict()
+    for name in _OF_A_WORKER:
+        del flags[name]
+    digest = zlib.crc32(json.dumps(flags).encode())
+    if len(set(strategies.gather(strategy, cluster, digest))) > 1:
+        raise errors.UserError(
+            "the workers were started with different flags; only "
+            f"{', '.join(_OF_A_WORKER)} may differ between them"
+        )
+
+
+def _check_step(
+    step: int,
+    config: Config,
+    cluster: Cluster,
+    strategy: tf.distribute.Strategy,
+) -> None:
+    """Checks that all workers are at one step, and that it is not too far.
+
+    Raises:
+        UserError: on every worker, if it is not so.
+    """
+    steps = sorted(set(strategies.gather(strategy, cluster, step)))
+    if len(steps) > 1:
+        raise errors.UserError(
+            f"the workers restored steps {', '.join(map(str, steps))}: run_dir "
+            f"({config.run_dir}) must be on a disk that all of them share"
+        )
+    if step > config.num_steps:
+        raise errors.UserError(
+            f"num_steps ({config.num_steps}) is below the step of the run in "
+            f"{config.run_dir} ({step}); raise it, or name another run_dir"
+        )
+
+
+def _leave_at_once(error: Exception) -> NoReturn:
     """Ends this process because another worker is gone."""
-    reason = str(error.message).splitlines()[0][:200]
+    reason = " ".join(str(error).split())[:200]
     print(
         f"lost another worker ({reason}); run again to go on from the last "
         "save",
@@ -156,29 +198,23 @@ def _leave_at_once(error: tf.errors.OpError) -> NoReturn:
         flush=True,
     )
     # A normal exit waits up to 20 s for the worker that is gone.
-    os._exit(errors.RUN_AGAIN)
+    os._exit(errors.LOST_WORKER)
 
 
 def _loop(run: _Run, step: int) -> int:
     config = run.config
-    if step >= config.num_steps:
-        run.progress.say(
-            f"finished already: {config.run_dir} is at step {step:,}"
-        )
-        return errors.FINISHED
     iterator = data.make_iterator(run.source, config, run.strategy, step)
     while step < config.num_steps:
-        num_steps = _loop_length(config, step)
-        rows = run.gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
-        rows = rows.numpy()
+        # At the top, for a notice that came while all was built.
+        if _stop_or_save(run, step):
+            return errors.RUN_AGAIN
+        rows = _run_steps(run, iterator, step, _loop_length(config, step))
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
-        step += num_steps
+        step += len(rows)
         run.progress.update(step, _losses(names, rows[-1]))
         if _due(config.sample_every_steps, step) or step >= config.num_steps:
             _draw_samples(run, step)
-        if step < config.num_steps and _stop_or_save(run, step):
-            return errors.RUN_AGAIN
     _check_replicas(run, step)
     run.checkpointer.save(step)
     run.checkpointer.complete()
@@ -186,6 +222,27 @@ def _loop(run: _Run, step: int) -> int:
         f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
     )
     return errors.FINISHED
+
+
+def _run_steps(
+    run: _Run, iterator: Any, step: int, num_steps: int
+) -> np.ndarray:
+    """Runs some steps; returns the metrics of each.
+
+    Raises:
+        UserError: an image cannot be read; it is named.
+        OpError: something else failed.
+    """
+    try:
+        rows = run.gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
+        return rows.numpy()
+    except tf.errors.OpError as error:
+        if strategies.is_lost_worker(error):
+            raise
+        mistake = data.explain(error, run.source, run.config, step)
+        if mistake is None:
+            raise
+        raise mistake from error
 
 
 def _losses(names: Sequence[str], row: np.ndarray) -> dict[str, float]:

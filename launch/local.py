@@ -21,7 +21,7 @@ from typing import BinaryIO
 from dtrain import errors
 from dtrain.cluster import Cluster
 
-# Time that the other workers have to save and leave when one has ended.
+# Time that the other workers have to leave when one has failed.
 GRACE_SECS = 20.0
 
 
@@ -88,16 +88,21 @@ def free_ports(count: int) -> list[int]:
 def run(processes: Sequence[Process], grace_secs: float = GRACE_SECS) -> int:
     """Starts the workers and waits for all of them.
 
-    SIGINT and SIGTERM are handed on, once, as SIGTERM. When a worker ends
-    with anything but 0, the others are told to save and end.
+    SIGINT and SIGTERM are handed on, once, as SIGTERM; the second one kills.
+    When a worker fails, the others are told to end.
 
     Args:
         processes: of `plan`.
-        grace_secs: how long a worker that was told to end may take.
+        grace_secs: how long they may take to, when one has failed.
 
     Returns:
         One exit code for all of them, see `combine`.
     """
+    told = _Notices()
+    previous = {
+        number: signal.signal(number, told.handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     children = [_start(process) for process in processes]
     printers = [
         threading.Thread(target=_print_lines, args=(process.name, child.stdout))
@@ -105,11 +110,6 @@ def run(processes: Sequence[Process], grace_secs: float = GRACE_SECS) -> int:
     ]
     for printer in printers:
         printer.start()
-    told = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: told.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
     try:
         _wait(children, told, grace_secs)
     finally:
@@ -118,6 +118,17 @@ def run(processes: Sequence[Process], grace_secs: float = GRACE_SECS) -> int:
         for printer in printers:
             printer.join()
     return combine([child.returncode for child in children])
+
+
+class _Notices:
+    """Counts the signals that came."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def handle(self, *_: object) -> None:
+        """Counts one; a handler of `signal.signal`."""
+        self.count += 1
 
 
 def _start(process: Process) -> subprocess.Popen[bytes]:
@@ -135,16 +146,23 @@ def _start(process: Process) -> subprocess.Popen[bytes]:
 
 def _wait(
     children: Sequence[subprocess.Popen[bytes]],
-    told: threading.Event,
+    told: _Notices,
     grace_secs: float,
 ) -> None:
-    deadline = None
+    is_told, deadline = False, None
     while any(child.poll() is None for child in children):
-        failed = any(child.returncode not in (None, 0) for child in children)
-        if deadline is None and (told.is_set() or failed):
+        # 75 is no failure: the others are saving, too, and may take long.
+        failed = any(
+            child.returncode not in (None, errors.FINISHED, errors.RUN_AGAIN)
+            for child in children
+        )
+        if failed and deadline is None:
             deadline = time.monotonic() + grace_secs
+        if (failed or told.count) and not is_told:
+            is_told = True
             _signal(children, signal.SIGTERM)
-        if deadline is not None and time.monotonic() > deadline:
+        is_late = deadline is not None and time.monotonic() > deadline
+        if is_late or told.count > 1:
             _signal(children, signal.SIGKILL)
         time.sleep(0.05)
 
@@ -165,7 +183,7 @@ def combine(codes: Sequence[int]) -> int:
     """Makes one exit code of those of all workers.
 
     A user's mistake comes first, since running again cannot mend it; then a
-    crash; then "run me again".
+    crash, the loss of another worker last; then "run me again".
 
     Args:
         codes: exit codes, negative for a signal.
@@ -175,7 +193,7 @@ def combine(codes: Sequence[int]) -> int:
     """
     if errors.USER_ERROR in codes:
         return errors.USER_ERROR
-    for code in codes:
-        if code not in (errors.FINISHED, errors.RUN_AGAIN):
-            return code if code > 0 else 128 - code
-    return errors.RUN_AGAIN if errors.RUN_AGAIN in codes else errors.FINISHED
+    order = (errors.LOST_WORKER, errors.RUN_AGAIN, errors.FINISHED)
+    crashes = [code for code in codes if code not in order]
+    code = next(code for code in (*crashes, *order) if code in codes)
+    return code if code >= 0 else 128 - code

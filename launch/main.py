@@ -17,7 +17,8 @@ _HELP = """\
 usage: python -m launch.main [--num_workers=N] [--dry_run] -- [dtrain flags]
 
 Starts N processes on this machine that train together, and prints their lines
-with the worker's name in front. Ctrl-C lets all of them save and end.
+with the worker's name in front. Ctrl-C lets all of them save and end, a second
+one ends them at once.
 
   --num_workers=N  (default: 1)
       Processes. More than one sets TF_CONFIG and --strategy=multi_worker.

@@ -451,6 +451,7 @@ def test_everything_a_model_can_hold_comes_back(
     resumed.checkpoint.restore(prefix).assert_consumed()
     iterator = data.make_iterator(digits, config, strategy, 2)
     resumed.train_steps(iterator, tf.constant(4, tf.int64))
+    assert resumed.differing_variables() == []
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
     names = {name for name, _ in tf.train.list_variables(prefix)}

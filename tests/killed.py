@@ -2,9 +2,10 @@
 
     python -m tests.killed STEP PHASE <dtrain flags>
 
-PHASE is `metrics` (the step is trained and nothing of it is saved), `backup`
-(its backup is written, the older one is not removed yet) or `started` (right
-after the restore). Killing from outside can only aim at a time.
+PHASE is `metrics` (the step is trained and nothing of it is saved), `written`
+(its backup is written and has not its name yet), `renamed` (its data has its
+name and its index has not) or `backup` (it has its name, and the older one is
+not removed yet). Killing from outside can only aim at a time.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ def main() -> None:
     """Arms the kill and runs dtrain."""
     kill_step, phase = int(sys.argv[1]), sys.argv[2]
     startup.import_tensorflow()
+    import tensorflow as tf
+
     from dtrain import checkpoint, metrics
 
     write = metrics.Recorder.write
     sweep = checkpoint.CheckpointManager._sweep
-    restore = checkpoint.Checkpointer.restore
+    rename = tf.io.gfile.rename
 
     def write_or_die(self: Any, first_step: int, *rest: Any) -> None:
         write(self, first_step, *rest)
@@ -47,16 +50,18 @@ def main() -> None:
             die()
         sweep(self)
 
-    def restore_or_die(self: Any) -> str | None:
-        restored = restore(self)
-        if phase == "started":
+    def rename_or_die(old: str, new: str, overwrite: bool = False) -> None:
+        name = new.rpartition("/")[2]
+        if phase == "written" and name.startswith(f"ckpt-{kill_step}.data"):
             die()
-        return restored
+        if phase == "renamed" and name == f"ckpt-{kill_step}.index":
+            die()
+        rename(old, new, overwrite=overwrite)
 
     with (
         mock.patch.object(metrics.Recorder, "write", write_or_die),
         mock.patch.object(checkpoint.CheckpointManager, "_sweep", sweep_or_die),
-        mock.patch.object(checkpoint.Checkpointer, "restore", restore_or_die),
+        mock.patch.object(tf.io.gfile, "rename", rename_or_die),
     ):
         errors.exit_with(
             lambda: dtrain_main.run(["dtrain.main", *sys.argv[3:]])

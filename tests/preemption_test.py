@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,20 +26,32 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_flag_then_end(number: signal.Signals) -> None:
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
         env=runs.environment(),
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "armed\n"
-        process.send_signal(number)
-        assert process.stdout.readline() == f"saw {number.name}\n"
-        process.send_signal(number)
-        assert process.wait(30) == -number
+        yield process
+        process.kill()
+
+
+def test_second_interrupt_ends(sleeper: subprocess.Popen[str]) -> None:
+    sleeper.send_signal(signal.SIGINT)
+    assert sleeper.stdout.readline() == "saw SIGINT\n"
+    sleeper.send_signal(signal.SIGINT)
+    assert sleeper.wait(30) == -signal.SIGINT
+
+
+def test_terminate_may_come_twice(sleeper: subprocess.Popen[str]) -> None:
+    sleeper.send_signal(signal.SIGTERM)
+    assert sleeper.stdout.readline() == "saw SIGTERM\n"
+    sleeper.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        sleeper.wait(0.5)
 
 
 def test_previous_handler_is_called_and_comes_back() -> None:

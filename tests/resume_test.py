@@ -6,11 +6,13 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
 import time
 
 import pytest
 
 from dtrain import checkpoint_reader, errors
+from launch import local
 from tests import runs
 
 NUM_STEPS = 12
@@ -60,7 +62,9 @@ def test_run_killed_at_a_random_moment(
     assert code == errors.FINISHED, output
 
     process = runs.start(module, *arguments, *flags(cut), *RICH)
-    kill_at = random.randint(1, NUM_STEPS - 1)
+    # Not later, or on a busy machine the run ends first.
+    kill_at = random.randint(1, NUM_STEPS // 2)
+    print(f"killed when step {kill_at} was written")
     wait_for_step(cut, kill_at)
     kill_with_children(process.pid)
     runs.finish(process)
@@ -112,15 +116,18 @@ def wait_for_step(run_dir: pathlib.Path, step: int) -> None:
 
 
 def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
-    """One run, killed at each of its steps; the long form kills 40 times."""
-    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "4"))
+    """One run, killed at each of its steps; the long form kills 40 times.
+
+    And its loops are of another length at the end.
+    """
+    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "5"))
     num_steps = num_kills + 1
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     module, *arguments = STRATEGIES["mirrored"]
     code, output = runs.run(module, *arguments, *flags(whole, num_steps))
     assert code == errors.FINISHED, output
     for step in range(1, num_steps):
-        phase = ("metrics", "backup")[step % 2]
+        phase = ("metrics", "written", "renamed", "backup")[step % 4]
         code, output = runs.run(
             "tests.killed",
             str(step),
@@ -130,11 +137,92 @@ def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
         )
         assert code == KILLED, output
         assert runs.metrics(cut)[-1]["step"] == step
-    code, output = runs.run(module, *arguments, *flags(cut, num_steps))
+    code, output = runs.run(
+        module, *arguments, *flags(cut, num_steps), "--steps_per_loop=3"
+    )
     assert code == errors.FINISHED, output
     assert digest(cut, num_steps) == digest(whole, num_steps)
     steps = [line["step"] for line in runs.metrics(cut)]
     assert steps == list(range(1, num_steps + 1))
+
+
+# Builds slowly, as a large model does, and says when it begins to.
+SLOW_MODEL = """
+import pathlib, time
+from dtrain.models import dcgan
+
+def make(config, image_shape, num_classes):
+    pathlib.Path(__file__).with_name("building").touch()
+    time.sleep(3)
+    return dcgan.make(config, image_shape, num_classes)
+"""
+
+
+def start_slow_run(
+    directory: pathlib.Path, module: str, *arguments: str
+) -> subprocess.Popen[str]:
+    """Starts a run and waits until it builds its networks."""
+    (directory / "slow.py").write_text(SLOW_MODEL)
+    process = runs.start(
+        module,
+        *arguments,
+        *flags(directory / "run", 100_000),
+        "--model=slow:make",
+        PYTHONPATH=f"{directory}:{runs.ROOT}",
+    )
+    while not (directory / "building").exists():
+        assert process.poll() is None, runs.finish(process)
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("strategy", ["default", "multi_worker"])
+def test_signal_while_the_networks_are_built(
+    strategy: str, tmp_path: pathlib.Path
+) -> None:
+    process = start_slow_run(tmp_path, *STRATEGIES[strategy])
+    # To each process of the group, and so to a worker twice.
+    for pid in (*children_of(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    assert (tmp_path / "run/checkpoints/ckpt-0.index").exists()
+
+
+def test_worker_lost_while_the_networks_are_built(
+    tmp_path: pathlib.Path,
+) -> None:
+    process = start_slow_run(tmp_path, *STRATEGIES["multi_worker"])
+    os.kill(children_of(process.pid)[1], signal.SIGKILL)
+    code, output = runs.finish(process)
+    # 78 would say that no other try can help.
+    assert code == 128 + signal.SIGKILL, output
+    assert "[worker 0] lost another worker" in output
+
+
+def test_workers_that_do_not_share_the_run_are_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Each with a disk of its own; only the chief's has the run."""
+    ports = local.free_ports(2)
+    run_dirs = [tmp_path / "0", tmp_path / "1"]
+    code, output = runs.run("dtrain.main", *flags(run_dirs[0], 2))
+    assert code == errors.FINISHED, output
+    workers = [
+        runs.start(
+            "dtrain.main",
+            "--strategy=multi_worker",
+            *flags(run_dir, 4),
+            **process.environment,
+        )
+        for run_dir, process in zip(
+            run_dirs, local.plan(ports, []), strict=True
+        )
+    ]
+    for worker in workers:
+        code, output = runs.finish(worker)
+        assert code == errors.USER_ERROR, output
+        assert "restored steps 0, 2: run_dir" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

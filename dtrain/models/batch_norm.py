@@ -124,14 +124,17 @@ class BatchNorm(keras.layers.Layer):
         return shift + shifted_mean, variance
 
     def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        # An overflow is forgotten with its batch, as the loss scale forgets
+        # its gradients; in the averages it would stay for ever. The sums are
+        # equal on all replicas, so all decide alike.
+        finite = tf.reduce_all(tf.math.is_finite(tf.stack([mean, variance])))
         for moving, value in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
             old = tf.convert_to_tensor(moving)
-            moving.assign(
-                old + (1.0 - self.momentum) * (tf.stop_gradient(value) - old)
-            )
+            new = old + (1.0 - self.momentum) * (tf.stop_gradient(value) - old)
+            moving.assign(tf.where(finite, new, old))
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
