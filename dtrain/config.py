@@ -589,8 +589,14 @@ def help_page(program: str, summary: str) -> str:
         for field in dataclasses.fields(Config):
             if field.metadata["group"] == group:
                 parts += _help_entry(field)
-    parts += ["", "--flagfile=FILE reads flags from a file, one on each line."]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            *parts,
+            "",
+            "A run may be resumed with another value of what is marked with *.",
+            "--flagfile=FILE reads flags from a file, one on each line.",
+        ]
+    )
 
 
 def _help_entry(field: dataclasses.Field[Any]) -> list[str]:
@@ -605,7 +611,7 @@ def _help_entry(field: dataclasses.Field[Any]) -> list[str]:
         head = f"  --{field.name}  (default: {shown})"
     indent = " " * 6
     return [
-        head,
+        f"{head} *" if field.metadata["may_change"] else head,
         textwrap.fill(
             field.metadata["help"],
             width=78,

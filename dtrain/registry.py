@@ -391,21 +391,7 @@ def _check_call(
             f"{subject}, called with {given}, raised "
             f"{_describe(error, type(network).call)}"
         ) from error
-    wanted = " or ".join(str(list(shape)) for shape in shapes)
-    if not tf.is_tensor(output):
-        raise UserError(
-            f"{subject} returned {_type_name(output)}; it must return a tensor "
-            f"of shape {wanted}"
-        )
-    if tuple(output.shape) not in shapes:
-        raise UserError(
-            f"{subject} turned {given} into {_render(output)}; its shape must "
-            f"be {wanted}"
-        )
-    if not output.dtype.is_floating:
-        raise UserError(
-            f"{subject} returned {output.dtype.name}; it must return float32"
-        )
+    _check_output(f"{subject} turned {given} into", output, shapes)
     if not network.trainable_variables:
         raise UserError(f"{subject} has no variable to train")
     for layer in network._flatten_layers():
@@ -414,6 +400,33 @@ def _check_call(
                 f"{subject} has a layer {layer.name!r} that a call does not "
                 "build; build it in build(), or remove it"
             )
+
+
+def _check_output(
+    subject: str, output: Any, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    """Checks what a network returned.
+
+    Args:
+        subject: the words before what it returned.
+        output: what it returned.
+        shapes: those it may have.
+
+    Raises:
+        UserError: it is no tensor, or of another shape or type.
+    """
+    wanted = " or ".join(str(list(shape)) for shape in shapes)
+    if not tf.is_tensor(output):
+        raise UserError(
+            f"{subject} a value {_type_name(output)}; it must return a "
+            f"tensor of shape {wanted}"
+        )
+    if tuple(output.shape) not in shapes:
+        raise UserError(
+            f"{subject} {_render(output)}; its shape must be {wanted}"
+        )
+    if not output.dtype.is_floating:
+        raise UserError(f"{subject} {_render(output)}; it must return float32")
 
 
 def _render(tensor: tf.Tensor) -> str:

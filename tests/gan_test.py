@@ -458,6 +458,30 @@ def test_everything_a_model_can_hold_comes_back(
     assert any(name.startswith("untracked/") for name in names)
 
 
+def test_loss_scales_come_back(
+    digits: sources.Source,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optimizers.LossScale, "GROW_EVERY_STEPS", 3)
+    keras.config.set_dtype_policy("mixed_float16")
+    config = dataclasses.replace(SMALL, precision="mixed_float16")
+    strategy = mirrored(2)
+    whole, _ = train(config, strategy, digits, 7)
+
+    cut, _ = train(config, strategy, digits, 2)
+    prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
+    resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
+    resumed.checkpoint.restore(prefix).assert_consumed()
+    iterator = data.make_iterator(digits, config, strategy, 2)
+    resumed.train_steps(iterator, tf.constant(5, tf.int64))
+    for expected, got in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    for name, scale in whole._loss_scales.items():
+        assert scale.read().numpy() == 4 * scale.FIRST
+        assert resumed._loss_scales[name].read().numpy() == 4 * scale.FIRST
+
+
 def test_top_level_names_in_a_checkpoint() -> None:
     gan = gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
     [*children] = tf.train.TrackableView(gan.checkpoint).children(

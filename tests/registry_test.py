@@ -230,11 +230,11 @@ def test_what_fits_is_built() -> None:
         ),
         (
             lambda: (_generator(), _integer_discriminator()),
-            "the discriminator returned int32; it must return float32",
+            "int32 [2, 1]; it must return float32",
         ),
         (
             lambda: (_generator(), _two_headed_discriminator()),
-            "the discriminator returned of type dict; it must return a tensor",
+            "into a value of type dict; it must return a tensor",
         ),
         (
             lambda: (_generator(), keras.Sequential([keras.layers.Flatten()])),
