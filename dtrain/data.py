@@ -10,6 +10,7 @@ batch, the batch is the same.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -26,6 +27,10 @@ _ROUNDS = 8
 # Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+# Threads that decode images which are not in memory.
+_NUM_THREADS = min(os.cpu_count() or 1, 16)
+# Batches of a replica that are ready before they are asked for.
+_PREFETCH = 4
 
 
 class Batch(NamedTuple):
@@ -208,11 +213,14 @@ def make_dataset_of_part(
         first_draw * part.local_replicas, tf.int64.max
     )
     # One thread is plenty for gathering from memory.
-    threads = None if source.in_memory else tf.data.AUTOTUNE
+    threads = None if source.in_memory else _NUM_THREADS
     dataset = elements.map(fetch, threads).map(decode, threads)
     options = tf.data.Options()
     options.deterministic = True
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    # The thread that tunes cannot be woken: now and then the end of a process
+    # would wait for it for half a minute.
+    options.autotune.enabled = False
+    return dataset.prefetch(_PREFETCH).with_options(options)
 
 
 def explain(
