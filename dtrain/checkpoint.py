@@ -106,7 +106,9 @@ class CheckpointManager:
         The names in it are relative, so that a run may be moved.
         """
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            self._directory,
+            # Names would be taken as relative to the working directory, were
+            # this one relative, too.
+            "/",
             names[-1],
             all_model_checkpoint_paths=names,
             # Without them a stock manager would keep all of these for ever.

@@ -99,6 +99,20 @@ def test_stock_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:
     assert steps_in(tmp_path) == [20, 25]
 
 
+def test_stock_tensorflow_finds_it_by_a_relative_path_and_when_moved(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_steps(pathlib.Path("runs/a"), [5, 10])
+    save_steps(tmp_path / "runs/b", [5, 10])
+    (tmp_path / "runs").rename("moved")
+    for name in ("a", "b"):
+        for directory in (f"moved/{name}", f"{tmp_path}/moved/{name}"):
+            newest = tf.train.latest_checkpoint(directory)
+            assert newest == f"{directory}/ckpt-10"
+            make_state().restore(newest).assert_consumed()
+
+
 # Where a run goes on.
 
 
