@@ -217,8 +217,7 @@ def make_dataset_of_part(
     dataset = elements.map(fetch, threads).map(decode, threads)
     options = tf.data.Options()
     options.deterministic = True
-    # The thread that tunes cannot be woken: now and then the end of a process
-    # would wait for it for half a minute.
+    # What it would tune is set here, and its thread costs time at the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
 

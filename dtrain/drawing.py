@@ -95,6 +95,32 @@ def class_rows(
     return (np.arange(num_images) // GRID_SIZE % num_classes).astype(np.int32)
 
 
+def class_columns(
+    config: Config, num_classes: int, num_images: int
+) -> npt.NDArray[np.int32] | None:
+    """Labels images in turn, so that every class is there as often.
+
+    Returns:
+        int32 [num_images]; None for a model that is not conditional.
+    """
+    if not config.conditional:
+        return None
+    return (np.arange(num_images) % num_classes).astype(np.int32)
+
+
+def num_columns(config: Config, num_classes: int) -> int:
+    """Chooses the width of a grid of `class_columns`.
+
+    Returns:
+        The number of columns, near `GRID_SIZE`: with `conditional` a multiple
+        of the classes, so that each column shows one, unless they are many.
+    """
+    if not config.conditional:
+        return GRID_SIZE
+    columns = num_classes * max(1, GRID_SIZE // num_classes)
+    return min(columns, 2 * GRID_SIZE)
+
+
 def interpolation(
     generator: keras.Model, config: Config, num_classes: int, seed: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
@@ -113,9 +139,7 @@ def interpolation(
         48 frames, uint8 [height, width, C].
     """
     start, end = tf.split(latents(config, seed, 32), 2)
-    labels = None
-    if config.conditional:
-        labels = (np.arange(16) % num_classes).astype(np.int32)
+    labels = class_columns(config, num_classes, 16)
     for frame in range(48):
         angle = 2.0 * math.pi * frame / 48
         point = math.cos(angle) * start + math.sin(angle) * end

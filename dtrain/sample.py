@@ -149,12 +149,13 @@ def _write_pictures(
     made = drawing.draw(
         generator,
         drawing.latents(config, request.seed, request.num_images),
-        drawing.class_rows(config, num_classes, request.num_images),
+        drawing.class_columns(config, num_classes, request.num_images),
     )
     paths = []
     if request.grid:
         paths.append(os.path.join(output_dir, "samples.png"))
-        images.write_png(paths[-1], images.make_grid(made, drawing.GRID_SIZE))
+        columns = drawing.num_columns(config, num_classes)
+        images.write_png(paths[-1], images.make_grid(made, columns))
     else:
         for number, image in enumerate(images.to_uint8(made)):
             paths.append(os.path.join(output_dir, f"sample-{number:05}.png"))
@@ -186,8 +187,10 @@ def run(arguments: Sequence[str]) -> int:
     request = parse(arguments)
     startup.import_tensorflow()
     paths = draw(request)
-    rest = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    print(f"wrote {paths[0]}{rest}")
+    first, *rest = paths
+    more = f", {len(rest) - 1} more" if len(rest) > 1 else ""
+    last = f" and {rest[-1]}" if rest else ""
+    print(f"wrote {first}{more}{last}")
     return errors.FINISHED
 
 

@@ -182,7 +182,7 @@ def _print_lines(name: str, stream: BinaryIO) -> None:
 def combine(codes: Sequence[int]) -> int:
     """Makes one exit code of those of all workers.
 
-    A user's mistake comes first, since running again cannot mend it; then a
+    A user's mistake comes first, since running again cannot help; then a
     crash, the loss of another worker last; then "run me again".
 
     Args:

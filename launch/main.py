@@ -70,7 +70,10 @@ def _parse(own: list[str]) -> tuple[int, bool]:
     try:
         rest = flag_values(own)
     except flags.Error as error:
-        raise errors.UserError(f"{error}; --help lists the flags") from error
+        raise errors.UserError(
+            f"{error}; the flags of dtrain.main go after --, --help lists the "
+            "others"
+        ) from error
     if len(rest) > 1:
         raise errors.UserError(
             f"{rest[1]!r} is not a flag; the flags of dtrain.main go after --"

@@ -38,7 +38,7 @@ def test_in_memory_and_from_array_record_are_the_same(
     in_memory = train(tmp_path / "in_memory", f"idx:{DIRECTORY}")
     data_dir = f"--data_dir={tmp_path / 'data'}"
     code, output = runs.run(
-        "dtrain.sources.store",
+        "dtrain.store",
         "fashion",
         f"--dataset=idx:{DIRECTORY}",
         data_dir,

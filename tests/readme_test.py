@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 from PIL import Image
 
 from dtrain import checkpoint_reader, drawing, errors, images, sample
@@ -26,12 +27,14 @@ def code_block(first_line: str) -> str:
 
 
 def test_weights_with_tensorflow_and_keras_alone(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = code_block("# weights.py")
     imports = re.findall(r"^(?:import|from) (\w+)", script, re.MULTILINE)
     assert set(imports) <= {"sys", "keras", "tensorflow"}
-    run_dir = tmp_path / "run"
+    # Relative, as the README's own: both programs start in one directory.
+    monkeypatch.chdir(tmp_path)
+    run_dir = pathlib.Path("run")
     code = dtrain_main.run(
         ["main", f"--run_dir={run_dir}", "--num_steps=2", "--batch_size=8"]
     )

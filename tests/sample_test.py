@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from dtrain import checkpoint_tool, errors, images, sample
+from dtrain import checkpoint_tool, drawing, errors, images, sample
 from dtrain import main as dtrain_main
+from dtrain.config import Config
 from tests import runs
 
 NUM_CLASSES = 3
@@ -68,7 +69,9 @@ def test_a_process_draws_a_grid_and_an_animation(
     code, output = runs.run("dtrain.sample", f"--run_dir={place}/plain")
     drawn = place / "plain/drawn"
     assert code == errors.FINISHED, output
-    assert output == f"wrote {drawn}/samples.png and 1 more\n"
+    assert (
+        output == f"wrote {drawn}/samples.png and {drawn}/interpolation.gif\n"
+    )
     grid = Image.open(drawn / "samples.png")
     # 8 x 8 images of 8 pixels, one apart, enlarged by 8 to 512 at least.
     assert grid.size == (8 * 73, 8 * 73)
@@ -124,7 +127,7 @@ def test_other_seeds_and_steps_draw_other_images(
     assert len(set(drawn.values())) == 3
 
 
-def test_a_row_for_each_class(
+def test_a_column_for_each_class(
     place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     draw(place / "classes", tmp_path, "--num_images=24", "--nogrid", "--nogif")
@@ -135,14 +138,33 @@ def test_a_row_for_each_class(
     names = draw(place / "classes", tmp_path / "grid", "--num_images=24")
     assert names == ["interpolation.gif", "samples.png"]
     grid = pixels(tmp_path / "grid/samples.png")
-    factor = grid.shape[1] // (8 * 9 + 1)
+    factor = grid.shape[1] // (6 * 9 + 1)
     small = grid[::factor, ::factor]
     for number, image in enumerate(made):
-        row, column = divmod(number, 8)
+        row, column = divmod(number, 6)
         top, left = 9 * row + 1, 9 * column + 1
         np.testing.assert_array_equal(
             small[top : top + 8, left : left + 8], image
         )
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "columns"),
+    [(1, 8), (2, 8), (3, 6), (8, 8), (10, 10), (16, 16)],
+)
+def test_each_column_is_of_one_class(num_classes: int, columns: int) -> None:
+    config = Config(conditional=True)
+    assert drawing.num_columns(config, num_classes) == columns
+    labels = drawing.class_columns(config, num_classes, 6 * columns)
+    assert labels is not None
+    for column in labels.reshape(6, columns).T:
+        assert len(set(column)) == 1
+    assert set(labels) == set(range(num_classes))
+
+
+def test_many_classes_do_not_make_a_grid_wider() -> None:
+    assert drawing.num_columns(Config(conditional=True), 1000) == 16
+    assert drawing.num_columns(Config(), 1000) == drawing.GRID_SIZE
 
 
 def test_one_image(place: pathlib.Path, tmp_path: pathlib.Path) -> None:

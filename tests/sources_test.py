@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrain import digits, sources
+from dtrain import digits, sources, store
 from dtrain.config import Config
 from dtrain.digits import make
 from dtrain.errors import UserError
@@ -31,7 +31,6 @@ from dtrain.sources import (
     memory,
     npz,
     preparation,
-    store,
 )
 from tests import requirement, runs
 
@@ -395,7 +394,7 @@ def test_download_prepares(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_unknown_without_a_data_dir() -> None:
-    assert "nor prepared in" in error_line(dataset="mnits")
+    assert "not prepared in" in error_line(dataset="mnits")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -412,7 +411,7 @@ def test_not_prepared(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
-        ("mnits", ["neither known to TFDS, did you mean mnist?", "digits"]),
+        ("mnits", ["not known to TFDS (did you mean mnist?)", "digits"]),
         ("mnist:nothing", ["BuilderConfig nothing not found"]),
         ("mnist:9.9.9", ["cannot be loaded at version 9.9.9, only: 3.0.1"]),
         ("cats_vs_dogs/big", ["dataset (cats_vs_dogs/big)"]),

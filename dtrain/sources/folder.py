@@ -9,15 +9,19 @@ what a camera notes about which way up an image is.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
+from dtrain import access, files
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import conversion, source
 from dtrain.sources.source import EncodedSource, Images
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
+# What is wrong with a file, and not with the store that it is on.
+_UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
 _SPLITS = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation")
 )
@@ -101,12 +105,16 @@ class FolderSource(EncodedSource):
 
         Raises:
             UserError: it cannot be decoded.
+            StorageError: the store that it is on does not answer.
         """
         try:
             image = self._decode_file(tf.constant(os.fsencode(path)))
         except tf.errors.OpError as error:
+            if files.is_remote(path) and not isinstance(error, _UNREADABLE):
+                mistake = access.explain("dataset", path, error)
+                raise mistake from error
             raise UserError(
-                f"{path} cannot be decoded: {source.reason(error)}; mend or "
+                f"{path} cannot be decoded: {source.reason(error)}; repair or "
                 "remove it"
             ) from error
         height, width, channels = image.shape
@@ -117,7 +125,7 @@ def open_folder(path: str, config: Config) -> FolderSource:
     """Opens a folder of images.
 
     Args:
-        path: of the folder.
+        path: of the folder, which may be gs://.
         config: `dataset`, `split`, `image_size` and `channels` count.
 
     Returns:
@@ -126,26 +134,32 @@ def open_folder(path: str, config: Config) -> FolderSource:
     Raises:
         UserError: there is no such folder, it holds no images or is not laid
             out as it must be, or the first image cannot be read.
+        StorageError: the store that it is on does not answer.
     """
-    if not os.path.isdir(path):
+    with access.to("dataset", path):
+        return _open(path.rstrip("/") or path, config)
+
+
+def _open(path: str, config: Config) -> FolderSource:
+    if not tf.io.gfile.isdir(path):
         raise UserError(
-            f"dataset ({config.dataset}) must name a folder; {path} is none"
+            f"dataset ({config.dataset}) must name a folder; {path} is not one"
         )
     if config.split != "train":
         raise UserError(
             f"split ({config.split}) does not apply to a folder; name the "
             "folder of the split itself"
         )
-    files, folders = _list(path)
+    images, folders = _list(path)
     found = {folder: _list(folder)[0] for folder in folders}
     classes = {folder: names for folder, names in found.items() if names}
-    if files and classes:
+    if images and classes:
         raise UserError(
-            f"{path} holds both images ({files[0]}) and folders of images "
+            f"{path} holds both images ({images[0]}) and folders of images "
             f"({next(iter(classes))}); move one of them elsewhere"
         )
-    if files:
-        return FolderSource(files, None, config)
+    if images:
+        return FolderSource(images, None, config)
     if not classes:
         raise UserError(
             f"{path} holds no images ({', '.join(_ENDINGS)}), nor folders of "
@@ -166,8 +180,8 @@ def _check_classes(path: str, found: dict[str, list[str]]) -> None:
             f"{path} holds splits ({', '.join(sorted(names))}), not classes; "
             f"try --dataset=folder:{next(iter(found))}"
         )
-    for folder, files in found.items():
-        if not files:
+    for folder, images in found.items():
+        if not images:
             raise UserError(
                 f"{folder} holds no images, so it is no class; remove it, or "
                 "hide it by a dot before its name"
@@ -176,16 +190,28 @@ def _check_classes(path: str, found: dict[str, list[str]]) -> None:
 
 def _list(path: str) -> tuple[list[str], list[str]]:
     # Sorted, for the order of a directory is its disk's; hidden ones left out.
-    files, folders = [], []
+    images, folders = [], []
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(_ENDINGS):
-                    files.append(entry.path)
+        for name, is_folder in _entries(path):
+            if name.startswith("."):
+                continue
+            if is_folder:
+                folders.append(os.path.join(path, name))
+            elif name.lower().endswith(_ENDINGS):
+                images.append(os.path.join(path, name))
     except OSError as error:
         raise UserError(f"{path} cannot be listed: {error.strerror}") from error
-    return sorted(files), sorted(folders)
+    return sorted(images), sorted(folders)
+
+
+def _entries(path: str) -> Iterator[tuple[str, bool]]:
+    """Yields what a folder holds: its name, and whether it is a folder."""
+    if files.is_remote(path):
+        for name in tf.io.gfile.listdir(path):
+            # What is listed of a folder itself has no name.
+            if name.rstrip("/"):
+                yield name.rstrip("/"), name.endswith("/")
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import gzip
 import os
-import pathlib
 import zlib
 
 import numpy as np
+import tensorflow as tf
 
+from dtrain import access, files
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import arrays, source
@@ -27,7 +28,7 @@ def open_idx(directory: str, config: Config) -> arrays.ArraySource:
     """Opens a directory of IDX files.
 
     Args:
-        directory: its path.
+        directory: its path, which may be gs://.
         config: `split`, `image_size` and `channels` count.
 
     Returns:
@@ -35,16 +36,22 @@ def open_idx(directory: str, config: Config) -> arrays.ArraySource:
 
     Raises:
         UserError: there are no such files, or one is malformed.
+        StorageError: the store that they are on does not answer.
     """
+    with access.to("dataset", directory):
+        return _open(directory, config)
+
+
+def _open(directory: str, config: Config) -> arrays.ArraySource:
     prefix = _PREFIXES.get(config.split)
     if prefix is None:
         raise UserError(
             f"split ({config.split}) of {config.dataset} must be train or test"
         )
-    if not os.path.isdir(directory):
+    if not tf.io.gfile.isdir(directory):
         raise UserError(
             f"dataset ({config.dataset}) must name a directory of IDX files; "
-            f"{directory} is none"
+            f"{directory} is not one"
         )
     path = _find(directory, f"{prefix}-images", "idx3-ubyte")
     if path is None:
@@ -69,17 +76,18 @@ def open_idx(directory: str, config: Config) -> arrays.ArraySource:
     )
 
 
-def _find(directory: str, stem: str, kind: str) -> pathlib.Path | None:
+def _find(directory: str, stem: str, kind: str) -> str | None:
     names = [
         f"{stem}{separator}{kind}{ending}"
         for separator in "-."
         for ending in ("", ".gz")
     ]
-    paths = (pathlib.Path(directory, name) for name in names)
-    return next((path for path in paths if path.is_file()), None)
+    there = set(files.names(directory))
+    paths = (os.path.join(directory, name) for name in names if name in there)
+    return next((path for path in paths if not tf.io.gfile.isdir(path)), None)
 
 
-def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
     """Reads one IDX file of bytes.
 
     Args:
@@ -93,20 +101,22 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
         UserError: the file cannot be read, is not IDX, is of another type or
             rank, or is longer or shorter than its header says.
     """
+    path = os.fspath(path)
+    is_mapped = not (path.endswith(".gz") or files.is_remote(path))
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                content = np.frombuffer(file.read(), np.uint8)
-        elif path.stat().st_size:
+        if is_mapped and files.size(path):
             content = np.memmap(path, np.uint8, mode="r")
         else:
-            content = np.empty(0, np.uint8)
+            data = files.read(path) or b""
+            if path.endswith(".gz"):
+                data = gzip.decompress(data)
+            content = np.frombuffer(data, np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return _parse(path, content, rank)
 
 
-def _parse(path: pathlib.Path, content: np.ndarray, rank: int) -> np.ndarray:
+def _parse(path: str, content: np.ndarray, rank: int) -> np.ndarray:
     head = 4 + 4 * rank
     magic = bytes(content[:4])
     if magic != bytes((0, 0, _UINT8, rank)):

@@ -8,6 +8,7 @@ Images are the array `x_<split>`, or else `x` or `images`: [n, H, W] or
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dtrain import access, files
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.sources import arrays, source
@@ -38,7 +40,7 @@ def open_npz(path: str, config: Config) -> arrays.ArraySource:
     """Opens an npz file.
 
     Args:
-        path: of the file.
+        path: of the file; gs:// is read into memory.
         config: `split`, `image_size` and `channels` count.
 
     Returns:
@@ -47,17 +49,20 @@ def open_npz(path: str, config: Config) -> arrays.ArraySource:
     Raises:
         UserError: there is no such file, it is malformed, or its arrays are
             not images and labels.
+        StorageError: the store that it is on does not answer.
     """
-    if not os.path.isfile(path):
+    content = _fetch(path) if files.is_remote(path) else path
+    if content is None or (content == path and not os.path.isfile(path)):
         raise UserError(
-            f"dataset ({config.dataset}) must name an npz file; {path} is none"
+            f"dataset ({config.dataset}) must name an npz file; "
+            f"{path} is not one"
         )
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(content):
         raise UserError(
             f"{path} is not an npz file; write one with numpy.savez"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(content, allow_pickle=False) as file:
             images_name, labels_name = _choose(path, file.files, config.split)
             images = file[images_name]
             labels = file[labels_name] if labels_name else None
@@ -77,6 +82,13 @@ def open_npz(path: str, config: Config) -> arrays.ArraySource:
     return arrays.ArraySource(
         config.dataset, images, labels, config.image_size, config.channels
     )
+
+
+def _fetch(path: str) -> io.BytesIO | None:
+    """Reads an object; returns None if there is none."""
+    with access.to("dataset", path):
+        content = files.read(path)
+    return None if content is None else io.BytesIO(content)
 
 
 def _choose(

@@ -81,10 +81,10 @@ def _make_builder(config: Config, name: str, data_dir: str | None) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         known = [*tfds.list_builders(), _EMBEDDED]
         near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
+        hint = f" (did you mean {near[0]}?)" if near else ""
         where = data_dir or constants.DATA_DIR
         raise UserError(
-            f"dataset ({config.dataset}) is neither known to TFDS{hint} nor "
+            f"dataset ({config.dataset}) is not known to TFDS{hint} and not "
             f"prepared in {where}; {_OFFLINE}"
         ) from error
     except ImportError as error:

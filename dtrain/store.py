@@ -1,6 +1,6 @@
 """Stores any data set as ArrayRecord, the form that TFDS reads at random.
 
-    python -m dtrain.sources.store NAME --dataset=folder:/path --data_dir=DIR
+    python -m dtrain.store NAME --dataset=folder:/path --data_dir=DIR
     python -m dtrain.main --dataset=NAME --data_dir=DIR
 
 The images are stored in their order, as --image_size and --channels make
@@ -14,16 +14,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import tensorflow as tf
-import tensorflow_datasets as tfds
+from typing import TYPE_CHECKING, Any
 
 from dtrain import config as config_module
-from dtrain import errors
+from dtrain import errors, startup
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from dtrain.sources import Source
 
 _BATCH = 256
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -58,6 +57,9 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
             f"{data_dir} holds a data set {name} already; remove it, or "
             "choose another name"
         )
+    # TensorFlow takes seconds to import, and a wrong command needs none.
+    import tensorflow_datasets as tfds
+
     features: dict[str, Any] = {
         "image": tfds.features.Image(shape=source.image_shape)
     }
@@ -88,6 +90,8 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
 
 
 def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    import tensorflow as tf
+
     for start in range(0, source.num_images, _BATCH):
         end = min(start + _BATCH, source.num_images)
         images, labels = source.read(tf.range(start, end, dtype=tf.int64))
@@ -113,12 +117,18 @@ def run(argv: Sequence[str]) -> int:
         UserError: the command line is malformed, the data set cannot be read
             or the copy cannot be written.
     """
+    if {"--help", "-h"} & set(argv[1:]):
+        print(__doc__)
+        return errors.FINISHED
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UserError(
-            "no name; usage: python -m dtrain.sources.store NAME "
+            "no name; usage: python -m dtrain.store NAME "
             "--dataset=folder:/path --data_dir=DIR"
         )
     config = _checked(config_module.parse([argv[0], *argv[2:]]))
+    startup.import_tensorflow()
+    from dtrain.sources import open_source
+
     path = store(
         open_source(config),
         argv[1],
