@@ -1,230 +1,452 @@
-"""Saving and resuming, in two tiers.
+"""Saving, in two tiers, while training goes on.
 
 `BackupAndRestore` keeps the newest state of a run that is not finished, for
-crashes; `CheckpointManager` keeps the history. Both are TensorFlow's own
-format, are written by the chief alone, and hold the same state, so a run goes
-on from whichever is newer.
+crashes; `CheckpointManager` keeps the history. Both take a snapshot between
+two steps and write it on another thread, in TensorFlow's own format, so a run
+goes on from whichever is newer. How it comes back is told in `recovery`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
+import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dtrain import checkpoint_reader, retention
+from dtrain import files, recovery, retention, sealed, strategies
+from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.cluster import ALONE, Cluster
 from dtrain.config import Config
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
+from dtrain.manifest import DamagedError, Manifest
+from dtrain.snapshot import Plan, Snapshot
+from dtrain.writer import Writer
 
 Clock = Callable[[], float]
+
+# What TensorFlow raises where names or shapes are not those of the variables.
+_MISFITS = (AssertionError, ValueError, tf.errors.InvalidArgumentError)
+# After a save that failed, a checkpoint is tried again this much later.
+_RETRY_SECS = 30.0
+
+
+class Facts(NamedTuple):
+    """What is saved with a state, and is no part of it.
+
+    Attributes:
+        metrics: of the step, by name.
+        log: `bytes` and `sha256` of metrics.jsonl up to the step.
+        sync: puts that on the disk; called before the commit.
+    """
+
+    metrics: Mapping[str, float | None] = {}
+    log: Mapping[str, Any] = {}
+    sync: Callable[[], None] = lambda: None
 
 
 class CheckpointManager:
     """The kept history: `directory/ckpt-<step>`.
 
-    A `tf.train.CheckpointManager` writes each one in a directory beside it,
-    from which it is renamed when it is whole; what stays is decided by
-    `retention`, from the steps that are there.
+    The work of `tf.train.CheckpointManager`, in its format, on another thread,
+    and such that a kill leaves no half of anything. One worker calls it: the
+    chief.
     """
 
     def __init__(
         self,
         checkpoint: tf.train.Checkpoint,
         directory: str,
+        policies: Sequence[retention.Policy] = (retention.Last(3),),
         *,
-        max_to_keep: int,
-        keep_every_n_steps: int = 0,
+        verify: str = "full",
+        run: Mapping[str, Any] | None = None,
+        plan: Plan | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Opens the directory, which is made at the first save.
 
         Args:
-            checkpoint: the state that is saved.
+            checkpoint: the state that is saved; its variables exist.
             directory: local, or any that `tf.io.gfile` writes.
-            max_to_keep: newest checkpoints that stay.
-            keep_every_n_steps: those at a multiple of it stay too; 0 is none.
-        """
-        self._checkpoint = checkpoint
-        self._directory = directory
-        self._max_to_keep = max_to_keep
-        self._keep_every_n_steps = keep_every_n_steps
+            policies: what stays is what any of them keeps, and the newest.
+            verify: full or sizes; how the newest is checked before an older
+                one is removed.
+            run: written into each manifest.
+            plan: of `checkpoint`, if there is one already.
+            writer: where it is written, if there is one already.
 
-    def save(self, step: int) -> str:
-        """Writes the state as of `step` and removes what is not kept.
+        Raises:
+            UserError: the state cannot be saved while training goes on.
+        """
+        self.directory = CheckpointDirectory(directory)
+        self._plan = plan or Plan(checkpoint)
+        self._writer = writer or Writer()
+        self._policies = tuple(policies)
+        self._verify = verify
+        self._run = run or {}
+        # What is in the directory; read from it before the first removal.
+        self._saved: dict[int, retention.Saved] | None = None
+
+    def save(
+        self, step: int, facts: Facts | None = None, *, wait: bool = False
+    ) -> None:
+        """Saves the state as of now.
 
         Args:
             step: the steps that are done.
+            facts: saved with it.
+            wait: returns when it is on the disk; otherwise at once.
 
-        Returns:
-            The prefix of the checkpoint.
+        Raises:
+            StorageError: this save (with `wait`) or an earlier one failed.
         """
-        # Apart, since TensorFlow opens the index under its last name and
-        # fills it afterwards: a kill in between would leave an empty one.
-        writing = f"{self._directory}/writing"
-        self._remove(writing)
-        # `save` adds one. A count of saves would differ between a run that
-        # was killed and one that was not; the step does not.
-        self._checkpoint.save_counter.assign(step - 1)
-        tf.train.CheckpointManager(
-            self._checkpoint, writing, max_to_keep=1
-        ).save(checkpoint_number=step)
-        # The data before the index, which makes it a checkpoint.
-        for name in self._files(writing, step):
-            tf.io.gfile.rename(
-                f"{writing}/{name}", f"{self._directory}/{name}", overwrite=True
-            )
-        self._remove(writing)
-        self._sweep()
-        return f"{self._directory}/ckpt-{step}"
+        snapshot = self._plan.take(step)
+        write = self.writing(step, snapshot, facts or Facts())
+        with files.storage_errors(self.directory.path):
+            self._writer.raise_if_failed()
+            self._writer.submit(write, keep=True)
+            if wait:
+                self._writer.drain()
 
-    @staticmethod
-    def _files(directory: str, step: int) -> list[str]:
-        names = tf.io.gfile.listdir(directory)
-        return sorted(
-            name for name in names if name.startswith(f"ckpt-{step}.")
-        )
+    def close(self) -> None:
+        """Waits until all is written.
 
-    @staticmethod
-    def _remove(directory: str) -> None:
-        if tf.io.gfile.exists(directory):
-            tf.io.gfile.rmtree(directory)
-
-    def _sweep(self) -> None:
-        present = checkpoint_reader.steps(self._directory)
-        stay = retention.kept(
-            present, self._max_to_keep, self._keep_every_n_steps
-        )
-        for step in set(present) - stay:
-            # The index first: without it the rest is no checkpoint.
-            for name in reversed(self._files(self._directory, step)):
-                tf.io.gfile.remove(f"{self._directory}/{name}")
-        self._record([f"ckpt-{step}" for step in sorted(stay)])
-
-    def _record(self, names: list[str]) -> None:
-        """Writes the pointer file that stock TensorFlow looks for.
-
-        The names in it are relative, so that a run may be moved.
+        Raises:
+            StorageError: something was not.
         """
-        state = tf.compat.v1.train.generate_checkpoint_state_proto(
-            # Names would be taken as relative to the working directory, were
-            # this one relative, too.
-            "/",
-            names[-1],
-            all_model_checkpoint_paths=names,
-            # Without them a stock manager would keep all of these for ever.
-            all_model_checkpoint_timestamps=[
-                tf.io.gfile.stat(f"{self._directory}/{name}.index").mtime_nsec
-                / 1e9
-                for name in names
-            ],
-        )
-        temporary = f"{self._directory}/checkpoint.tmp"
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(str(state))
-        tf.io.gfile.rename(
-            temporary, f"{self._directory}/checkpoint", overwrite=True
-        )
+        with files.storage_errors(self.directory.path):
+            self._writer.close()
 
+    def writing(
+        self, step: int, snapshot: Snapshot, facts: Facts
+    ) -> Callable[[], None]:
+        """Returns what writes a snapshot and removes what is not kept.
 
-class BackupAndRestore:
-    """The newest state of a run that is not finished, in two generations.
-
-    The older one is removed when the newer one is whole, so a kill at any
-    moment leaves one that can be read.
-    """
-
-    def __init__(self, checkpoint: tf.train.Checkpoint, directory: str) -> None:
-        """Opens the directory, which is made at the first save.
+        It is to be called on the thread that alone changes the directory.
 
         Args:
-            checkpoint: the state that is saved.
-            directory: local, or any that `tf.io.gfile` writes.
+            step: the steps that are done.
+            snapshot: the state.
+            facts: saved with it.
         """
-        self._directory = directory
-        self._manager = CheckpointManager(checkpoint, directory, max_to_keep=2)
+        fields = {
+            "metrics": dict(facts.metrics),
+            "log": dict(facts.log),
+            "run": dict(self._run),
+        }
 
-    def save(self, step: int) -> str:
-        """Writes the state as of `step`; returns the prefix."""
-        return self._manager.save(step)
+        def write() -> None:
+            facts.sync()
+            made = self.directory.commit(step, snapshot, fields)
+            self._sweep(made)
+
+        return write
+
+    def _sweep(self, newest: Manifest) -> None:
+        """Removes what is not kept, when the newest one is seen to be well.
+
+        Raises:
+            OSError: the disk is at fault, or what was just written is not
+                what is there.
+        """
+        if self._saved is None:
+            self._saved = self._read_saved()
+        self._saved[newest.step] = retention.Saved(
+            newest.step, newest.saved_at, newest.metrics
+        )
+        pinned = self._pinned()
+        everything = [self._saved[step] for step in sorted(self._saved)]
+        kept = retention.kept(
+            everything, (*self._policies, retention.Pinned(pinned))
+        )
+        if len(kept) < len(everything):
+            try:
+                self.directory.verify(newest.step, self._verify)
+            except DamagedError as error:
+                self.directory.quarantine(newest.step, str(error))
+                del self._saved[newest.step]
+                raise OSError(
+                    f"what was written reads back wrong: {error}"
+                ) from error
+        for step in set(self._saved) - kept:
+            if self.directory.remove(step):
+                del self._saved[step]
+        self.directory.point(
+            {step: saved.saved_at for step, saved in self._saved.items()}
+        )
+
+    def _read_saved(self) -> dict[int, retention.Saved]:
+        saved = {}
+        for step in self.directory.steps():
+            try:
+                made = self.directory.manifest(step)
+            except DamagedError:
+                # Restoring puts it aside; what is unclear is not removed.
+                continue
+            saved[step] = retention.Saved(step, made.saved_at, made.metrics)
+        return saved
+
+    def _pinned(self) -> frozenset[int]:
+        """Reads the pins; with a damaged list everything is pinned."""
+        try:
+            return frozenset(read_pins(self.directory.path).values())
+        except DamagedError:
+            return frozenset(self._saved or ())
+
+
+def read_pins(directory: str) -> dict[str, int]:
+    """Reads which checkpoints must stay for ever: step by name.
+
+    Args:
+        directory: of checkpoints.
+
+    Raises:
+        DamagedError: the list is not what was written.
+    """
+    data = files.read(f"{directory}/pins.json")
+    return sealed.loads(data)["pins"] if data is not None else {}
+
+
+def pin(directory: str, step: int, name: str) -> None:
+    """Keeps a checkpoint for ever, under a name.
+
+    Args:
+        directory: of checkpoints.
+        step: which.
+        name: what it is called; one of the same name is not pinned any more.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        DamagedError: the list is not what was written.
+    """
+    there = CheckpointDirectory(directory).steps()
+    if step not in there:
+        raise UserError(
+            f"{directory} holds no checkpoint of step {step}; there: "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    pins = {**read_pins(directory), name: step}
+    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+
+
+def unpin(directory: str, name: str) -> None:
+    """Lets a pinned checkpoint go when no policy keeps it.
+
+    Args:
+        directory: of checkpoints.
+        name: what it was pinned as.
+
+    Raises:
+        UserError: nothing is pinned as that.
+        DamagedError: the list is not what was written.
+    """
+    pins = read_pins(directory)
+    if name not in pins:
+        raise UserError(
+            f"nothing in {directory} is pinned as {name}; pinned: "
+            f"{', '.join(sorted(pins)) or 'nothing'}"
+        )
+    del pins[name]
+    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+
+
+class BackupAndRestore(CheckpointManager):
+    """The newest state of a run that is not finished, in two generations.
+
+    The older one is removed when the newer one is seen to be well, so a kill
+    at any moment leaves one that can be read.
+    """
+
+    def __init__(
+        self, checkpoint: tf.train.Checkpoint, directory: str, **options: Any
+    ) -> None:
+        """Opens the directory; see `CheckpointManager`."""
+        super().__init__(checkpoint, directory, (retention.Last(2),), **options)
 
     def remove(self) -> None:
-        """Removes the backups: the run is finished, or went on elsewhere."""
-        if tf.io.gfile.exists(self._directory):
-            tf.io.gfile.rmtree(self._directory)
+        """Removes the backups: the run is finished.
+
+        Raises:
+            OSError: they cannot be removed.
+            OpError: likewise.
+        """
+        # One by one: half of one that a kill leaves would look damaged.
+        for step in self.directory.steps():
+            self.directory.remove(step)
+        files.remove_tree(self.directory.path)
+        self._saved = None
 
 
-def _found(config: Config) -> dict[int, str]:
-    """Lists what both tiers of a run hold: prefix by step."""
-    return {
-        **checkpoint_reader.steps(f"{config.run_dir}/backup"),
-        **checkpoint_reader.steps(f"{config.run_dir}/checkpoints"),
-    }
+def checkpoint_dir(config: Config) -> str:
+    """Returns where the history of a run is kept."""
+    return config.checkpoint_dir or f"{config.run_dir}/checkpoints"
+
+
+def _backup_root(config: Config) -> str:
+    """Returns where a host keeps the backups of a run, of all its workers."""
+    run_dir = config.run_dir
+    if not files.is_remote(run_dir):
+        run_dir = os.path.abspath(run_dir)
+    key = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
+    name = os.path.basename(run_dir.rstrip("/"))
+    return os.path.join(config.backup_dir, f"{name}-{key}")
+
+
+def _backup_of(config: Config, cluster: Cluster) -> str | None:
+    """Returns where a worker backs up; None if it does not."""
+    if config.backup_dir:
+        return f"{_backup_root(config)}/worker-{cluster.index}"
+    return f"{config.run_dir}/backup" if cluster.is_chief else None
+
+
+def _backups(config: Config) -> list[str]:
+    """Lists the directories of backups that this worker can read.
+
+    On a host that was another worker before, they bear that one's number.
+    """
+    if not config.backup_dir:
+        return [f"{config.run_dir}/backup"]
+    root = _backup_root(config)
+    if files.is_remote(root):
+        return [f"{root}/{name}" for name in files.names(root)]
+    return sorted(glob.glob(f"{glob.escape(root)}/worker-*"))
+
+
+def _places(config: Config, cluster: Cluster) -> list[recovery.Place]:
+    own = _backup_of(config, cluster)
+    return [
+        recovery.Place(
+            CheckpointDirectory(checkpoint_dir(config)), cluster.is_chief
+        ),
+        *(
+            recovery.Place(CheckpointDirectory(path), path == own)
+            for path in _backups(config)
+        ),
+    ]
+
+
+def policies(config: Config) -> list[retention.Policy]:
+    """Returns what the flags say about which checkpoints stay."""
+    chosen: list[retention.Policy] = [retention.Last(config.max_to_keep)]
+    if config.keep_every_n_steps:
+        chosen.append(retention.EverySteps(config.keep_every_n_steps))
+    if config.keep_every_hours:
+        chosen.append(retention.EveryHours(config.keep_every_hours))
+    if config.keep_best:
+        chosen.append(
+            retention.Best(
+                config.keep_best,
+                config.best_metric,
+                "max" if config.best_mode == "max" else "min",
+            )
+        )
+    return chosen
 
 
 def restore_step(
-    checkpoint: tf.train.Checkpoint, config: Config, step: int = -1
+    checkpoint: tf.train.Checkpoint,
+    config: Config,
+    step: int = -1,
 ) -> str:
-    """Restores one state of a run.
+    """Restores one state of a run that is only looked at.
 
     Args:
         checkpoint: what is restored into.
         config: the run's settings.
-        step: which; -1 is the newest.
+        step: which; -1 is the newest that verifies.
 
     Returns:
         The prefix that was restored.
 
     Raises:
-        UserError: there is none, or it does not fit the networks.
+        UserError: there is none, it is damaged, or it does not fit the
+            networks.
+        StorageError: the disk or the store cannot be read.
     """
-    found = _found(config)
-    if not found or (step >= 0 and step not in found):
-        there = ", ".join(map(str, sorted(found))) or "none"
-        wanted = "" if step < 0 else f" of step {step}"
-        raise UserError(
-            f"{config.run_dir} holds no checkpoint{wanted}; there: {there}"
-        )
-    prefix = found[step if step >= 0 else max(found)]
-    try:
-        checkpoint.restore(prefix).assert_consumed()
-    except (AssertionError, *checkpoint_reader.DAMAGED) as error:
-        mistake = _explain(error, prefix, config)
-        raise mistake from error
-    return prefix
-
-
-def _explain(error: Exception, prefix: str, config: Config) -> UserError:
-    """Tells a damaged checkpoint from one of other networks."""
-    # Or TensorFlow adds, at exit, a line for each value that has no place.
-    tf.get_logger().setLevel("ERROR")
-    try:
-        checkpoint_reader.digest(prefix)
-    except UserError as damage:
-        return UserError(
-            f"{damage}; remove {prefix}.* to go on from an older one"
-        )
-    first = str(error).strip().splitlines()[0]
-    # Without the graph of objects that TensorFlow begins to show.
-    first = first.removesuffix(": attributes {").rstrip(".:")
-    return UserError(
-        f"{prefix} does not fit the networks of --model={config.model}: "
-        f"{first}; make the model as it was, or name another run_dir"
+    places = [
+        recovery.Place(place.directory, is_mine=False)
+        for place in _places(config, ALONE)
+    ]
+    with files.storage_errors(config.run_dir):
+        there = {each for place in places for each in place.directory.steps()}
+        if step >= 0:
+            places = [each for each in places if step in each.directory.steps()]
+        below = None if step < 0 else step + 1
+        seen = recovery.search(places, config.verify, below)
+    found = seen.found
+    if found and step in (-1, found.manifest.step):
+        _restore(checkpoint, found, config)
+        return found.prefix
+    if step in there or (seen.notes and step < 0):
+        raise UserError(f"{seen.notes[0]}; choose another --step")
+    listed = ", ".join(map(str, sorted(there))) or "none"
+    wanted = "" if step < 0 else f" of step {step}"
+    raise UserError(
+        f"{config.run_dir} holds no checkpoint{wanted}; there: {listed}"
     )
+
+
+def _restore(
+    checkpoint: tf.train.Checkpoint, found: recovery.Found, config: Config
+) -> None:
+    """Restores what verifies.
+
+    Raises:
+        UserError: it is of other networks.
+        StorageError: the disk or the store cannot be read.
+    """
+    with files.storage_errors(found.prefix):
+        try:
+            with found.directory.reading(found.manifest.step):
+                checkpoint.restore(found.prefix).assert_consumed()
+        except _MISFITS as error:
+            # Or TensorFlow adds, at exit, a line for each value that has no
+            # place.
+            tf.get_logger().setLevel("ERROR")
+            first = str(error).strip().splitlines()[0]
+            # Without the graph of objects that TensorFlow begins to show.
+            first = first.removesuffix(": attributes {").rstrip(".:")
+            raise UserError(
+                f"{found.prefix} does not fit the networks of "
+                f"--model={config.model}: {first}; make the model as it was, "
+                "or name another run_dir"
+            ) from error
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        prefix: of the checkpoint; empty for a run that starts.
+        manifest: of the checkpoint; None for a run that starts.
+        notes: a line for each state that does not verify.
+    """
+
+    prefix: str
+    manifest: Manifest | None
+    notes: list[str]
 
 
 class Checkpointer:
     """Decides when each tier saves, and where a run goes on.
 
-    The chief decides and writes; for the other workers every method does
-    nothing but `restore`.
+    The chief decides, for all; each worker writes what is its own. All of it
+    is written on one other thread.
     """
 
     def __init__(
         self,
         checkpoint: tf.train.Checkpoint,
         config: Config,
+        cluster: Cluster,
         *,
-        is_chief: bool,
+        run: Mapping[str, Any] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """Opens both tiers of the run.
@@ -232,97 +454,227 @@ class Checkpointer:
         Args:
             checkpoint: the state of the GAN.
             config: the run's settings.
-            is_chief: whether this worker writes.
+            cluster: the workers, and which of them this is.
+            run: what config.json holds; written into each manifest.
             clock: returns seconds; the default never goes back.
+
+        Raises:
+            UserError: the state cannot be saved while training goes on.
         """
         self._checkpoint = checkpoint
         self._config = config
-        self._is_chief = is_chief
+        self._cluster = cluster
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         self._saved_step = 0
-        self._directory = f"{config.run_dir}/checkpoints"
+        # When a checkpoint that could not be saved is tried again.
+        self._retry_secs: float | None = None
+        plan = Plan(checkpoint)
+        self._writer = Writer()
+        options = {
+            "verify": config.verify,
+            "run": run,
+            "plan": plan,
+            "writer": self._writer,
+        }
+        self._plan = plan
         self._manager = CheckpointManager(
-            checkpoint,
-            self._directory,
-            max_to_keep=config.max_to_keep,
-            keep_every_n_steps=config.keep_every_n_steps,
+            checkpoint, checkpoint_dir(config), policies(config), **options
         )
-        self._backup = BackupAndRestore(checkpoint, f"{config.run_dir}/backup")
+        own = _backup_of(config, cluster)
+        self._backup = (
+            BackupAndRestore(checkpoint, own, **options) if own else None
+        )
 
-    def restore(self) -> str | None:
+    def restore(self, strategy: tf.distribute.Strategy) -> Restored:
         """Restores the newest state of the run. Every worker calls this.
 
+        Args:
+            strategy: the run's strategy.
+
         Returns:
-            The prefix that was restored; None for a run that starts.
+            What was restored.
 
         Raises:
             UserError: there is one and `resume` is never, there is none and
-                it is must, or it does not fit the networks.
+                it is must, none can be used, or it does not fit the networks.
+            StorageError: a disk or the store failed.
         """
-        found = _found(self._config)
+        config, cluster = self._config, self._cluster
+
+        def search() -> recovery.Search:
+            with files.storage_errors(config.run_dir):
+                places = _places(config, cluster)
+                if config.resume == "never":
+                    # It is refused, so nothing in it may be touched.
+                    places = [each._replace(is_mine=False) for each in places]
+                else:
+                    self._clean()
+                return recovery.search(places, config.verify)
+
+        mine = strategies.together(strategy, cluster, search)
+        with tempfile.TemporaryDirectory(prefix="dtrain-received-") as received:
+            own = self._backup.directory if self._backup else None
+            found = recovery.agree(
+                strategy, cluster, mine, own or CheckpointDirectory(received)
+            )
+            self._check_resume(found)
+            if found is None:
+                return Restored("", None, mine.notes)
+            strategies.together(
+                strategy,
+                cluster,
+                lambda: _restore(self._checkpoint, found, config),
+            )
+        self._saved_step = found.manifest.step
+        return Restored(found.prefix, found.manifest, mine.notes)
+
+    def _clean(self) -> None:
+        """Removes what killed saves left behind."""
+        if self._cluster.is_chief:
+            self._manager.directory.clean()
+        if self._backup:
+            self._backup.directory.clean()
+
+    def _check_resume(self, found: recovery.Found | None) -> None:
         resume, run_dir = self._config.resume, self._config.run_dir
-        if not found and resume == "must":
+        if found is None and resume == "must":
             raise UserError(
                 f"resume (must): {run_dir} holds no checkpoint to go on from; "
                 "use --resume=auto"
             )
-        if not found:
-            return None
-        if resume == "never":
+        if found and resume == "never":
             raise UserError(
                 f"resume (never): {run_dir} holds checkpoints up to step "
-                f"{max(found)}; name another run_dir, or use --resume=auto"
+                f"{found.manifest.step}; name another run_dir, or use "
+                "--resume=auto"
             )
-        self._saved_step = max(found)
-        return restore_step(self._checkpoint, self._config)
+
+    # When to save.
 
     def due(self, step: int) -> bool:
-        """Tells whether this worker wants to save at `step`."""
-        return self._checkpoint_due(step) or self._backup_due(step)
+        """Tells whether the run is to save at `step`; the chief knows."""
+        if not self._cluster.is_chief or step == self._saved_step:
+            return False
+        return self._checkpoint_due(step) or self._backup_due()
 
     def _checkpoint_due(self, step: int) -> bool:
-        config = self._config
-        if not self._is_chief or step == self._saved_step:
-            return False
+        config, now = self._config, self._clock()
+        if self._retry_secs is not None and now >= self._retry_secs:
+            return True
         if (
             config.checkpoint_every_steps
             and not step % config.checkpoint_every_steps
         ):
             return True
-        waited = self._clock() - self._checkpoint_secs
+        waited = now - self._checkpoint_secs
         return 0 < config.checkpoint_every_secs <= waited
 
-    def _backup_due(self, step: int) -> bool:
-        if not self._is_chief or step == self._saved_step:
-            return False
+    def _backup_due(self) -> bool:
         waited = self._clock() - self._backup_secs
         return 0 < self._config.backup_every_secs <= waited
 
-    def maybe_save(self, step: int) -> str | None:
-        """Saves the tier that is due at `step`; returns its prefix."""
-        if self._checkpoint_due(step):
-            return self.save(step)
-        if self._backup_due(step):
-            prefix = self._backup.save(step)
-            self._saved_step = step
-            self._backup_secs = self._clock()
-            return prefix
-        return None
+    def save(self, step: int, facts: Facts | None = None) -> None:
+        """Saves what is due, or a backup if nothing is. Does not wait.
 
-    def save(self, step: int) -> str | None:
-        """Writes a checkpoint, unless there is one of `step` already."""
-        prefix = f"{self._directory}/ckpt-{step}"
-        if not self._is_chief:
-            return None
-        if not tf.io.gfile.exists(f"{prefix}.index"):
-            self._manager.save(step)
+        Every worker calls this at the steps at which the chief finds a save
+        to be due.
+
+        Args:
+            step: the steps that are done.
+            facts: saved with the state.
+        """
+        is_checkpoint = self._cluster.is_chief and self._checkpoint_due(step)
+        if self._submit(step, facts or Facts(), is_checkpoint):
+            self._mark(step, is_checkpoint)
+
+    def save_last(self, step: int, facts: Facts | None = None) -> str:
+        """Saves a checkpoint, unless there is one of `step`, and waits for it.
+
+        Every worker calls this.
+
+        Args:
+            step: the steps that are done.
+            facts: saved with the state.
+
+        Returns:
+            The prefix of the checkpoint.
+
+        Raises:
+            StorageError: it could not be saved.
+        """
+        directory, is_chief = self._manager.directory, self._cluster.is_chief
+        # What failed before is made good by this one.
+        self._writer.wait()
+        self.failure()
+        with files.storage_errors(directory.path):
+            if is_chief and step not in directory.steps():
+                self._submit(step, facts or Facts(), is_checkpoint=True)
+            elif not is_chief and self._saved_step != step:
+                self._submit(step, facts or Facts(), is_checkpoint=False)
+            self._mark(step, is_chief)
+            self._writer.drain()
+        return directory.prefix(step)
+
+    def _mark(self, step: int, is_checkpoint: bool) -> None:
         self._saved_step = step
         # A checkpoint serves as a backup too.
-        self._checkpoint_secs = self._backup_secs = self._clock()
-        return prefix
+        self._backup_secs = self._clock()
+        if is_checkpoint:
+            self._checkpoint_secs = self._backup_secs
+            self._retry_secs = None
+
+    def _submit(self, step: int, facts: Facts, is_checkpoint: bool) -> bool:
+        tiers: list[CheckpointManager] = []
+        if is_checkpoint:
+            tiers.append(self._manager)
+        # With a place of its own, a host can do without the durable one.
+        if self._backup and (not is_checkpoint or self._config.backup_dir):
+            tiers.append(self._backup)
+        if not tiers:
+            return True
+        snapshot = self._plan.take(step)
+
+        def write() -> None:
+            with contextlib.ExitStack() as stack:
+                # Each of them, even if one fails.
+                for tier in tiers:
+                    stack.callback(tier.writing(step, snapshot, facts))
+
+        return self._writer.submit(write, keep=is_checkpoint)
+
+    def wait(self) -> None:
+        """Waits until nothing is being written, and says nothing of it."""
+        self._writer.wait()
+
+    def failure(self) -> str:
+        """Tells, once, why something could not be saved; empty if all was."""
+        try:
+            with files.storage_errors("the save failed"):
+                self._writer.raise_if_failed()
+        except StorageError as error:
+            if self._cluster.is_chief:
+                self._retry_secs = self._clock() + _RETRY_SECS
+            return str(error)
+        return ""
 
     def complete(self) -> None:
-        """Removes the backups of a run whose last checkpoint is written."""
-        if self._is_chief:
-            self._backup.remove()
+        """Removes the backups of a run whose last checkpoint is written.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        if self._backup:
+            with files.storage_errors(self._backup.directory.path):
+                self._backup.remove()
+                if self._config.backup_dir:
+                    files.remove_tree(_backup_root(self._config))
+
+    def close(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+            StorageError: something was not.
+        """
+        with files.storage_errors(self._config.run_dir):
+            self._writer.close()

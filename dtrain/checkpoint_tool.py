@@ -14,7 +14,8 @@ _HELP = """usage: python -m dtrain.checkpoint_tool digest CKPT
 
 digest  prints one SHA-256 over the names, dtypes, shapes and bytes of all
         variables of a checkpoint: two states are equal if theirs are. CKPT is
-        the path without .index, or a directory, whose newest one is taken."""
+        the path without .index, or the directory of checkpoints or of a run,
+        whose newest one is taken."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -29,18 +30,21 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: the command is unknown, or the checkpoint cannot be read.
     """
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments and arguments[0] in ("-h", "--help", "help"):
         print(_HELP)
         return errors.FINISHED
-    if arguments[0] != "digest" or len(arguments) != 2:
+    if len(arguments) != 2 or arguments[0] != "digest":
         raise errors.UserError(
-            f"{' '.join(arguments)!r} is no command; use: digest CKPT"
+            f"{' '.join(arguments)!r} is not a command; use: digest CKPT"
         )
     # TensorFlow takes seconds to import, and a wrong command needs none.
     startup.import_tensorflow()
     from dtrain import checkpoint_reader
 
-    found = checkpoint_reader.steps(arguments[1])
+    directory = arguments[1].rstrip("/")
+    found = checkpoint_reader.steps(directory) or checkpoint_reader.steps(
+        f"{directory}/checkpoints"
+    )
     prefix = found[max(found)] if found else arguments[1].removesuffix(".index")
     print(f"{checkpoint_reader.digest(prefix)}  {prefix}")
     return errors.FINISHED

@@ -359,12 +359,74 @@ class Config:
         minimum=0,
         may_change=True,
     )
+    keep_every_hours: float = _field(
+        0.0,
+        SAVING,
+        "Also keeps, for ever, checkpoints at least this many hours apart; 0 "
+        "keeps none.",
+        minimum=0.0,
+        may_change=True,
+    )
+    keep_best: int = _field(
+        0,
+        SAVING,
+        "Also keeps this many checkpoints with the best --best_metric; 0 keeps "
+        "none.",
+        minimum=0,
+        may_change=True,
+    )
+    best_metric: str = _field(
+        "generator_loss",
+        SAVING,
+        "Metric that --keep_best goes by, as it is called in metrics.jsonl.",
+        may_change=True,
+    )
+    best_mode: str = _field(
+        "min",
+        SAVING,
+        "Whether the smallest or the largest --best_metric is the best.",
+        choices=("min", "max"),
+        may_change=True,
+    )
+    checkpoint_dir: str = _field(
+        "",
+        SAVING,
+        "Where the checkpoints are kept, on a disk or gs://; empty is "
+        "run_dir/checkpoints. The chief writes there.",
+        may_change=True,
+    )
     backup_every_secs: float = _field(
         60.0,
         SAVING,
         "Seconds between two backups, from which a killed run goes on; they "
         "are removed when the run is finished. 0 makes none.",
         minimum=0.0,
+        may_change=True,
+    )
+
+    backup_dir: str = _field(
+        "",
+        SAVING,
+        "Fast local directory of each host, where every worker backs up: a "
+        "host that is replaced receives the state from another. Empty is "
+        "run_dir/backup, by the chief alone.",
+        may_change=True,
+    )
+    verify: str = _field(
+        "full",
+        SAVING,
+        "How a checkpoint is checked before it is restored, or an older one "
+        "is removed: full sums every tensor, sizes only counts bytes.",
+        choices=("full", "sizes"),
+        may_change=True,
+    )
+    on_save_error: str = _field(
+        "continue",
+        SAVING,
+        "What to do when a save fails, as on a full disk: continue says so, "
+        "trains on and tries again; stop exits with 74. The last save of a "
+        "run must succeed.",
+        choices=("continue", "stop"),
         may_change=True,
     )
 

@@ -3,17 +3,21 @@
 Launchers and supervisors act on the exit code alone: 0 is finished, 75 is
 "saved, run me again", 78 is "do not run me again before something is
 changed", anything else is a crash, after which the same command goes on from
-the last save. One of these, 76, is the crash of another worker. 75, 76 and 78
-are EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's sysexits.h.
+the last save. Two of these have a number of their own: 74, a disk or a store
+failed, and 76, another worker crashed. 74, 75, 76 and 78 are EX_IOERR,
+EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's sysexits.h.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 FINISHED = 0
+STORAGE_FAILED = 74
 RUN_AGAIN = 75
 LOST_WORKER = 76
 USER_ERROR = 78
@@ -21,30 +25,54 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: its text is one line.
+    """A mistake the user can repair: its text is one line.
 
     The text names the value, the rule and the remedy, as in `batch_size (30)
     must be a multiple of the 4 replicas; try 28 or 32`.
     """
 
 
-def exit_with(main: Callable[[], int]) -> None:
-    """Runs `main` and exits with its code, or with 78 and one line.
+class StorageError(Exception):
+    """A disk or an object store failed; its text is one line.
+
+    What was saved before is intact, and the same command may succeed later.
+    """
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, after what was printed is out.
+
+    The end of a Python program takes TensorFlow's input pipelines down, and
+    each waits for threads of its own: for seconds now and then, up to half a
+    minute, which a scheduler's grace period does not have. To be called while
+    the pipeline is still referred to, and when all files are closed.
+
+    Args:
+        code: the exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_with(
+    main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit
+) -> None:
+    """Runs `main` and exits with its code, or with 78 or 74 and one line.
 
     Args:
         main: returns the exit code of the process.
-
-    Raises:
-        SystemExit: always.
+        leave: exits; `leave` of this module, or in the usual way.
     """
     try:
         code = main()
-    except UserError as error:
+    except (UserError, StorageError) as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)
-        code = USER_ERROR
+        # In here, where the error keeps what it came from alive.
+        leave(USER_ERROR if isinstance(error, UserError) else STORAGE_FAILED)
     except KeyboardInterrupt:
         # Before the training loop, where a Ctrl-C saves: nothing to lose yet.
         print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    sys.exit(code)
+        leave(INTERRUPTED)
+    leave(code)

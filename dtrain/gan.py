@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from dtrain import data, optimizers, registry, strategies
+from dtrain import data, optimizers, registry, snapshot, strategies
 from dtrain.config import Config
 from dtrain.errors import UserError
 
@@ -177,7 +177,7 @@ class GAN:
         }
         for name, loss_scale in self._loss_scales.items():
             parts[f"{name}_loss_scale"] = loss_scale.checkpoint
-        untracked = _untracked_variables(parts)
+        untracked = snapshot.untracked_variables(parts)
         if untracked:
             parts["untracked"] = tf.train.Checkpoint(**untracked)
         return tf.train.Checkpoint(**parts)
@@ -489,31 +489,6 @@ def _checksum(value: tf.Tensor) -> tf.Tensor:
     words = tf.reshape(tf.bitcast(tensor, word), [-1])
     places = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
     return tf.reduce_sum(tf.cast(words, tf.int64) * places)
-
-
-def _untracked_variables(parts: dict[str, Any]) -> dict[str, Any]:
-    """Finds the Keras variables that a checkpoint of `parts` would leave out.
-
-    They are those of SeedGenerators, and of layers that a subclassed model
-    holds in a list or a dict: TensorFlow's object graph reaches neither.
-
-    Returns:
-        tf.Variable by a name made of the part's and its place in the part.
-    """
-    root = tf.train.Checkpoint(**parts)
-    reached = set()
-    for trackable in tf.train.TrackableView(root).descendants():
-        reached.add(id(trackable))
-        if isinstance(trackable, keras.Variable):
-            reached.add(id(trackable.value))
-    untracked: dict[str, Any] = {}
-    for part, owner in parts.items():
-        variables = getattr(owner, "variables", ())
-        for place, variable in enumerate(variables):
-            if not {id(variable), id(variable.value)} & reached:
-                reached.add(id(variable))
-                untracked[f"{part}_{place}"] = variable.value
-    return untracked
 
 
 def _refuse_unsynchronized(

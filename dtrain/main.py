@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from dtrain import cluster, config, errors, startup
 
@@ -18,11 +19,12 @@ SIGTERM save and exit with 75, which means "run me again"; 0 is finished, and
 78 is a mistake in the command."""
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
     """Trains as a command line says.
 
     Args:
         arguments: the command line, the program's name first.
+        leave: see `train.train`.
 
     Returns:
         The exit code of the process.
@@ -39,12 +41,12 @@ def run(arguments: list[str]) -> int:
     startup.import_tensorflow()
     from dtrain import train
 
-    return train.train(parsed, workers)
+    return train.train(parsed, workers, leave)
 
 
 def main() -> None:
     """Runs the program."""
-    errors.exit_with(lambda: run(sys.argv))
+    errors.exit_with(lambda: run(sys.argv, errors.leave), errors.leave)
 
 
 if __name__ == "__main__":

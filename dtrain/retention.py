@@ -1,26 +1,205 @@
-"""Which checkpoints are kept: a pure function of their steps."""
+"""Which checkpoints are kept: the union of what small policies keep.
+
+A policy is a value with one method, `kept`, that sees what is there, oldest
+first, and returns the steps it wants to stay. Each chooses the same again
+after the others are gone: what it left out before never comes to matter when
+newer ones are added. So sweeping after every save ends with what one sweep of
+the whole history would have kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Protocol
+
+from dtrain.errors import UserError
 
 
-def kept(
-    steps: Collection[int], max_to_keep: int, keep_every_n_steps: int
-) -> set[int]:
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a policy may know of a checkpoint.
+
+    Attributes:
+        step: the steps that were done.
+        saved_at: when it was saved, in seconds since 1970.
+        metrics: value by name, as of the save.
+    """
+
+    step: int
+    saved_at: float
+    metrics: Mapping[str, float | None]
+
+
+class Policy(Protocol):
+    """Chooses among checkpoints."""
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay; `saved` is sorted by step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Last:
+    """Keeps the newest.
+
+    Attributes:
+        num: how many, at least 1.
+    """
+
+    num: int
+
+    def __post_init__(self) -> None:
+        _check_whole("Last.num", self.num, at_least=1)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        return {each.step for each in saved[-self.num :]}
+
+
+@dataclasses.dataclass(frozen=True)
+class EverySteps:
+    """Keeps those at a multiple of `steps`.
+
+    Attributes:
+        steps: at least 1.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_whole("EverySteps.steps", self.steps, at_least=1)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        return {each.step for each in saved if each.step % self.steps == 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryHours:
+    """Keeps the first, then each that is `hours` later than the last kept.
+
+    Attributes:
+        hours: more than 0.
+    """
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        _check_hours(self.hours)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        chosen: list[Saved] = []
+        for each in saved:
+            if (
+                not chosen
+                or each.saved_at - chosen[-1].saved_at >= self.hours * 3600
+            ):
+                chosen.append(each)
+        return {each.step for each in chosen}
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Keeps those with the best values of a metric.
+
+    One whose value is NaN or not known is not among them. Of two with the
+    same value the newer is the better one.
+
+    Attributes:
+        num: how many, at least 1.
+        metric: the name of the metric.
+        mode: min if a smaller value is better, max if a larger one is.
+    """
+
+    num: int
+    metric: str
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        _check_whole("Best.num", self.num, at_least=1)
+        if not isinstance(self.metric, str) or not self.metric:
+            raise UserError(
+                f"Best.metric ({self.metric!r}) must be the name of a metric; "
+                "try 'generator_loss'"
+            )
+        if self.mode not in ("min", "max"):
+            raise UserError(
+                f"Best.mode ({self.mode!r}) must be min or max; try 'min' for "
+                "a loss"
+            )
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        sign = 1.0 if self.mode == "max" else -1.0
+        rated = [
+            (sign * value, each.step)
+            for each in saved
+            if (value := each.metrics.get(self.metric)) is not None
+            and not math.isnan(value)
+        ]
+        return {step for _, step in sorted(rated)[-self.num :]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """Keeps those that are named.
+
+    Attributes:
+        steps: the steps of those.
+    """
+
+    steps: Collection[int]
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            _check_whole("Pinned.steps", step, at_least=0)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        return {each.step for each in saved if each.step in self.steps}
+
+
+def kept(saved: Sequence[Saved], policies: Sequence[Policy]) -> set[int]:
     """Chooses the checkpoints that stay.
 
     Args:
-        steps: the steps of the checkpoints that exist.
-        max_to_keep: how many of the newest stay, at least 1.
-        keep_every_n_steps: those whose step is a multiple of this stay too;
-            0 means none.
+        saved: the checkpoints that are there, sorted by step.
+        policies: what is kept is kept by any of them.
 
     Returns:
-        The steps that stay, a subset of `steps`; the newest is always among
-        them.
+        The steps that stay, the newest always among them.
     """
-    newest = set(sorted(steps)[-max_to_keep:])
-    if not keep_every_n_steps:
-        return newest
-    return newest | {step for step in steps if step % keep_every_n_steps == 0}
+    steps = [each.step for each in saved]
+    assert all(a < b for a, b in itertools.pairwise(steps)), steps
+    return set(steps[-1:]).union(*(policy.kept(saved) for policy in policies))
+
+
+def _check_whole(name: str, value: int, *, at_least: int) -> None:
+    """Refuses what is no whole number, or too small.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < at_least:
+        raise UserError(
+            f"{name} ({value!r}) must be a whole number of at least "
+            f"{at_least}; try {max(at_least, 5)}"
+        )
+
+
+def _check_hours(value: float) -> None:
+    """Refuses what is no time to wait.
+
+    Raises:
+        UserError: it is none.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise UserError(
+            f"EveryHours.hours ({value!r}) must be a number above 0; try 1"
+        )

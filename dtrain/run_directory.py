@@ -13,16 +13,16 @@ run_dir/backup/         the newest state of a run that is not finished
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-import dtrain
 from dtrain import config as config_lib
-from dtrain import registry
+from dtrain import files, manifest, registry, sealed
+from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
 
@@ -53,32 +53,69 @@ def read(run_dir: str) -> Description:
     Raises:
         UserError: there is no run, or its config.json is damaged.
     """
-    path = os.path.join(run_dir, "config.json")
-    if not tf.io.gfile.exists(path):
+    description, _ = _read(run_dir, _tiers(run_dir))
+    if description is None:
         raise UserError(
             f"{run_dir} holds no run: there is no config.json in it"
         )
+    return description
+
+
+def _tiers(run_dir: str) -> list[str]:
+    return [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
+
+
+def _read(
+    run_dir: str, directories: Sequence[str]
+) -> tuple[Description | None, str]:
+    """Reads what a run is, from its checkpoints if config.json is damaged.
+
+    Returns:
+        None if there is no run; and a line if there was something to say.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    path = os.path.join(run_dir, "config.json")
+    with files.storage_errors(path):
+        data = files.read(path)
+    why = f"{path} is missing"
+    if data is not None:
+        try:
+            return _describe(sealed.loads(data), path), ""
+        except sealed.DamagedError as error:
+            why = f"{path} is damaged ({error})"
+    for directory in map(CheckpointDirectory, directories):
+        for step in reversed(directory.steps()):
+            try:
+                made = directory.manifest(step)
+            except sealed.DamagedError:
+                continue
+            if made.run:
+                prefix = directory.prefix(step)
+                described = _describe(made.run, prefix)
+                return described, f"{why}; taken from {prefix}.json"
+    if data is None:
+        return None, ""
+    raise UserError(f"{why}; bring it back, or name another run_dir")
+
+
+def _describe(values: Mapping[str, Any], path: str) -> Description:
     try:
-        with tf.io.gfile.GFile(path) as file:
-            values = json.loads(file.read())
         return Description(
             config=config_lib.from_dict(values["config"]),
             image_shape=tuple(values["data"]["image_shape"]),
             num_classes=values["data"]["num_classes"],
             num_images=values["data"]["num_images"],
         )
-    except UserError as error:
+    except (UserError, KeyError) as error:
         raise UserError(
             f"{path}: {error}; use the version of dtrain that wrote it, or "
             "name another run_dir"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); restore it, or name another run_dir"
-        ) from error
 
 
-def check(description: Description, *, is_chief: bool) -> None:
+def check(description: Description, *, is_chief: bool) -> str:
     """Checks that the run's directory is of this run, or free for it.
 
     Every worker calls this. Nothing is written, so that a mistake which is
@@ -88,23 +125,51 @@ def check(description: Description, *, is_chief: bool) -> None:
         description: what the run is told now.
         is_chief: whether this worker writes.
 
+    Returns:
+        A line if the directory is damaged, and not beyond repair.
+
     Raises:
         UserError: the directory belongs to another run, holds one although
             `resume` is never, or holds none although it is must.
+        StorageError: it cannot be read.
     """
     config = description.config
-    path = os.path.join(config.run_dir, "config.json")
-    exists = tf.io.gfile.exists(path)
-    if config.resume == "must" and not exists:
+    run_dir = config.run_dir
+    directories = _tiers(run_dir)
+    if config.checkpoint_dir:
+        directories.insert(0, config.checkpoint_dir)
+    before, note = _read(run_dir, directories)
+    # A host that was replaced has nothing, and receives the state.
+    if is_chief and config.resume == "must" and before is None:
         raise UserError(
-            f"resume (must): {config.run_dir} holds no run to go on with; name "
+            f"resume (must): {run_dir} holds no run to go on with; name "
             "its directory, or use --resume=auto"
         )
-    if exists:
-        _check_same(description, read(config.run_dir))
+    if before is not None:
+        _check_same(description, before, run_dir)
     # Another worker may find what the chief has just begun to write.
-    elif is_chief and tf.io.gfile.exists(config.run_dir):
-        _check_empty(config.run_dir)
+    elif is_chief and tf.io.gfile.exists(run_dir):
+        _check_empty(run_dir)
+    return note
+
+
+def check_restored(
+    description: Description, values: Mapping[str, Any], prefix: str
+) -> None:
+    """Checks that a checkpoint is of this run.
+
+    A backup outlives a run directory that was removed.
+
+    Args:
+        description: what the run is told now.
+        values: what `to_dict` returned for the run that was saved.
+        prefix: of the checkpoint.
+
+    Raises:
+        UserError: it is another run's.
+    """
+    if values:
+        _check_same(description, _describe(values, prefix), prefix)
 
 
 def make(name: str, directory: str) -> None:
@@ -126,7 +191,7 @@ def make(name: str, directory: str) -> None:
         ) from error
 
 
-def _check_same(now: Description, before: Description) -> None:
+def _check_same(now: Description, before: Description, where: str) -> None:
     differences = before.config.differences(now.config)
     for name in ("image_shape", "num_classes", "num_images"):
         old, new = getattr(before, name), getattr(now, name)
@@ -138,7 +203,7 @@ def _check_same(now: Description, before: Description) -> None:
             for name, (old, new) in differences.items()
         )
         raise UserError(
-            f"{now.config.run_dir} belongs to another run: {listed}; use the "
+            f"{where} belongs to another run: {listed}; use the "
             "same settings, or name another run_dir"
         )
 
@@ -156,7 +221,7 @@ def _check_empty(run_dir: str) -> None:
 
 
 def write(description: Description, networks: registry.Networks) -> None:
-    """Makes the run's directory and describes the run in it.
+    """Describes the run in its directory.
 
     The chief calls this. A network is described where it can be rebuilt from
     its description: functional ones of any layers, and subclassed ones with
@@ -172,15 +237,21 @@ def write(description: Description, networks: registry.Networks) -> None:
     run_dir = description.config.run_dir
     make("run_dir", run_dir)
     try:
-        _write(os.path.join(run_dir, "config.json"), _to_json(description))
+        _write(
+            os.path.join(run_dir, "config.json"),
+            sealed.dumps(
+                {**to_dict(description), "versions": manifest.versions()}
+            ),
+        )
         for name in ("generator", "discriminator"):
             text = _architecture(getattr(networks, name))
             if text:
-                _write(os.path.join(run_dir, f"{name}.json"), text)
-    except tf.errors.OpError as error:
+                path = os.path.join(run_dir, f"{name}.json")
+                _write(path, f"{text}\n".encode())
+    except files.FAILURES as error:
         raise UserError(
-            f"run_dir ({run_dir}) cannot be written to: {error.message}; name "
-            "another one"
+            f"run_dir ({run_dir}) cannot be written to: "
+            f"{files.reason(error)}; name another one"
         ) from error
 
 
@@ -192,27 +263,19 @@ def _architecture(network: keras.Model) -> str:
         return ""
 
 
-def _to_json(description: Description) -> str:
-    values = {
+def to_dict(description: Description) -> dict[str, Any]:
+    """Returns what config.json and each manifest say of a run."""
+    return {
         "config": description.config.to_dict(),
         "data": {
             "image_shape": list(description.image_shape),
             "num_classes": description.num_classes,
             "num_images": description.num_images,
         },
-        "versions": {
-            "dtrain": dtrain.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "python": platform.python_version(),
-        },
     }
-    return json.dumps(values, indent=2)
 
 
-def _write(path: str, text: str) -> None:
-    """Writes a file by a rename: a kill leaves the old one or the new one."""
-    temporary = f"{path}.tmp"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(text + "\n")
-    tf.io.gfile.rename(temporary, path, overwrite=True)
+def _write(path: str, data: bytes) -> None:
+    """Writes a file, unless it is that already."""
+    if files.read(path) != data:
+        files.write(path, data)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dtrain.cluster import Cluster
 from dtrain.config import Config
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 
 # Longer than any pause a worker makes on purpose (compiling, saving), so that
 # a collective that waits this long waits for a worker that is gone.
@@ -202,3 +204,76 @@ def gather(
         lambda _: mine
     )
     return strategy.gather(values, axis=0).numpy().tolist()
+
+
+def broadcast(
+    strategy: tf.distribute.Strategy, data: bytes, size: int, source: int
+) -> bytes:
+    """Sends bytes from one worker to all.
+
+    Every worker calls this, with the same `size` and `source`.
+
+    Args:
+        strategy: the run's strategy.
+        data: what is sent; what the others pass is not looked at.
+        size: its length.
+        source: a replica of the worker that sends, as numbered by `gather`.
+
+    Returns:
+        The bytes, on every worker.
+    """
+    # The sum of one worker's words and the zeros of all others: a collective
+    # that every backend has, for a type that each of them adds exactly.
+    words = -(-size // 8)
+    padded = np.frombuffer(data.ljust(words * 8, b"\0")[: words * 8], np.int64)
+
+    def of_replica(context: tf.distribute.ValueContext) -> tf.Tensor:
+        mine = context.replica_id_in_sync_group == source
+        return tf.constant(padded if mine else np.zeros_like(padded))
+
+    values = strategy.experimental_distribute_values_from_function(of_replica)
+    total = strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+    return total.numpy().tobytes()[:size]
+
+
+def together(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    action: Callable[[], Any],
+) -> Any:
+    """Does something on every worker, and fails on all if it fails on one.
+
+    Without it the others would wait, in the next collective, for the one that
+    has left. Every worker calls this.
+
+    Args:
+        strategy: the run's strategy.
+        cluster: the workers.
+        action: what this worker does; takes part in the same collectives on
+            all of them, or in none.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        UserError: this worker's action raised it, or another worker's did.
+        StorageError: this worker's action raised it.
+    """
+    mistake: UserError | StorageError | None = None
+    result = None
+    try:
+        result = action()
+    except (UserError, StorageError) as error:
+        mistake = error
+    flags = (
+        isinstance(mistake, UserError),
+        isinstance(mistake, StorageError),
+    )
+    mistaken, failed = agree(strategy, cluster, flags)
+    if mistake:
+        raise mistake
+    if mistaken:
+        raise UserError("another worker has a mistake to report; see its line")
+    if failed:
+        raise StorageError("a disk of another worker failed; see its line")
+    return result

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import keras
@@ -22,9 +22,11 @@ import tensorflow as tf
 
 from dtrain import (
     checkpoint,
+    claim,
     data,
     drawing,
     errors,
+    files,
     images,
     metrics,
     preemption,
@@ -37,7 +39,14 @@ from dtrain.cluster import Cluster
 from dtrain.config import Config
 
 # May differ between the workers of a run, whose disks may.
-_OF_A_WORKER = ("run_dir", "data_dir", "manual_dir", "download", "cache_gib")
+_OF_A_WORKER = (
+    "run_dir",
+    "backup_dir",
+    "data_dir",
+    "manual_dir",
+    "download",
+    "cache_gib",
+)
 
 
 class _Run(NamedTuple):
@@ -52,9 +61,12 @@ class _Run(NamedTuple):
     recorder: metrics.Recorder
     progress: metrics.Progress
     watcher: preemption.Watcher
+    claimed: claim.Claim | None
 
 
-def train(config: Config, cluster: Cluster) -> int:
+def train(
+    config: Config, cluster: Cluster, leave: Callable[[int], int] = int
+) -> int:
     """Trains a GAN, from the newest state of its run directory if it has one.
 
     Every worker calls this.
@@ -62,6 +74,9 @@ def train(config: Config, cluster: Cluster) -> int:
     Args:
         config: the run's settings.
         cluster: the workers, and which of them this is.
+        leave: called with the exit code when all is done, before the input
+            is taken down; a program passes `errors.leave`. The default goes
+            on and returns the code.
 
     Returns:
         The exit code of the process: `errors.FINISHED`, or `errors.RUN_AGAIN`
@@ -70,6 +85,7 @@ def train(config: Config, cluster: Cluster) -> int:
     Raises:
         UserError: the settings fit neither each other, nor the data, nor the
             machine, nor the run directory.
+        StorageError: the state could not be read, or not saved at the end.
         OpError: TensorFlow failed, and not for want of another worker.
     """
     strategy = strategies.make(config, cluster)
@@ -77,10 +93,16 @@ def train(config: Config, cluster: Cluster) -> int:
     watcher = preemption.Watcher()
     watcher.arm()
     try:
-        run, restored = _open(config, cluster, strategy, watcher)
-        run.progress.say(_introduction(run, restored))
-        with contextlib.closing(run.recorder):
-            return _loop(run, int(run.gan.step.numpy()))
+        with contextlib.ExitStack() as stack:
+            run, restored = _open(config, cluster, strategy, watcher, stack)
+            run.progress.say(_introduction(run, restored.prefix))
+            _say(restored.notes)
+            step = int(run.gan.step.numpy())
+            iterator = data.make_iterator(run.source, config, strategy, step)
+            code = _loop(run, iterator, step)
+        # A worker that leaves takes the collectives of the others with it.
+        strategies.agree(strategy, cluster, (True,))
+        return leave(code)
     except Exception as error:
         if cluster.num_workers > 1 and strategies.is_lost_worker(error):
             _leave_at_once(error)
@@ -94,7 +116,8 @@ def _open(
     cluster: Cluster,
     strategy: tf.distribute.Strategy,
     watcher: preemption.Watcher,
-) -> tuple[_Run, str | None]:
+    stack: contextlib.ExitStack,
+) -> tuple[_Run, checkpoint.Restored]:
     """Builds everything and restores the newest state.
 
     Args:
@@ -102,30 +125,58 @@ def _open(
         cluster: the workers, and which of them this is.
         strategy: the strategy of the run.
         watcher: sees the signals.
+        stack: takes what is to be closed at the end.
 
     Returns:
-        What the loop works with, and the prefix that was restored; None for
-        a run that starts.
+        What the loop works with, and what was restored.
 
     Raises:
         UserError: see `train`.
+        StorageError: see `train`.
     """
     _check_same_flags(config, cluster, strategy)
-    source = sources.open_source(config)
-    description = run_directory.Description(
-        config, source.image_shape, source.num_classes, source.num_images
-    )
-    run_directory.check(description, is_chief=cluster.is_chief)
+
+    def look() -> tuple[sources.Source, run_directory.Description, str]:
+        source = sources.open_source(config)
+        description = run_directory.Description(
+            config, source.image_shape, source.num_classes, source.num_images
+        )
+        note = run_directory.check(description, is_chief=cluster.is_chief)
+        return source, description, note
+
+    source, description, note = strategies.together(strategy, cluster, look)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    checkpointer = checkpoint.Checkpointer(
-        gan.checkpoint, config, is_chief=cluster.is_chief
-    )
-    restored = checkpointer.restore()
-    step = int(gan.step.numpy())
-    _check_step(step, config, cluster, strategy)
     # Not before all is known to fit: a mistake must leave nothing behind.
-    if cluster.is_chief:
-        run_directory.write(description, gan.networks)
+    claimed = strategies.together(
+        strategy, cluster, lambda: _claim(config, cluster, stack)
+    )
+    checkpointer = checkpoint.Checkpointer(
+        gan.checkpoint,
+        config,
+        cluster,
+        run=run_directory.to_dict(description),
+    )
+    restored = checkpointer.restore(strategy)
+    notes = [note] if note else []
+
+    def begin() -> metrics.Recorder:
+        _check_restored(restored, description)
+        if cluster.is_chief:
+            run_directory.write(description, gan.networks)
+        with files.storage_errors(config.run_dir):
+            return metrics.Recorder(
+                config.run_dir,
+                int(gan.step.numpy()),
+                is_chief=cluster.is_chief,
+                expected=restored.manifest and restored.manifest.log,
+            )
+
+    recorder = strategies.together(strategy, cluster, begin)
+    stack.callback(recorder.close)
+    # Before the recorder, which a save that is being written still needs.
+    stack.callback(checkpointer.close)
+    if recorder.notice:
+        notes.append(recorder.notice)
     run = _Run(
         config=config,
         cluster=cluster,
@@ -133,15 +184,43 @@ def _open(
         source=source,
         gan=gan,
         checkpointer=checkpointer,
-        recorder=metrics.Recorder(
-            config.run_dir, step, is_chief=cluster.is_chief
-        ),
+        recorder=recorder,
         progress=metrics.Progress(
             config.num_steps, config.batch_size, is_chief=cluster.is_chief
         ),
         watcher=watcher,
+        claimed=claimed,
     )
-    return run, restored
+    return run, restored._replace(notes=[*notes, *restored.notes])
+
+
+def _claim(
+    config: Config, cluster: Cluster, stack: contextlib.ExitStack
+) -> claim.Claim | None:
+    if not cluster.is_chief:
+        return None
+    if config.checkpoint_dir:
+        stack.enter_context(claim.claim(config.checkpoint_dir))
+    return stack.enter_context(claim.claim(config.run_dir))
+
+
+def _check_restored(
+    restored: checkpoint.Restored, description: run_directory.Description
+) -> None:
+    """Checks that what was restored is of this run, and not of its future.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if restored.manifest is None:
+        return
+    made, config = restored.manifest, description.config
+    run_directory.check_restored(description, made.run, restored.prefix)
+    if made.step > config.num_steps:
+        raise errors.UserError(
+            f"num_steps ({config.num_steps}) is below the step of the run in "
+            f"{config.run_dir} ({made.step}); raise it, or name another run_dir"
+        )
 
 
 def _check_same_flags(
@@ -164,30 +243,6 @@ def _check_same_flags(
         )
 
 
-def _check_step(
-    step: int,
-    config: Config,
-    cluster: Cluster,
-    strategy: tf.distribute.Strategy,
-) -> None:
-    """Checks that all workers are at one step, and that it is not too far.
-
-    Raises:
-        UserError: on every worker, if it is not so.
-    """
-    steps = sorted(set(strategies.gather(strategy, cluster, step)))
-    if len(steps) > 1:
-        raise errors.UserError(
-            f"the workers restored steps {', '.join(map(str, steps))}: run_dir "
-            f"({config.run_dir}) must be on a disk that all of them share"
-        )
-    if step > config.num_steps:
-        raise errors.UserError(
-            f"num_steps ({config.num_steps}) is below the step of the run in "
-            f"{config.run_dir} ({step}); raise it, or name another run_dir"
-        )
-
-
 def _leave_at_once(error: Exception) -> NoReturn:
     """Ends this process because another worker is gone."""
     reason = " ".join(str(error).split())[:200]
@@ -201,9 +256,8 @@ def _leave_at_once(error: Exception) -> NoReturn:
     os._exit(errors.LOST_WORKER)
 
 
-def _loop(run: _Run, step: int) -> int:
+def _loop(run: _Run, iterator: Any, step: int) -> int:
     config = run.config
-    iterator = data.make_iterator(run.source, config, run.strategy, step)
     while step < config.num_steps:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
@@ -216,7 +270,7 @@ def _loop(run: _Run, step: int) -> int:
         if _due(config.sample_every_steps, step) or step >= config.num_steps:
             _draw_samples(run, step)
     _check_replicas(run, step)
-    run.checkpointer.save(step)
+    _save_last(run, step)
     run.checkpointer.complete()
     run.progress.say(
         f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
@@ -247,8 +301,9 @@ def _run_steps(
 
 def _losses(names: Sequence[str], row: np.ndarray) -> dict[str, float]:
     """Picks what fits on the progress line; the files have the rest."""
+    short = {"discriminator_loss": "D loss", "generator_loss": "G loss"}
     return {
-        name: value
+        short.get(name, name): value
         for name, value in zip(names, row.tolist(), strict=True)
         if name.endswith("_loss")
     }
@@ -271,24 +326,64 @@ def _loop_length(config: Config, step: int) -> int:
 
 
 def _stop_or_save(run: _Run, step: int) -> bool:
-    """Saves if a worker wants to; returns whether the run is to stop.
+    """Saves if the chief wants to; returns whether the run is to stop.
 
     The one place between two loops where the workers agree.
+
+    Raises:
+        StorageError: a worker could not save, and `on_save_error` is stop.
     """
-    mine = (run.watcher.requested, run.checkpointer.due(step))
-    stop, save = strategies.agree(run.strategy, run.cluster, mine)
+    if run.claimed:
+        run.claimed.raise_if_lost()
+    failure = run.checkpointer.failure()
+    if failure:
+        _say([f"{failure}; training goes on from what was saved before"])
+    mine = (
+        run.watcher.requested,
+        run.checkpointer.due(step),
+        bool(failure) and run.config.on_save_error == "stop",
+    )
+    stop, save, give_up = strategies.agree(run.strategy, run.cluster, mine)
+    if give_up:
+        raise errors.StorageError(failure or "another worker could not save")
     if stop or save:
         _check_replicas(run, step)
     if not stop:
-        run.checkpointer.maybe_save(step)
+        if save:
+            run.checkpointer.save(step, _facts(run, step))
         return False
-    run.checkpointer.save(step)
+    _save_last(run, step)
     notice = run.watcher.notice or "another worker's notice"
     run.progress.say(
         f"stopped by {notice} and saved at step {step:,}; the same command "
         "goes on from there"
     )
     return True
+
+
+def _save_last(run: _Run, step: int) -> None:
+    """Saves before the run ends; on all workers, or the run has failed.
+
+    Raises:
+        StorageError: a worker could not save.
+    """
+
+    def save() -> None:
+        run.checkpointer.save_last(step, _facts(run, step))
+
+    strategies.together(run.strategy, run.cluster, save)
+
+
+def _facts(run: _Run, step: int) -> checkpoint.Facts:
+    recorder = run.recorder
+    return checkpoint.Facts(
+        metrics=recorder.last, log=recorder.state_of(step), sync=recorder.sync
+    )
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
 
 
 def _check_replicas(run: _Run, step: int) -> None:
@@ -315,7 +410,10 @@ def _draw_samples(run: _Run, step: int) -> None:
         run.gan.ema_generator, run.config, run.source.num_classes
     )
     png = images.encode_png(grid)
-    images.write(_grid_path(run.config, step), png)
+    try:
+        images.write(_grid_path(run.config, step), png)
+    except files.FAILURES as error:
+        _say([f"the grid was not written: {files.reason(error)}"])
     run.recorder.write_image(step, "samples", png)
 
 
@@ -323,7 +421,7 @@ def _grid_path(config: Config, step: int) -> str:
     return os.path.join(config.run_dir, "samples", f"step-{step:06}.png")
 
 
-def _introduction(run: _Run, restored: str | None) -> str:
+def _introduction(run: _Run, restored: str) -> str:
     """Says what is about to happen, in a line for each question."""
     config, source, gan = run.config, run.source, run.gan
     height, width, channels = source.image_shape

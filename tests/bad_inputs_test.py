@@ -16,9 +16,8 @@ import keras
 import numpy as np
 import pytest
 
-from dtrain import checkpoint_tool, errors, images, sample
+from dtrain import checkpoint_tool, errors, images, sample, sealed, store
 from dtrain import main as dtrain_main
-from dtrain.sources import store
 from tests import runs
 
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
@@ -181,7 +180,7 @@ CLUSTERS = {
 DATA = {
     "folder missing": Bad(
         "--dataset=folder:{place}/none",
-        ("must name a folder; {place}/none is none",),
+        ("must name a folder; {place}/none is not one",),
     ),
     "folder empty": Bad(
         "--dataset=folder:{place}/empty",
@@ -190,11 +189,11 @@ DATA = {
     "no path": Bad("--dataset=folder:", ("(folder:) names no path",)),
     "first image unreadable": Bad(
         "--dataset=folder:{place}/unreadable_first",
-        ("0.png cannot be decoded", "mend or remove it"),
+        ("0.png cannot be decoded", "repair or remove it"),
     ),
     "image unreadable": Bad(
         "--dataset=folder:{place}/unreadable",
-        ("1.png cannot be decoded", "mend or remove it"),
+        ("1.png cannot be decoded", "repair or remove it"),
     ),
     "mixed sizes": Bad(
         "--dataset=folder:{place}/mixed_sizes",
@@ -441,11 +440,16 @@ RUN_DIRECTORIES = {
     ),
     "checkpoint truncated": Bad(
         "--run_dir={place}/truncated --num_steps=3",
-        ("truncated/checkpoints/ckpt-2 is no readable", "remove"),
+        ("truncated/checkpoints/ckpt-2 does not verify: its data",),
     ),
     "index damaged": Bad(
         "--run_dir={place}/damaged_index --num_steps=3",
-        ("damaged_index/checkpoints/ckpt-2 is no readable", "remove"),
+        ("damaged_index/checkpoints/ckpt-2 does not verify: its index",),
+    ),
+    "damaged checkpoint to draw": Bad(
+        "--run_dir={place}/truncated --step=1",
+        ("truncated/checkpoints/ckpt-1 does not verify", "another --step"),
+        program="sample",
     ),
     "another model's checkpoint": Bad(
         "--run_dir={place}/changed --num_steps=3 --base_channels=4",
@@ -499,7 +503,7 @@ RUN_DIRECTORIES = {
     ),
     "unknown command": Bad(
         "diges {place}/run",
-        ("'diges {place}/run' is no command; use: digest CKPT",),
+        ("'diges {place}/run' is not a command; use: digest CKPT",),
         program="checkpoint_tool",
     ),
     "no checkpoint": Bad(
@@ -612,15 +616,18 @@ def write_runs(place: pathlib.Path) -> None:
     )
     for name in names.split():
         shutil.copytree(run_dir, place / name)
+    for name in ("damaged_config", "list_config", "bytes_config"):
+        # Or it is taken from there.
+        shutil.rmtree(place / name / "checkpoints")
     (place / "damaged_config/config.json").write_text('{"config": {')
     (place / "list_config/config.json").write_text('{"config": []}')
     (place / "bytes_config/config.json").write_bytes(b"\xff\xfe{")
     edit(place / "newer_config/config.json", later_flag=1)
     shutil.rmtree(place / "no_checkpoint/checkpoints")
-    [data] = place.glob("truncated/checkpoints/ckpt-2.data*")
-    data.write_bytes(data.read_bytes()[:-2000])
-    index = place / "damaged_index/checkpoints/ckpt-2.index"
-    index.write_bytes(index.read_bytes()[:-8])
+    for data in place.glob("truncated/checkpoints/ckpt-*.data*"):
+        data.write_bytes(data.read_bytes()[:-2000])
+    for index in place.glob("damaged_index/checkpoints/ckpt-*.index"):
+        index.write_bytes(index.read_bytes()[:-8])
     # As if dcgan had changed between two versions of dtrain.
     edit(place / "changed/config.json", base_channels=4)
     edit(place / "swapped/config.json", model="bad_models:fits")
@@ -630,7 +637,7 @@ def edit(path: pathlib.Path, **changes: object) -> None:
     """Changes settings in a config.json."""
     values = json.loads(path.read_text())
     values["config"].update(changes)
-    path.write_text(json.dumps(values))
+    path.write_bytes(sealed.dumps(values))
 
 
 def snapshot(place: pathlib.Path) -> dict[str, bytes | None]:
@@ -699,7 +706,7 @@ def check_line(
 LATE = {
     "image unreadable": Bad(
         "--dataset=folder:{place}/unreadable",
-        ("1.png cannot be decoded", "mend or remove it"),
+        ("1.png cannot be decoded", "repair or remove it"),
     ),
     "mixed sizes": Bad(
         "--dataset=folder:{place}/mixed_sizes",

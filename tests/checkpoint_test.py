@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dtrain import checkpoint as checkpoint_lib
-from dtrain import checkpoint_reader, checkpoint_tool, errors
+from dtrain import checkpoint_reader, cluster, errors, retention
+from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
-from tests import runs
+
+ALONE = tf.distribute.get_strategy
 
 
 def make_state(value: float = 0.0) -> tf.train.Checkpoint:
@@ -31,22 +27,25 @@ def make_state(value: float = 0.0) -> tf.train.Checkpoint:
 
 
 def save_steps(
-    directory: pathlib.Path, steps: list[int], **options: int
+    directory: pathlib.Path,
+    steps: list[int],
+    *policies: retention.Policy,
+    metrics: Callable[[int], dict[str, float]] = lambda _: {},
 ) -> checkpoint_lib.CheckpointManager:
     """Saves a state whose weights are its step."""
     state = make_state()
     manager = checkpoint_lib.CheckpointManager(
-        state, str(directory), **{"max_to_keep": 3, **options}
+        state, str(directory), policies or (retention.Last(3),)
     )
     for step in steps:
         state.step.assign(step)
         state.weights.assign([step, step + 1.0])
-        manager.save(step)
+        manager.save(step, checkpoint_lib.Facts(metrics(step)), wait=True)
     return manager
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-    return list(checkpoint_reader.steps(str(directory)))
+    return CheckpointDirectory(str(directory)).steps()
 
 
 # The kept history.
@@ -54,34 +53,99 @@ def steps_in(directory: pathlib.Path) -> list[int]:
 
 def test_what_is_kept_on_disk(tmp_path: pathlib.Path) -> None:
     save_steps(
-        tmp_path, [2, 4, 5, 8, 10, 11], keep_every_n_steps=4, max_to_keep=2
+        tmp_path,
+        [2, 4, 5, 8, 10, 11],
+        retention.EverySteps(4),
+        retention.Last(2),
     )
-    steps = (4, 8, 10, 11)
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoint",
-        *(f"ckpt-{step}.index" for step in steps),
-        *(f"ckpt-{step}.data-00000-of-00001" for step in steps),
+        *(
+            f"ckpt-{step}.{suffix}"
+            for step in (4, 8, 10, 11)
+            for suffix in ("index", "data-00000-of-00001", "json")
+        ),
     }
 
 
 def test_what_is_kept_is_told_by_the_directory_after_a_restart(
     tmp_path: pathlib.Path,
 ) -> None:
-    save_steps(tmp_path, [1, 2, 3])
-    save_steps(tmp_path, [4])
-    assert steps_in(tmp_path) == [2, 3, 4]
+    losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 6.0}
+
+    def metrics(step: int) -> dict[str, float]:
+        return {"generator_loss": losses[step]}
+
+    policies = (retention.Best(2, "generator_loss", "min"), retention.Last(1))
+    save_steps(tmp_path, [1, 2, 3], *policies, metrics=metrics)
+    assert steps_in(tmp_path) == [2, 3]
+    save_steps(tmp_path, [4, 5], *policies, metrics=metrics)
+    assert steps_in(tmp_path) == [2, 4, 5]
+
+
+def test_pinned_by_name(tmp_path: pathlib.Path) -> None:
+    save_steps(tmp_path, [1, 2])
+    checkpoint_lib.pin(str(tmp_path), 1, "paper")
+    save_steps(tmp_path, [3, 4, 5], retention.Last(1))
+    assert steps_in(tmp_path) == [1, 5]
+    assert checkpoint_lib.read_pins(str(tmp_path)) == {"paper": 1}
+    with pytest.raises(UserError, match="no checkpoint of step 2; there: 1, 5"):
+        checkpoint_lib.pin(str(tmp_path), 2, "talk")
+    with pytest.raises(UserError, match="pinned as talk; pinned: paper"):
+        checkpoint_lib.unpin(str(tmp_path), "talk")
+    checkpoint_lib.unpin(str(tmp_path), "paper")
+    save_steps(tmp_path, [6], retention.Last(1))
+    assert steps_in(tmp_path) == [6]
+
+
+def test_damaged_pins_keep_all(tmp_path: pathlib.Path) -> None:
+    save_steps(tmp_path, [1])
+    checkpoint_lib.pin(str(tmp_path), 1, "paper")
+    path = tmp_path / "pins.json"
+    path.write_bytes(path.read_bytes()[:-5])
+    save_steps(tmp_path, [2, 3], retention.Last(1))
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+def test_nothing_is_removed_before_its_successor_verifies(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk swallows what is written, and says that all went well."""
+    save_steps(tmp_path, [1], retention.Last(1))
+    commit = CheckpointDirectory.commit
+
+    def commit_badly(self: CheckpointDirectory, step: int, *rest: object):  # noqa: ANN202
+        made = commit(self, step, *rest)
+        data = pathlib.Path(f"{self.prefix(step)}.data-00000-of-00001")
+        content = bytearray(data.read_bytes())
+        content[3] ^= 1
+        data.write_bytes(content)
+        return made
+
+    monkeypatch.setattr(CheckpointDirectory, "commit", commit_badly)
+    with pytest.raises(errors.StorageError, match="reads back wrong"):
+        save_steps(tmp_path, [2], retention.Last(1))
+    assert steps_in(tmp_path) == [1]
+    assert (tmp_path / "quarantine/ckpt-2/reason.txt").exists()
 
 
 def test_save_counter_is_the_step(tmp_path: pathlib.Path) -> None:
     save_steps(tmp_path / "often", [3, 5, 6, 10])
     save_steps(tmp_path / "once", [10])
-    digests = [
-        checkpoint_reader.digest(f"{tmp_path}/{name}/ckpt-10")
+    often, once = (
+        CheckpointDirectory(f"{tmp_path}/{name}").manifest(10)
         for name in ("often", "once")
-    ]
-    assert digests[0] == digests[1]
-    values = dict(checkpoint_reader.variables(f"{tmp_path}/once/ckpt-10"))
-    assert values["save_counter"] == 10
+    )
+    assert often.digest == once.digest
+
+
+def test_a_failed_save_is_told_of(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    state = make_state()
+    manager = checkpoint_lib.CheckpointManager(state, f"{tmp_path}/file/x")
+    manager.save(1)
+    with pytest.raises(errors.StorageError, match=r"file/x: Not a directory"):
+        manager.close()
 
 
 def test_stock_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:
@@ -96,7 +160,7 @@ def test_stock_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:
     assert manager.restore_or_initialize() == newest
     # And it goes on from there by the rules of its own.
     assert manager.save(checkpoint_number=25) == f"{tmp_path}/ckpt-25"
-    assert steps_in(tmp_path) == [20, 25]
+    assert list(checkpoint_reader.steps(str(tmp_path))) == [20, 25]
 
 
 def test_stock_tensorflow_finds_it_by_a_relative_path_and_when_moved(
@@ -124,15 +188,18 @@ def checkpointer(
     **settings: object,
 ) -> checkpoint_lib.Checkpointer:
     config = Config(run_dir=str(run_dir), **settings)
+    workers = cluster.ALONE
+    if not is_chief:
+        workers = cluster.Cluster(("a:1", "b:1"), 1)
     return checkpoint_lib.Checkpointer(
-        state or make_state(), config, is_chief=is_chief, clock=clock
+        state or make_state(), config, workers, clock=clock
     )
 
 
 def restored(run_dir: pathlib.Path) -> tuple[str | None, float]:
     """Restores a run; returns the prefix below run_dir, and the weights."""
     state = make_state(-1.0)
-    prefix = checkpointer(run_dir, state).restore()
+    prefix = checkpointer(run_dir, state).restore(ALONE()).prefix or None
     if prefix is not None:
         prefix = str(pathlib.Path(prefix).relative_to(run_dir))
     return prefix, float(state.weights[0])
@@ -181,18 +248,6 @@ def old_pointer(directory: pathlib.Path) -> None:
     (directory / "checkpoint").write_text('model_checkpoint_path: "ckpt-1"\n')
 
 
-def unfinished_save(directory: pathlib.Path) -> None:
-    """What kills at several moments of a save leave behind."""
-    data = next(directory.glob("ckpt-2.data*")).read_bytes()
-    index = (directory / "ckpt-2.index").read_bytes()
-    (directory / "ckpt-9.data-00000-of-00001").write_bytes(data)
-    (directory / "ckpt-8_temp").mkdir()
-    (directory / "ckpt-8_temp/part-00000-of-00001.index").write_bytes(index)
-    (directory / "ckpt-7.index.tempstate123").write_bytes(index[:10])
-    (directory / "ckpt-6.index_temporary").write_bytes(index)
-    (directory / "checkpoint.tmp").write_bytes(b"model_ch")
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -200,7 +255,6 @@ def unfinished_save(directory: pathlib.Path) -> None:
         empty_pointer,
         remove_pointer,
         old_pointer,
-        unfinished_save,
     ],
 )
 @pytest.mark.parametrize("tier", ["checkpoints", "backup"])
@@ -226,11 +280,11 @@ def test_a_pointer_without_checkpoints(tmp_path: pathlib.Path) -> None:
 
 def test_resume_never_and_must(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"resume \(must\).*no checkpoint"):
-        checkpointer(tmp_path, resume="must").restore()
+        checkpointer(tmp_path, resume="must").restore(ALONE())
     save_steps(tmp_path / "backup", [4])
     with pytest.raises(UserError, match=r"resume \(never\).* up to step 4"):
-        checkpointer(tmp_path, resume="never").restore()
-    assert checkpointer(tmp_path, resume="must").restore()
+        checkpointer(tmp_path, resume="never").restore(ALONE())
+    assert checkpointer(tmp_path, resume="must").restore(ALONE())
 
 
 def test_one_step_of_a_run(tmp_path: pathlib.Path) -> None:
@@ -263,7 +317,7 @@ def test_a_state_that_does_not_fit(
 ) -> None:
     save_steps(tmp_path / "checkpoints", [1])
     with pytest.raises(UserError) as caught:
-        checkpointer(tmp_path, state()).restore()
+        checkpointer(tmp_path, state()).restore(ALONE())
     said = str(caught.value)
     assert "ckpt-1 does not fit the networks of --model=dcgan: " in said
     assert said.endswith("make the model as it was, or name another run_dir")
@@ -295,12 +349,15 @@ def saves(
     made = []
     for step in range(1, num_steps + 1):
         clock.secs += secs_per_step
-        due = saver.due(step)
-        prefix = saver.maybe_save(step)
-        assert due == (prefix is not None)
-        assert not saver.due(step), "saved twice"
-        if prefix:
-            made.append(str(pathlib.Path(prefix).relative_to(run_dir)))
+        if saver.due(step):
+            saver.save(step)
+            saver.wait()
+            assert not saver.due(step), "saved twice"
+            made += [
+                f"{tier}/ckpt-{step}"
+                for tier in ("backup", "checkpoints")
+                if step in steps_in(run_dir / tier)
+            ]
     return made
 
 
@@ -339,7 +396,7 @@ def test_backups_are_two_and_leave_at_the_end(tmp_path: pathlib.Path) -> None:
     saves(tmp_path, 1.0, 9, checkpoint_every_steps=0, backup_every_secs=1)
     assert steps_in(tmp_path / "backup") == [8, 9]
     saver = checkpointer(tmp_path)
-    assert saver.save(10) == f"{tmp_path}/checkpoints/ckpt-10"
+    assert saver.save_last(10) == f"{tmp_path}/checkpoints/ckpt-10"
     saver.complete()
     saver.complete()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
@@ -348,7 +405,7 @@ def test_backups_are_two_and_leave_at_the_end(tmp_path: pathlib.Path) -> None:
 def test_a_restored_step_is_not_saved_again(tmp_path: pathlib.Path) -> None:
     save_steps(tmp_path / "backup", [6])
     saver = checkpointer(tmp_path, checkpoint_every_steps=3)
-    saver.restore()
+    saver.restore(ALONE())
     assert not saver.due(6)
     assert saver.due(9)
 
@@ -356,9 +413,9 @@ def test_a_restored_step_is_not_saved_again(tmp_path: pathlib.Path) -> None:
 def test_a_step_is_saved_once(tmp_path: pathlib.Path) -> None:
     state = make_state()
     saver = checkpointer(tmp_path, state)
-    saver.save(4)
+    saver.save_last(4)
     state.weights.assign([9.0, 9.0])
-    saver.save(4)
+    saver.save_last(4)
     assert restored(tmp_path) == ("checkpoints/ckpt-4", 0.0)
 
 
@@ -369,175 +426,46 @@ def test_other_workers_write_nothing(tmp_path: pathlib.Path) -> None:
     )
     clock.secs = 1e6
     assert not saver.due(1)
-    assert saver.maybe_save(1) is None
-    assert saver.save(1) is None
+    saver.save(1)
+    saver.save_last(2)
     saver.complete()
+    saver.close()
     assert not list(tmp_path.iterdir())
 
 
-def test_other_workers_restore_and_leave_the_backup(
+def test_other_workers_back_up_on_their_own_disk(
     tmp_path: pathlib.Path,
 ) -> None:
-    save_steps(tmp_path / "backup", [6])
-    state = make_state()
-    saver = checkpointer(tmp_path, state, is_chief=False)
-    assert saver.restore() == f"{tmp_path}/backup/ckpt-6"
-    assert float(state.weights[0]) == 6.0
+    saver = checkpointer(
+        tmp_path / "run", is_chief=False, backup_dir=f"{tmp_path}/ssd"
+    )
+    for step in (1, 2, 3):
+        saver.save(step)
+        saver.wait()
+    [directory] = (tmp_path / "ssd").iterdir()
+    assert steps_in(directory / "worker-1") == [2, 3]
     saver.complete()
-    assert steps_in(tmp_path / "backup") == [6]
+    assert [path.name for path in tmp_path.iterdir()] == ["ssd"]
+    assert not list((tmp_path / "ssd").iterdir())
 
 
-# The digest.
-
-
-@dataclasses.dataclass(frozen=True)
-class Variable:
-    """A variable of a state, as hypothesis makes it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    seed: int
-
-    def value(self) -> np.ndarray:
-        size = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-        content = np.random.default_rng(self.seed).bytes(size)
-        return np.frombuffer(content, self.dtype).reshape(self.shape)
-
-
-VARIABLES = st.builds(
-    Variable,
-    name=st.sampled_from(["a", "b", "kernel", "kernel_1"]),
-    dtype=st.sampled_from(["float32", "int32", "int64", "float16"]),
-    shape=st.lists(st.integers(1, 4), max_size=3).map(tuple),
-    seed=st.integers(0, 9),
-)
-STATES = st.lists(
-    VARIABLES, min_size=1, max_size=3, unique_by=lambda variable: variable.name
-)
-
-
-def digest_of(state: list[Variable]) -> str:
-    values = {each.name: tf.Variable(each.value()) for each in state}
-    with tempfile.TemporaryDirectory() as directory:
-        prefix = tf.train.Checkpoint(**values).write(f"{directory}/ckpt")
-        return checkpoint_reader.digest(prefix)
-
-
-@settings(max_examples=20)
-@given(STATES)
-def test_equal_states_have_equal_digests(state: list[Variable]) -> None:
-    assert digest_of(state) == digest_of(state[::-1])
-
-
-OTHER_DTYPES = {
-    "float32": "int32",
-    "int32": "float32",
-    "int64": "uint64",
-    "float16": "uint16",
-}
-
-
-def another(changed: Variable, part: str) -> Variable:
-    """Changes one thing; the bytes stay, but for the part `seed`."""
-    changes = {
-        "name": changed.name + "x",
-        "dtype": OTHER_DTYPES[changed.dtype],
-        "shape": (*changed.shape, 1),
-        "seed": changed.seed + 100,
-    }
-    return dataclasses.replace(changed, **{part: changes[part]})
-
-
-@settings(max_examples=40)
-@given(STATES, st.sampled_from(["name", "dtype", "shape", "seed"]), st.data())
-def test_another_state_has_another_digest(
-    state: list[Variable], part: str, data: st.DataObject
-) -> None:
-    place = data.draw(st.integers(0, len(state) - 1))
-    changed = list(state)
-    changed[place] = another(state[place], part)
-    assert digest_of(changed) != digest_of(state)
-
-
-def test_one_bit_changes_the_digest(tmp_path: pathlib.Path) -> None:
-    one = np.float32(1.0)
-    digests = set()
-    for value in (one, np.nextafter(one, np.float32(2.0)), -0.0, 0.0):
-        weight = tf.Variable(np.array([value], np.float32))
-        state = tf.train.Checkpoint(weight=weight)
-        prefix = state.write(str(tmp_path / "ckpt"))
-        digests.add(checkpoint_reader.digest(prefix))
-    assert len(digests) == 4
-
-
-WRITE = """
-import sys
-import tensorflow as tf
-
-state = tf.train.Checkpoint(
-    step=tf.Variable(3, dtype=tf.int64),
-    weights=tf.Variable(tf.reshape(tf.range(60.0), [3, 20])),
-    names=tf.Variable([b"zero", b"one"]),
-)
-print(state.write(sys.argv[1]))
-"""
-
-
-def test_digest_is_the_same_for_two_processes(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITE, f"{tmp_path}/{name}/ckpt-3"],
-            env=runs.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for name in ("one", "two")
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    for name in ("one/ckpt-3", "two/ckpt-3.index", "two"):
-        code = checkpoint_tool.run(["digest", f"{tmp_path}/{name}"])
-        assert code == errors.FINISHED
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len({digest for digest, _ in lines}) == 1
-    assert [path for _, path in lines] == [
-        f"{tmp_path}/{name}/ckpt-3" for name in ("one", "two", "two")
-    ]
-    assert len(lines[0][0]) == 64
-
-
-def test_the_tools_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert checkpoint_tool.run(["--help"]) == errors.FINISHED
-    assert "digest CKPT" in capsys.readouterr().out
-
-
-# Damage.
-
-
-@settings(max_examples=60)
-@given(st.data())
-def test_no_damage_goes_unnoticed(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = pathlib.Path(directory)
-        save_steps(run_dir / "checkpoints", [3])
-        whole = checkpoint_reader.digest(f"{run_dir}/checkpoints/ckpt-3")
-        path = data.draw(
-            st.sampled_from(sorted((run_dir / "checkpoints").glob("ckpt*")))
-        )
-        content = bytearray(path.read_bytes())
-        place = data.draw(st.integers(0, len(content) - 1))
-        if data.draw(st.booleans()):
-            content[place] ^= data.draw(st.integers(1, 255))
-        else:
-            del content[place:]
-        path.write_bytes(content)
-        digest, said = whole, "ckpt-3"
-        try:
-            digest = checkpoint_reader.digest(f"{run_dir}/checkpoints/ckpt-3")
-            restored(run_dir)
-        except UserError as error:
-            said = str(error)
-        assert digest == whole
-        assert "ckpt-3" in said
+def test_a_save_that_fails_is_tried_again(tmp_path: pathlib.Path) -> None:
+    clock = Clock()
+    saver = checkpointer(
+        tmp_path, None, clock, checkpoint_every_steps=5, backup_every_secs=0
+    )
+    (tmp_path / "checkpoints").write_text("in the way")
+    assert saver.due(5)
+    saver.save(5)
+    saver.wait()
+    assert saver.failure() == "the save failed: Not a directory"
+    assert saver.failure() == ""
+    assert not saver.due(6)
+    (tmp_path / "checkpoints").unlink()
+    clock.secs += 60
+    assert saver.due(7)
+    saver.save(7)
+    saver.wait()
+    assert not saver.failure()
+    assert steps_in(tmp_path / "checkpoints") == [7]
+    assert not saver.due(8)

@@ -1,16 +1,18 @@
-"""Runs dtrain.main and kills it, by a real SIGKILL, at an exact step.
+"""Runs dtrain.main and kills it, by a real SIGKILL, in a phase of a save.
 
     python -m tests.killed STEP PHASE <dtrain flags>
 
-PHASE is `metrics` (the step is trained and nothing of it is saved), `written`
-(its backup is written and has not its name yet), `renamed` (its data has its
-name and its index has not) or `backup` (it has its name, and the older one is
+The first save at STEP or later is killed in PHASE: `metrics` (the step is
+trained and nothing of it is saved), `written` (its data is written and has not
+its name yet), `renamed` (its data has its name and its index has not),
+`uncommitted` (all of it has, but the manifest) or `committed` (the older one is
 not removed yet). Killing from outside can only aim at a time.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -18,6 +20,11 @@ from unittest import mock
 
 from dtrain import errors, startup
 from dtrain import main as dtrain_main
+
+PHASES = ("metrics", "written", "renamed", "uncommitted", "committed")
+
+# What is about to get its name, by phase.
+_MOVED = {"written": "data-.*", "renamed": "index", "uncommitted": "json"}
 
 
 def die() -> None:
@@ -29,39 +36,33 @@ def main() -> None:
     """Arms the kill and runs dtrain."""
     kill_step, phase = int(sys.argv[1]), sys.argv[2]
     startup.import_tensorflow()
-    import tensorflow as tf
-
-    from dtrain import checkpoint, metrics
+    from dtrain import checkpoint, files, metrics
 
     write = metrics.Recorder.write
     sweep = checkpoint.CheckpointManager._sweep
-    rename = tf.io.gfile.rename
+    move = files.move
 
     def write_or_die(self: Any, first_step: int, *rest: Any) -> None:
         write(self, first_step, *rest)
         if phase == "metrics" and first_step >= kill_step:
             die()
 
-    def sweep_or_die(self: Any) -> None:
-        if (
-            phase == "backup"
-            and int(self._checkpoint.step.numpy()) >= kill_step
-        ):
+    def sweep_or_die(self: Any, newest: Any) -> None:
+        if phase == "committed" and newest.step >= kill_step:
             die()
-        sweep(self)
+        sweep(self, newest)
 
-    def rename_or_die(old: str, new: str, overwrite: bool = False) -> None:
-        name = new.rpartition("/")[2]
-        if phase == "written" and name.startswith(f"ckpt-{kill_step}.data"):
+    def move_or_die(source: str, target: str) -> None:
+        pattern = rf".*/ckpt-(\d+)\.{_MOVED.get(phase, 'never')}"
+        match = re.fullmatch(pattern, target)
+        if match and int(match[1]) >= kill_step and "/pending/" not in target:
             die()
-        if phase == "renamed" and name == f"ckpt-{kill_step}.index":
-            die()
-        rename(old, new, overwrite=overwrite)
+        move(source, target)
 
     with (
         mock.patch.object(metrics.Recorder, "write", write_or_die),
         mock.patch.object(checkpoint.CheckpointManager, "_sweep", sweep_or_die),
-        mock.patch.object(tf.io.gfile, "rename", rename_or_die),
+        mock.patch.object(files, "move", move_or_die),
     ):
         errors.exit_with(
             lambda: dtrain_main.run(["dtrain.main", *sys.argv[3:]])

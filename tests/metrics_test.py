@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import json
 import pathlib
@@ -14,7 +16,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import metrics
+from dtrain import files, metrics
+from tests import object_store, runs
 
 NAMES = ("generator_loss", "discriminator_loss")
 
@@ -162,6 +165,147 @@ def test_other_workers_write_nothing(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_checkpoint_knows_of_the_lines(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    states = {0: recorder.state_of(0)}
+    for step in range(1, 7):
+        recorder.write(step, NAMES, rows(step, 1))
+        states[step] = recorder.state_of(step)
+    recorder.sync()
+    recorder.close()
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    assert states[6] == {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    for step in (6, 3, 0):
+        again = metrics.Recorder(
+            str(tmp_path), step, is_chief=True, expected=states[step]
+        )
+        assert again.notice == ""
+        assert again.state_of(step) == states[step]
+        again.close()
+        assert len(read_lines(tmp_path)) == step
+    assert not (tmp_path / "quarantine").exists()
+
+
+def test_damaged_lines_are_put_aside(tmp_path: pathlib.Path) -> None:
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder.write(1, NAMES, rows(1, 5))
+    expected = recorder.state_of(5)
+    recorder.close()
+    path = tmp_path / "metrics.jsonl"
+    damaged = path.read_bytes().replace(b'"step": 2', b'"step" 2')
+    path.write_bytes(damaged)
+    again = metrics.Recorder(str(tmp_path), 5, is_chief=True, expected=expected)
+    assert again.notice == (
+        f"{path} is not what it was at step 5: it was moved to "
+        f"{tmp_path}/quarantine/metrics.jsonl; 4 of its lines are kept"
+    )
+    again.write(6, NAMES, rows(6, 1))
+    known = again.state_of(6)
+    again.close()
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 3, 4, 5, 6]
+    assert (tmp_path / "quarantine/metrics.jsonl").read_bytes() == damaged
+    path.unlink()
+    last = metrics.Recorder(str(tmp_path), 6, is_chief=True, expected=known)
+    assert last.notice.endswith("it is gone; 0 of its lines are kept")
+    last.close()
+
+
+def test_a_disk_that_fails_stops_nobody(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        del arguments
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder.write(1, NAMES, rows(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append", fail)
+        patch.setattr(tf.io, "TFRecordWriter", fail)
+        recorder._events._abandon()
+        recorder.write(2, NAMES, rows(2, 2))
+        recorder.write_image(3, "samples", b"PNG")
+        recorder.flush()
+        assert recorder.failure == "No space left on device"
+        for durable in (recorder.sync, recorder.publish):
+            with pytest.raises(OSError, match="No space left"):
+                durable()
+    recorder.write(4, NAMES, rows(4, 1))
+    assert recorder.failure == ""
+    recorder.sync()
+    recorder.close()
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 4]
+    steps = {event.step for event in read_events(tmp_path) if event.summary}
+    assert steps >= {1, 4}
+
+
+# Of a run on an object store.
+
+
+def record_remotely(run_dir: str, step: int, last: int, how: str) -> dict:
+    """Records the steps after `step`; returns what was said and seen."""
+    recorder = metrics.Recorder(run_dir, step, is_chief=True)
+    for each in range(step + 1, last + 1):
+        recorder.write(each, NAMES, rows(each, 1))
+    recorder.write_image(last, "samples", b"bytes of a PNG")
+    recorder.flush()
+    if how != "killed":
+        getattr(recorder, how)()
+    return recorder.state_of(last) if how != "close" else {}
+
+
+def resume_remotely(run_dir: str, step: int, expected: dict) -> str:
+    recorder = metrics.Recorder(run_dir, step, is_chief=True, expected=expected)
+    recorder.close()
+    return recorder.notice
+
+
+def list_events(run_dir: str) -> list[int]:
+    return [
+        event.step
+        for path in sorted(tf.io.gfile.glob(f"{run_dir}/events/*"))
+        for event in tf.compat.v1.train.summary_iterator(path)
+    ]
+
+
+def test_a_run_on_an_object_store(tmp_path: pathlib.Path) -> None:
+    run_dir = "gs://bucket/run"
+
+    with object_store.ObjectStore() as store:
+        environment = runs.environment(
+            **store.environment(), TMPDIR=str(tmp_path)
+        )
+
+        def held_steps() -> list[int]:
+            text = store.read("run/metrics.jsonl").decode()
+            return [json.loads(line)["step"] for line in text.splitlines()]
+
+        with object_store.Client(environment) as client:
+            client.call(record_remotely, run_dir, 0, 3, "publish")
+            assert held_steps() == [1, 2, 3]
+            # The start, the three steps and the picture.
+            assert client.call(list_events, run_dir) == [0, 1, 1, 2, 3, 3]
+            num_requests = len(store.requests)
+            known = client.call(record_remotely, run_dir, 2, 40, "killed")
+            # Looking for what was there, and not a request for each line.
+            assert len(store.requests) < num_requests + 10
+        assert held_steps() == [1, 2, 3]
+        with object_store.Client(environment) as client:
+            # What the killed one had written is on this host.
+            assert client.call(resume_remotely, run_dir, 40, known) == ""
+            assert held_steps() == list(range(1, 41))
+            assert not list(tmp_path.glob("dtrain-*"))
+            damaged = store.read("run/metrics.jsonl")[10:]
+            store.write("run/metrics.jsonl", damaged)
+            notice = client.call(resume_remotely, run_dir, 40, known)
+            assert f"moved to {run_dir}/quarantine/metrics.jsonl" in notice
+            assert held_steps() == list(range(2, 41))
+            assert store.read("run/quarantine/metrics.jsonl") == damaged
+
+
 # The progress line.
 
 
@@ -206,9 +350,9 @@ def test_a_terminal_shows_one_line_that_rewrites_itself(
     assert before == ""
     assert len(lines) == 20
     # Each covers the one before it, and the cursor stays on the line.
-    assert {len(line) for line in lines} == {89}
-    assert lines[-1].rstrip() == (
-        "step 200/1,000  640 images/s  loss 0.125  0:01:20 left"
+    assert all(line.endswith("\x1b[K") for line in lines)
+    assert lines[-1].removesuffix("\x1b[K") == (
+        "step 200/1,000  640 images/s  0:01:20 left  loss 0.125"
     )
     assert "images/s" not in lines[0], "compiling is no training"
 
@@ -220,8 +364,8 @@ def test_a_line_is_never_wider_than_the_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal = Terminal()
     follow(terminal, 5, secs=1.0)
-    lines = re.split("[\r\n]", terminal.getvalue())
-    assert max(map(len, lines)) == columns - 1
+    lines = re.split("[\r\n]", terminal.getvalue().replace("\x1b[K", ""))
+    assert 0 < max(map(len, lines)) <= columns - 1
 
 
 def test_a_file_gets_a_line_every_ten_seconds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -12,10 +13,11 @@ import time
 import pytest
 
 from dtrain import checkpoint_reader, errors
+from dtrain.checkpoint_directory import CheckpointDirectory
 from launch import local
-from tests import runs
+from tests import killed, runs
 
-NUM_STEPS = 12
+NUM_STEPS = 300
 KILLED = -signal.SIGKILL
 
 STRATEGIES = {
@@ -62,11 +64,10 @@ def test_run_killed_at_a_random_moment(
     assert code == errors.FINISHED, output
 
     process = runs.start(module, *arguments, *flags(cut), *RICH)
-    # Not at 1, whose backup is written after its metrics: there may be nothing
-    # to resume from. Not later, or on a busy machine the run ends first.
-    kill_at = random.randint(2, NUM_STEPS // 2)
-    print(f"killed when step {kill_at} was written")
-    wait_for_step(cut, kill_at)
+    wait_for_backup(cut)
+    delay_secs = random.uniform(0.0, 0.3)
+    print(f"killed {delay_secs} s after its first backup")
+    time.sleep(delay_secs)
     kill_with_children(process.pid)
     runs.finish(process)
     assert not (cut / f"checkpoints/ckpt-{NUM_STEPS}.index").exists()
@@ -116,28 +117,37 @@ def wait_for_step(run_dir: pathlib.Path, step: int) -> None:
     raise AssertionError(f"{path} has no line {step}")
 
 
+def wait_for_backup(run_dir: pathlib.Path) -> None:
+    """Waits until there is something to resume from."""
+    deadline = time.monotonic() + 240
+    while not list(run_dir.glob("backup/ckpt-*.json")):
+        assert time.monotonic() < deadline, f"{run_dir} has no backup"
+        time.sleep(0.002)
+
+
 def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
-    """One run, killed at each of its steps; the long form kills 40 times.
+    """One run, killed in each phase of a save; the long form kills 40 times.
 
     And its loops are of another length at the end.
     """
     num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "5"))
-    num_steps = num_kills + 1
+    num_steps = 6 * num_kills
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     module, *arguments = STRATEGIES["mirrored"]
     code, output = runs.run(module, *arguments, *flags(whole, num_steps))
     assert code == errors.FINISHED, output
-    for step in range(1, num_steps):
-        phase = ("metrics", "written", "renamed", "backup")[step % 4]
+    for number in range(num_kills):
         code, output = runs.run(
             "tests.killed",
-            str(step),
-            phase,
+            str(3 * (number + 1)),
+            killed.PHASES[number % len(killed.PHASES)],
             *arguments,
             *flags(cut, num_steps),
         )
         assert code == KILLED, output
-        assert runs.metrics(cut)[-1]["step"] == step
+        # A kill is no damage: nothing is put aside, nothing reported.
+        assert "verify" not in output
+        assert not list(cut.glob("*/quarantine"))
     code, output = runs.run(
         module, *arguments, *flags(cut, num_steps), "--steps_per_loop=3"
     )
@@ -145,6 +155,9 @@ def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
     assert digest(cut, num_steps) == digest(whole, num_steps)
     steps = [line["step"] for line in runs.metrics(cut)]
     assert steps == list(range(1, num_steps + 1))
+    assert (cut / "metrics.jsonl").read_bytes() == (
+        whole / "metrics.jsonl"
+    ).read_bytes()
 
 
 # Builds slowly, as a large model does, and says when it begins to.
@@ -201,29 +214,60 @@ def test_worker_lost_while_the_networks_are_built(
     assert "[worker 0] lost another worker" in output
 
 
-def test_workers_that_do_not_share_the_run_are_refused(
-    tmp_path: pathlib.Path,
-) -> None:
-    """Each with a disk of its own; only the chief's has the run."""
-    ports = local.free_ports(2)
-    run_dirs = [tmp_path / "0", tmp_path / "1"]
-    code, output = runs.run("dtrain.main", *flags(run_dirs[0], 2))
-    assert code == errors.FINISHED, output
-    workers = [
+def start_hosts(
+    hosts: list[pathlib.Path], num_steps: int
+) -> list[subprocess.Popen[str]]:
+    """Starts a worker on each of some hosts, which share no disk."""
+    ports = local.free_ports(len(hosts))
+    return [
         runs.start(
             "dtrain.main",
             "--strategy=multi_worker",
-            *flags(run_dir, 4),
+            *flags(host / "run", num_steps),
+            f"--backup_dir={host}/ssd",
             **process.environment,
         )
-        for run_dir, process in zip(
-            run_dirs, local.plan(ports, []), strict=True
-        )
+        for host, process in zip(hosts, local.plan(ports, []), strict=True)
     ]
+
+
+def newest_backup(host: pathlib.Path) -> int:
+    """Returns the step of the newest backup that a host has."""
+    [directory] = host.glob("ssd/run-*/worker-*")
+    return CheckpointDirectory(str(directory)).steps()[-1]
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["chief", "other"])
+def test_a_lost_host_gets_the_state_from_the_other(
+    lost: int, tmp_path: pathlib.Path
+) -> None:
+    """Its disk is gone with it, and with the chief's the durable tier."""
+    num_steps = 40
+    hosts = [tmp_path / "0", tmp_path / "1"]
+    for host in hosts:
+        host.mkdir()
+    workers = start_hosts(hosts, num_steps)
+    wait_for_step(hosts[0] / "run", 8)
     for worker in workers:
+        worker.kill()
+        runs.finish(worker)
+    kept = newest_backup(hosts[1 - lost])
+    shutil.rmtree(hosts[lost])
+    hosts[lost].mkdir()
+
+    outputs = []
+    for worker in start_hosts(hosts, num_steps):
         code, output = runs.finish(worker)
-        assert code == errors.USER_ERROR, output
-        assert "restored steps 0, 2: run_dir" in output
+        assert code == errors.FINISHED, output
+        outputs.append(output)
+    assert f"/ckpt-{kept}, {num_steps} steps in all" in outputs[0]
+    assert not list(tmp_path.glob("*/ssd/*"))
+
+    whole = tmp_path / "whole"
+    module, *arguments = STRATEGIES["mirrored"]
+    code, output = runs.run(module, *arguments, *flags(whole, num_steps))
+    assert code == errors.FINISHED, output
+    assert digest(hosts[0] / "run", num_steps) == digest(whole, num_steps)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -245,6 +289,19 @@ def test_signal_saves_and_exits(number: int, tmp_path: pathlib.Path) -> None:
     [index] = (tmp_path / "run/checkpoints").glob("ckpt-*.index")
     step = int(index.stem.removeprefix("ckpt-"))
     assert runs.metrics(tmp_path / "run")[-1]["step"] == step
+
+
+def test_second_run_in_one_directory_is_refused(tmp_path: pathlib.Path) -> None:
+    process = runs.start("dtrain.main", *flags(tmp_path / "run", 100_000))
+    wait_for_step(tmp_path / "run", 3)
+    code, output = runs.run("dtrain.main", *flags(tmp_path / "run", 100_000))
+    assert code == errors.USER_ERROR, output
+    assert "another process trains in run_dir" in output
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    steps = [line["step"] for line in runs.metrics(tmp_path / "run")]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_signal_reaches_all_workers(tmp_path: pathlib.Path) -> None:

@@ -2,30 +2,190 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import math
+from typing import Any
+
+import hypothesis
+import pytest
 from hypothesis import strategies as st
 
-from dtrain import retention
-
-steps = st.sets(st.integers(0, 10_000), min_size=1)
-
-
-@given(steps, st.integers(1, 20), st.integers(0, 500))
-def test_keeps_the_newest_and_the_multiples(
-    present: set[int], max_to_keep: int, every: int
-) -> None:
-    kept = retention.kept(present, max_to_keep, every)
-    assert kept <= present
-    assert max(present) in kept
-    for step in present - kept:
-        assert sum(other > step for other in present) >= max_to_keep
-        assert not every or step % every
+from dtrain import errors, retention
+from dtrain.retention import (
+    Best,
+    EveryHours,
+    EverySteps,
+    Last,
+    Pinned,
+    Policy,
+    Saved,
+)
 
 
-def test_example() -> None:
-    assert retention.kept(range(100, 1001, 100), 2, 300) == {
-        300,
-        600,
-        900,
-        1000,
+def saves(*steps: int, loss: dict[int, Any] | None = None) -> list[Saved]:
+    """Saves an hour apart for each hundred steps."""
+    losses = loss or {}
+    return [
+        Saved(
+            step, 36.0 * step, {"loss": losses[step]} if step in losses else {}
+        )
+        for step in steps
+    ]
+
+
+HUNDREDS = saves(*range(100, 1001, 100))
+RATED = saves(
+    *range(1, 8), loss={1: 0.5, 2: 0.1, 3: math.nan, 4: None, 5: 0.1, 6: 0.9}
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "history", "steps"),
+    [
+        (Last(3), HUNDREDS, {800, 900, 1000}),
+        (Last(30), HUNDREDS, set(range(100, 1001, 100))),
+        (Last(3), [], set()),
+        (EverySteps(300), HUNDREDS, {300, 600, 900}),
+        (EverySteps(7), saves(0, 3, 7), {0, 7}),
+        (EveryHours(4), HUNDREDS, {100, 500, 900}),
+        (EveryHours(3.5), HUNDREDS, {100, 500, 900}),
+        (EveryHours(0.5), HUNDREDS, set(range(100, 1001, 100))),
+        (EveryHours(4), [], set()),
+        (Best(1, "loss"), RATED, {5}),
+        (Best(3, "loss"), RATED, {1, 2, 5}),
+        (Best(9, "loss"), RATED, {1, 2, 5, 6}),
+        (Best(1, "loss", "max"), RATED, {6}),
+        (Best(1, "accuracy"), RATED, set()),
+        (Pinned([2, 700, 701]), HUNDREDS, {700}),
+    ],
+    ids=str,
+)
+def test_policy(policy: Policy, history: list[Saved], steps: set[int]) -> None:
+    assert policy.kept(history) == steps
+
+
+def test_union_with_the_newest() -> None:
+    policies = [EverySteps(300), Pinned([100])]
+    assert retention.kept(HUNDREDS, policies) == {100, 300, 600, 900, 1000}
+    assert retention.kept(HUNDREDS, []) == {1000}
+    assert retention.kept([], policies) == set()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Last(0),
+        lambda: Last(2.5),
+        lambda: Last(True),
+        lambda: EverySteps(0),
+        lambda: EverySteps("5"),
+        lambda: EveryHours(0),
+        lambda: EveryHours(math.nan),
+        lambda: EveryHours(math.inf),
+        lambda: EveryHours("1"),
+        lambda: Best(0, "loss"),
+        lambda: Best(1, ""),
+        lambda: Best(1, None),
+        lambda: Best(1, "loss", "least"),
+        lambda: Pinned([3, -1]),
+    ],
+)
+def test_what_is_no_policy_is_refused_in_one_line(make: Any) -> None:
+    with pytest.raises(errors.UserError) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+    assert "try" in str(raised.value)
+
+
+def reference(history: list[Saved], policies: list[Policy]) -> set[int]:
+    """Judges each checkpoint by itself, by what else there is."""
+    return {
+        one.step
+        for one in history
+        if not any(other.step > one.step for other in history)
+        or any(stays(one, history, policy) for policy in policies)
     }
+
+
+def stays(one: Saved, history: list[Saved], policy: Any) -> bool:
+    older = [other for other in history if other.step < one.step]
+    newer = [other for other in history if other.step > one.step]
+    match policy:
+        case Last(num):
+            return len(newer) < num
+        case EverySteps(steps):
+            return one.step in range(0, one.step + 1, steps)
+        case EveryHours(hours):
+            # By induction over what is older: no list of what was chosen.
+            stayed = (o for o in reversed(older) if stays(o, older, policy))
+            last = next(stayed, None)
+            return not last or (one.saved_at - last.saved_at) / 3600 >= hours
+        case Best(num, metric, mode):
+            better = 0
+            for other in older + newer:
+                better += beats(other, one, metric, mode)
+            return beats(one, None, metric, mode) and better < num
+        case Pinned(steps):
+            return any(one.step == step for step in steps)
+    raise AssertionError(policy)
+
+
+def beats(a: Saved, b: Saved | None, metric: str, mode: str) -> bool:
+    """Tells whether `a` is better than `b`, or counts at all."""
+    x = a.metrics.get(metric)
+    if x is None or x != x:
+        return False
+    y = b.metrics.get(metric) if b else None
+    if b is None or y is None or y != y:
+        return True
+    if x == y:
+        return a.step > b.step
+    return x < y if mode == "min" else x > y
+
+
+# Few values, so that ties and exact distances are common.
+NUMBERS = st.sampled_from(
+    [None, -math.inf, -1.5, -0.0, 0.0, 1e-300, 1.0, 2.0, math.inf, math.nan]
+)
+METRICS = st.fixed_dictionaries({"loss": NUMBERS}, optional={"fid": NUMBERS})
+# In quarters of an hour, which a float holds exactly; clocks go back, too.
+MOMENTS = st.integers(-4, 40).map(lambda quarter: quarter * 900.0)
+POLICIES = st.one_of(
+    st.builds(Last, st.integers(1, 8)),
+    st.builds(EverySteps, st.integers(1, 12)),
+    st.builds(EveryHours, st.integers(1, 16).map(lambda n: n / 4)),
+    st.builds(
+        Best,
+        st.integers(1, 4),
+        st.sampled_from(["loss", "fid", "other"]),
+        st.sampled_from(["min", "max"]),
+    ),
+    st.builds(Pinned, st.lists(st.integers(0, 30), max_size=4)),
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Saved]:
+    steps = draw(st.sets(st.integers(0, 30), max_size=10))
+    return [Saved(s, draw(MOMENTS), draw(METRICS)) for s in sorted(steps)]
+
+
+@hypothesis.settings(
+    max_examples=10_000,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+@hypothesis.given(histories(), st.lists(POLICIES, max_size=4))
+def test_random_policies_and_histories(
+    history: list[Saved], policies: list[Policy]
+) -> None:
+    """One sweep, and a sweep after every save, agree with the reference."""
+    expected = reference(history, policies)
+    assert retention.kept(history, policies) == expected
+
+    there: list[Saved] = []
+    for index, newest in enumerate(history):
+        there.append(newest)
+        stay = retention.kept(there, policies)
+        # What was swept away before is missed by no policy.
+        assert stay == reference(history[: index + 1], policies)
+        there = [saved for saved in there if saved.step in stay]
+    assert {saved.step for saved in there} == expected

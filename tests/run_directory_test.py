@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import registry, run_directory
+from dtrain import registry, run_directory, snapshot
+from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.models import dcgan
@@ -169,3 +170,47 @@ def test_a_network_that_is_only_code_is_not_described(
     run_directory.write(describe(tmp_path), closed)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["config.json", "discriminator.json"]
+
+
+def test_a_damaged_config_is_taken_from_a_checkpoint(
+    tmp_path: pathlib.Path, networks: registry.Networks
+) -> None:
+    described = describe(tmp_path)
+    run_directory.write(described, networks)
+    state = tf.train.Checkpoint(weights=tf.Variable([0.0]))
+    checkpoints = CheckpointDirectory(f"{tmp_path}/checkpoints")
+    facts = {"run": run_directory.to_dict(described)}
+    checkpoints.commit(4, snapshot.Plan(state).take(4), facts)
+    path = tmp_path / "config.json"
+    whole = path.read_bytes()
+    assert not run_directory.check(described, is_chief=True)
+    for damaged in (
+        whole[:-20],
+        b"",
+        whole.replace(b'"seed": 0', b'"seed": 8'),
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        assert run_directory.read(str(tmp_path)) == described
+        note = run_directory.check(described, is_chief=True)
+        assert note.startswith(f"{path} is damaged")
+        assert note.endswith(f"taken from {tmp_path}/checkpoints/ckpt-4.json")
+        run_directory.write(described, networks)
+        assert path.read_bytes() == whole
+    path.unlink()
+    note = run_directory.check(described, is_chief=True)
+    assert note.startswith(f"{path} is missing")
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    described = describe(tmp_path)
+    values = run_directory.to_dict(described)
+    run_directory.check_restored(described, values, "backup/ckpt-4")
+    run_directory.check_restored(described, {}, "backup/ckpt-4")
+    values["config"]["seed"] = 8
+    with pytest.raises(
+        UserError, match=r"ckpt-4 belongs to another run: seed was 8 and is now"
+    ):
+        run_directory.check_restored(described, values, "backup/ckpt-4")

@@ -1,0 +1,423 @@
+"""A directory of checkpoints, each of which is there whole or not at all.
+
+    ckpt-<step>.data-00000-of-00001   TensorFlow's own format
+    ckpt-<step>.index
+    ckpt-<step>.json                  the manifest; with it, it is committed
+    checkpoint                        for stock TensorFlow; never trusted here
+    pending/ckpt-<step>.json          what is on its way in, or out
+    quarantine/ckpt-<step>/           what did not verify, and why
+
+A manifest in `pending/` says that the rest of that step is nothing yet, or
+nothing any more. So what a kill leaves behind can be told from what was
+damaged: the first is swept, the second is put aside and reported. On a local
+disk every line of it is put on the disk before the next; on an object store
+the data is copied first and the manifest last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import glob
+import hashlib
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain import files, manifest
+from dtrain.manifest import DamagedError, Manifest
+from dtrain.snapshot import Snapshot
+
+# What is in a file of a checkpoint, after `ckpt-<step>.`; a manifest is last.
+DATA, INDEX, MANIFEST = "data-00000-of-00001", "index", "json"
+
+# Says that what was read is not what was written. What an overloaded network
+# or a full memory makes of a good file is not among them.
+_DAMAGE = (
+    tf.errors.DataLossError,
+    tf.errors.OutOfRangeError,
+    tf.errors.NotFoundError,
+    tf.errors.InvalidArgumentError,
+)
+_BATCH_BYTES = 64 << 20
+
+
+class CheckpointDirectory:
+    """Commits, verifies and removes the checkpoints of one directory.
+
+    One thread of one process may change it; anyone may read.
+
+    Attributes:
+        path: local, or any that `tf.io.gfile` writes.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Names the directory, which is made at the first commit."""
+        self.path = path.rstrip("/")
+        self._pending = f"{self.path}/pending"
+
+    def prefix(self, step: int) -> str:
+        """Returns what stock TensorFlow restores from."""
+        return f"{self.path}/ckpt-{step}"
+
+    def steps(self) -> list[int]:
+        """Lists the steps that are committed, oldest first."""
+        return self._steps(rf"ckpt-(\d+)\.{MANIFEST}")
+
+    def candidates(self) -> list[int]:
+        """Lists the steps of all that looks like a checkpoint."""
+        return self._steps(rf"ckpt-(\d+)\.({MANIFEST}|{INDEX}|data-.*-of-\d+)")
+
+    def _steps(self, pattern: str) -> list[int]:
+        matches = [re.fullmatch(pattern, name) for name in self._names()]
+        return sorted({int(match[1]) for match in matches if match})
+
+    def _names(self) -> list[str]:
+        return files.names(self.path)
+
+    def quarantined(self) -> list[str]:
+        """Lists what was put aside."""
+        return files.names(f"{self.path}/quarantine")
+
+    # Writing.
+
+    def commit(
+        self,
+        step: int,
+        snapshot: Snapshot,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Writes a snapshot.
+
+        Args:
+            step: the steps that are done.
+            snapshot: the state.
+            facts: fields of `Manifest` beyond those of the state: metrics,
+                log, run.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            OSError: the directory cannot be written to; it is as it was.
+            OpError: likewise.
+        """
+
+        def stage(prefix: str) -> Manifest:
+            tensors = snapshot.write(prefix)
+            index = files.read(f"{prefix}.{INDEX}") or b""
+            sizes = {
+                suffix: files.size(f"{prefix}.{suffix}") or 0
+                for suffix in (DATA, INDEX)
+            }
+            return Manifest(
+                step=step,
+                saved_at=time.time(),
+                sizes=sizes,
+                index_sha256=hashlib.sha256(index).hexdigest(),
+                tensors=tensors,
+                **(facts or {}),
+            )
+
+        return self._commit(step, stage)
+
+    def adopt(self, made: Manifest, write: Callable[[str], None]) -> Manifest:
+        """Commits files that come from elsewhere.
+
+        Args:
+            made: their manifest.
+            write: writes data and index to the prefix that it is given.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            OSError: the directory cannot be written to; it is as it was.
+            OpError: likewise.
+        """
+
+        def stage(prefix: str) -> Manifest:
+            write(prefix)
+            return made
+
+        return self._commit(made.step, stage)
+
+    def _commit(self, step: int, stage: Callable[[str], Manifest]) -> Manifest:
+        try:
+            self.clean()
+            files.make_directory(self._pending)
+            with self._staging() as staging:
+                made = self._commit_from(staging, step, stage)
+            files.remove_tree(self._pending)
+        except files.FAILURES:
+            # Every try would leave another half on a disk that is full.
+            with contextlib.suppress(*files.FAILURES):
+                self.clean()
+            raise
+        return made
+
+    def _commit_from(
+        self, staging: str, step: int, stage: Callable[[str], Manifest]
+    ) -> Manifest:
+        staged = f"{staging}/ckpt-{step}"
+        made = stage(staged)
+        if not files.is_remote(self.path):
+            for suffix in (DATA, INDEX):
+                files.sync(f"{staged}.{suffix}")
+        if step in self.steps():
+            self._withdraw(step)
+        intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
+        files.write(intent, made.encode())
+        place = files.copy if files.is_remote(self.path) else files.move
+        for suffix in (DATA, INDEX):
+            place(f"{staged}.{suffix}", f"{self.prefix(step)}.{suffix}")
+        files.sync(self.path)
+        if files.is_remote(self.path):
+            files.write(f"{self.prefix(step)}.{MANIFEST}", made.encode())
+            files.remove(intent)
+        else:
+            files.move(intent, f"{self.prefix(step)}.{MANIFEST}")
+            files.sync(self.path)
+        return made
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[str]:
+        """Yields a local directory, from which a local commit can rename."""
+        if not files.is_remote(self.path):
+            yield self._pending
+            return
+        with tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as made:
+            yield made
+
+    def _staging_prefix(self) -> str:
+        name = f"{getpass.getuser()} {self.path}"
+        return f"dtrain-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
+
+    def clean(self) -> None:
+        """Removes what killed commits and removals left behind, and only that.
+
+        To be called by whoever alone may write here.
+
+        Raises:
+            OSError: the directory cannot be written to.
+            OpError: likewise.
+        """
+        if files.is_remote(self.path):
+            root = f"{tempfile.gettempdir()}/{self._staging_prefix()}"
+            for left in glob.glob(f"{glob.escape(root)}*"):
+                files.remove_tree(left)
+        pending = files.names(self._pending)
+        committed = self.steps() if pending else []
+        for name in pending:
+            match = re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name)
+            # A remote commit that was killed after its last but one line.
+            if match and int(match[1]) not in committed:
+                for suffix in (INDEX, DATA):
+                    files.remove(f"{self.prefix(int(match[1]))}.{suffix}")
+        if pending:
+            files.sync(self.path)
+        files.remove_tree(self._pending)
+        for name in self._names():
+            if re.fullmatch(r"(checkpoint|pins\.json)\.tmp", name):
+                files.remove(f"{self.path}/{name}")
+
+    def remove(self, step: int) -> bool:
+        """Removes a checkpoint, unless somebody reads it.
+
+        Returns:
+            Whether it is gone.
+
+        Raises:
+            OSError: the directory cannot be written to.
+            OpError: likewise.
+        """
+        try:
+            with self._locked(step, fcntl.LOCK_EX):
+                self._withdraw(step)
+        except BlockingIOError:
+            return False
+        files.remove_tree(self._pending)
+        return True
+
+    def _withdraw(self, step: int) -> None:
+        files.make_directory(self._pending)
+        intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
+        files.move(f"{self.prefix(step)}.{MANIFEST}", intent)
+        # From here on it is no checkpoint, whatever of it is left.
+        for directory in (self._pending, self.path):
+            files.sync(directory)
+        for suffix in (INDEX, DATA):
+            files.remove(f"{self.prefix(step)}.{suffix}")
+        files.sync(self.path)
+        files.remove(intent)
+
+    def point(self, times: Mapping[int, float]) -> None:
+        """Writes the pointer file that stock TensorFlow looks for.
+
+        The names in it are relative, so that a run may be moved.
+
+        Args:
+            times: when each committed step was saved, in seconds since 1970.
+
+        Raises:
+            OSError: the directory cannot be written to.
+            OpError: likewise.
+        """
+        names = [f"ckpt-{step}" for step in sorted(times)]
+        if not names:
+            files.remove(f"{self.path}/checkpoint")
+            return
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(
+            # Names would be taken as relative to the working directory, were
+            # this one relative, too.
+            "/",
+            names[-1],
+            all_model_checkpoint_paths=names,
+            # Without them a stock manager would keep all of these for ever.
+            all_model_checkpoint_timestamps=[
+                times[step] for step in sorted(times)
+            ],
+        )
+        files.write(f"{self.path}/checkpoint", str(state).encode())
+
+    # Reading.
+
+    def manifest(self, step: int) -> Manifest:
+        """Reads what a checkpoint must be.
+
+        Raises:
+            DamagedError: it cannot be told any more.
+            OSError: the directory cannot be read.
+            OpError: likewise.
+        """
+        data = files.read(f"{self.prefix(step)}.{MANIFEST}")
+        if data is None:
+            raise DamagedError("its manifest is missing")
+        try:
+            made = manifest.decode(data)
+        except DamagedError as error:
+            raise DamagedError(f"its manifest is damaged: {error}") from error
+        if made.step != step:
+            raise DamagedError(f"its manifest is that of step {made.step}")
+        return made
+
+    def verify(self, step: int, how: str = "full") -> Manifest:
+        """Checks that a checkpoint is what was written.
+
+        Args:
+            step: which.
+            how: sizes, or full, which reads and sums all of it.
+
+        Returns:
+            Its manifest.
+
+        Raises:
+            DamagedError: it is not; the text is the reason.
+            OSError: the directory cannot be read.
+            OpError: likewise.
+        """
+        made = self.manifest(step)
+        for suffix, size in made.sizes.items():
+            there = files.size(f"{self.prefix(step)}.{suffix}")
+            if there is None:
+                raise DamagedError(f"its {suffix} is missing")
+            if there != size:
+                raise DamagedError(
+                    f"its {suffix} has {there} bytes and should have {size}"
+                )
+        if how == "full":
+            self._verify_tensors(made)
+        return made
+
+    def _verify_tensors(self, made: Manifest) -> None:
+        prefix = self.prefix(made.step)
+        index = files.read(f"{prefix}.{INDEX}") or b""
+        if hashlib.sha256(index).hexdigest() != made.index_sha256:
+            raise DamagedError("its index does not have its checksum")
+        for keys in _batches(made):
+            tensors = [made.tensors[key] for key in keys]
+            try:
+                # Not by a CheckpointReader, which makes one error of a file
+                # that is damaged and a network that is down.
+                values = tf.raw_ops.RestoreV2(
+                    prefix=prefix,
+                    tensor_names=keys,
+                    shape_and_slices=[""] * len(keys),
+                    dtypes=[tensor.dtype for tensor in tensors],
+                )
+            except _DAMAGE as error:
+                raise DamagedError(files.reason(error)) from error
+            for key, tensor, value in zip(keys, tensors, values, strict=True):
+                if manifest.describe(np.asarray(value)) != tensor:
+                    raise DamagedError(f"{key} does not have its checksum")
+
+    @contextlib.contextmanager
+    def reading(self, step: int) -> Iterator[None]:
+        """Keeps a checkpoint from being removed, on a local disk."""
+        with self._locked(step, fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, step: int, kind: int) -> Iterator[None]:
+        if files.is_remote(self.path):
+            yield
+            return
+        descriptor = os.open(f"{self.prefix(step)}.{MANIFEST}", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def quarantine(self, step: int, reason: str) -> str:
+        """Puts a checkpoint that does not verify aside.
+
+        Args:
+            step: which.
+            reason: why, for whoever looks at it later.
+
+        Returns:
+            The directory where it lies now.
+
+        Raises:
+            OSError: the directory cannot be written to.
+            OpError: likewise.
+        """
+        there = self.quarantined()
+        name, number = f"ckpt-{step}", 1
+        while name in there:
+            number += 1
+            name = f"ckpt-{step}-{number}"
+        target = f"{self.path}/quarantine/{name}"
+        files.make_directory(target)
+        files.write(f"{target}/reason.txt", f"{reason}\n".encode())
+        found = [
+            each for each in self._names() if each.startswith(f"ckpt-{step}.")
+        ]
+        # The manifest first: without it the rest is no checkpoint.
+        for each in sorted(found, key=lambda name: not name.endswith(MANIFEST)):
+            files.move(f"{self.path}/{each}", f"{target}/{each}")
+        files.sync(self.path)
+        return target
+
+
+def _batches(made: Manifest) -> Iterator[list[str]]:
+    """Cuts the keys into parts that fit the memory; few, for each opens all."""
+    batch: list[str] = []
+    size = 0
+    for key, tensor in sorted(made.tensors.items()):
+        size += math.prod(tensor.shape) * tf.as_dtype(tensor.dtype).size
+        batch.append(key)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

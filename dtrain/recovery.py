@@ -1,0 +1,275 @@
+"""Where a run goes on.
+
+Every worker lists what it can read, trusts no pointer, and offers the newest
+state that verifies. The newest of these offers is taken by all; a worker that
+does not have it receives it from one that has, over the strategy's own
+collectives. What does not verify is put aside, and the run falls back. Where
+something looks like a checkpoint and nothing verifies, the run stops: it never
+starts over by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dtrain import files, manifest, strategies
+from dtrain.checkpoint_directory import DATA, INDEX, CheckpointDirectory
+from dtrain.cluster import Cluster
+from dtrain.errors import StorageError, UserError
+from dtrain.manifest import DamagedError, Manifest
+
+_CHUNK_BYTES = 16 << 20
+
+
+class Place(NamedTuple):
+    """A directory of checkpoints that this worker can read.
+
+    Attributes:
+        directory: what it holds.
+        is_mine: whether this worker, and it alone, may change it.
+    """
+
+    directory: CheckpointDirectory
+    is_mine: bool
+
+
+class Found(NamedTuple):
+    """A state that verifies.
+
+    Attributes:
+        directory: where it is.
+        manifest: what it is.
+    """
+
+    directory: CheckpointDirectory
+    manifest: Manifest
+
+    @property
+    def prefix(self) -> str:
+        """What TensorFlow restores from."""
+        return self.directory.prefix(self.manifest.step)
+
+
+class Search(NamedTuple):
+    """What a worker has seen.
+
+    Attributes:
+        found: the newest state that verifies; None if there is none.
+        notes: a line for each state that was put aside or passed over.
+        holds_something: whether there was anything that looks like one.
+    """
+
+    found: Found | None
+    notes: list[str]
+    holds_something: bool
+
+
+def search(
+    places: Sequence[Place], how: str, below: int | None = None
+) -> Search:
+    """Finds the newest state that verifies.
+
+    What is newer, and does not, is moved to `quarantine/` where it is this
+    worker's; if nothing verifies, nothing is moved.
+
+    Args:
+        places: in order of preference, for states of the same step.
+        how: full or sizes.
+        below: only states of earlier steps; None is all.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OSError: a place cannot be read.
+        OpError: likewise.
+    """
+    candidates = [
+        (step, -order, place)
+        for order, place in enumerate(places)
+        for step in place.directory.candidates()
+        if below is None or step < below
+    ]
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    bad: list[tuple[Place, int, str]] = []
+    for step, _, place in candidates:
+        try:
+            made = place.directory.verify(step, how)
+        except DamagedError as error:
+            bad.append((place, step, str(error)))
+            continue
+        return Search(
+            Found(place.directory, made),
+            [_put_aside(*each) for each in bad],
+            holds_something=True,
+        )
+    set_aside = any(place.directory.quarantined() for place in places)
+    notes = [
+        f"{place.directory.prefix(step)} does not verify: {reason}"
+        for place, step, reason in bad
+    ]
+    return Search(None, notes, bool(bad) or set_aside)
+
+
+def _put_aside(place: Place, step: int, reason: str) -> str:
+    line = f"{place.directory.prefix(step)} does not verify: {reason}"
+    if not place.is_mine:
+        return f"{line}; passed over"
+    target = place.directory.quarantine(step, reason)
+    return f"{line}; moved to {target}"
+
+
+def agree(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    mine: Search,
+    own: CheckpointDirectory,
+) -> Found | None:
+    """Has all workers go on from the newest state that any of them has.
+
+    Every worker calls this.
+
+    Args:
+        strategy: the run's strategy.
+        cluster: the workers.
+        mine: what this worker has found.
+        own: where this worker keeps what it receives.
+
+    Returns:
+        Where this worker has the state; None if no worker has any.
+
+    Raises:
+        UserError: something looks like a checkpoint, and nothing verifies.
+        StorageError: what is to be sent cannot be read, or what was received
+            cannot be written.
+    """
+    offer = (-1, 0)
+    if mine.found:
+        made = mine.found.manifest
+        offer = (made.step, int(made.digest[:15], 16))
+    steps, digests = (
+        strategies.gather(strategy, cluster, number) for number in offer
+    )
+    held = strategies.agree(strategy, cluster, (mine.holds_something,))[0]
+    if max(steps) < 0 and held:
+        raise UserError(_nothing_verifies(mine))
+    offers = set(zip(steps, digests, strict=True))
+    if len(offers) == 1:
+        return mine.found
+    source = steps.index(max(steps))
+    wanted = (steps[source], digests[source])
+    found = mine.found if offer == wanted else None
+    return _share(strategy, cluster, found, source, own)
+
+
+def _nothing_verifies(mine: Search) -> str:
+    why = mine.notes[0] if mine.notes else "all there was is in quarantine/"
+    return (
+        f"there are checkpoints and none of them can be used ({why}); bring "
+        "one back from a copy, or name another run_dir to start over"
+    )
+
+
+def _share(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    found: Found | None,
+    source: int,
+    own: CheckpointDirectory,
+) -> Found:
+    """Sends a state from the worker of a replica to those without it.
+
+    Returns:
+        Where this worker has it.
+    """
+    encoded = found.manifest.encode() if found else b""
+    sizes = strategies.gather(strategy, cluster, len(encoded))
+    encoded = strategies.broadcast(strategy, encoded, sizes[source], source)
+    made = manifest.decode(encoded)
+    if found:
+
+        def send() -> None:
+            _transfer(strategy, found, made, source)
+
+        strategies.together(
+            strategy, cluster, _as_storage(send, found.directory)
+        )
+        return found
+
+    def receive() -> None:
+        has_begun = False
+
+        def write(prefix: str) -> None:
+            nonlocal has_begun
+            has_begun = True
+            _transfer(strategy, None, made, source, prefix)
+
+        try:
+            own.adopt(made, write)
+            own.verify(made.step)
+        finally:
+            if not has_begun:
+                # The others send all the same, and would wait for this one.
+                _transfer(strategy, None, made, source)
+
+    strategies.together(strategy, cluster, _as_storage(receive, own))
+    return Found(own, made)
+
+
+def _as_storage(
+    action: Callable[[], None], directory: CheckpointDirectory
+) -> Callable[[], None]:
+    def act() -> None:
+        try:
+            with files.storage_errors(directory.path):
+                action()
+        except DamagedError as error:
+            raise StorageError(
+                f"{directory.path}: what was received reads back wrong: {error}"
+            ) from error
+
+    return act
+
+
+def _transfer(
+    strategy: tf.distribute.Strategy,
+    found: Found | None,
+    made: Manifest,
+    source: int,
+    prefix: str = "",
+) -> None:
+    """Sends the files of a state in pieces; every worker does this.
+
+    A disk that fails is told of at the end: a worker that left in the middle
+    would have the others wait for it.
+
+    Args:
+        strategy: the run's strategy.
+        found: where this worker has it, if it has.
+        made: its manifest.
+        source: the replica whose worker sends.
+        prefix: where it is written; empty is nowhere.
+    """
+    failure: Exception | None = None
+    for suffix in (INDEX, DATA):
+        size = made.sizes[suffix]
+        for start in range(0, size, _CHUNK_BYTES):
+            length = min(_CHUNK_BYTES, size - start)
+            data = b""
+            try:
+                if found:
+                    path = f"{found.prefix}.{suffix}"
+                    data = files.read_part(path, start, length)
+            except files.FAILURES as error:
+                failure = error
+            data = strategies.broadcast(strategy, data, length, source)
+            try:
+                if prefix:
+                    files.append(f"{prefix}.{suffix}", data)
+            except files.FAILURES as error:
+                failure = error
+    if failure:
+        raise failure

@@ -1,0 +1,170 @@
+"""A checkpoint is there whole or not at all, and verifies or is put aside."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from dtrain import checkpoint_directory, snapshot
+from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.manifest import DamagedError
+
+
+@pytest.fixture
+def directory(tmp_path: pathlib.Path) -> CheckpointDirectory:
+    """Holds steps 1 to 3, with weights of that many ones."""
+    made = CheckpointDirectory(str(tmp_path / "checkpoints"))
+    weights = tf.Variable([0.0] * 40)
+    plan = snapshot.Plan(tf.train.Checkpoint(weights=weights))
+    for step in (1, 2, 3):
+        weights.assign([float(step)] * 40)
+        made.commit(step, plan.take(step), {"metrics": {"loss": step / 3}})
+    return made
+
+
+def path(directory: CheckpointDirectory, name: str) -> pathlib.Path:
+    return pathlib.Path(directory.path) / name
+
+
+def test_what_a_commit_leaves(directory: CheckpointDirectory) -> None:
+    assert directory.steps() == directory.candidates() == [1, 2, 3]
+    made = directory.verify(2)
+    assert made.metrics == {"loss": 2 / 3}
+    assert made == directory.manifest(2)
+    weights = made.tensors["weights/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert (weights.dtype, weights.shape) == ("float32", (40,))
+    assert not path(directory, "pending").exists()
+
+
+def test_a_step_that_is_there_is_replaced(
+    directory: CheckpointDirectory,
+) -> None:
+    before = directory.verify(3).digest
+    state = tf.train.Checkpoint(weights=tf.Variable([9.0] * 40))
+    directory.commit(3, snapshot.Plan(state).take(3))
+    assert directory.verify(3).digest != before
+    assert directory.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ckpt-3.json", "its manifest is missing"),
+        ("ckpt-3.index", "its index is missing"),
+        ("ckpt-3.data-00000-of-00001", "its data-00000-of-00001 is missing"),
+    ],
+)
+def test_a_missing_file(
+    name: str, reason: str, directory: CheckpointDirectory
+) -> None:
+    path(directory, name).unlink()
+    for how in ("full", "sizes"):
+        with pytest.raises(DamagedError, match=reason):
+            directory.verify(3, how)
+    assert 3 in directory.candidates()
+
+
+def test_sizes_do_not_read(directory: CheckpointDirectory) -> None:
+    data = path(directory, "ckpt-3.data-00000-of-00001")
+    content = bytearray(data.read_bytes())
+    content[5] ^= 4
+    data.write_bytes(content)
+    assert directory.verify(3, "sizes")
+    with pytest.raises(DamagedError, match="Checksum does not match"):
+        directory.verify(3)
+
+
+def test_a_changed_tensor_that_tensorflow_believes(
+    directory: CheckpointDirectory,
+) -> None:
+    """As a memory error between the checksum and the disk would leave it."""
+    state = tf.train.Checkpoint(weights=tf.Variable([3.0] * 39 + [4.0]))
+    made = directory.manifest(3)
+    directory.commit(3, snapshot.Plan(state).take(3))
+    other = directory.manifest(3)
+    path(directory, "ckpt-3.json").write_bytes(
+        type(made)(
+            **{
+                **vars(made),
+                "sizes": other.sizes,
+                "index_sha256": other.index_sha256,
+            }
+        ).encode()
+    )
+    with pytest.raises(DamagedError, match=r"weights/.* does not have its"):
+        directory.verify(3)
+
+
+def test_a_manifest_of_another_step(directory: CheckpointDirectory) -> None:
+    for suffix in ("json", "index", "data-00000-of-00001"):
+        path(directory, f"ckpt-9.{suffix}").write_bytes(
+            path(directory, f"ckpt-2.{suffix}").read_bytes()
+        )
+    with pytest.raises(DamagedError, match="its manifest is that of step 2"):
+        directory.verify(9)
+
+
+def test_put_aside_with_the_reason(directory: CheckpointDirectory) -> None:
+    for _ in range(2):
+        target = directory.quarantine(3, "it is torn")
+        files = {each.name for each in pathlib.Path(target).iterdir()}
+        assert "reason.txt" in files
+        assert (pathlib.Path(target) / "reason.txt").read_text() == (
+            "it is torn\n"
+        )
+        state = tf.train.Checkpoint(weights=tf.Variable([3.0]))
+        assert 3 not in directory.candidates()
+        directory.commit(3, snapshot.Plan(state).take(3))
+    assert directory.quarantined() == ["ckpt-3", "ckpt-3-2"]
+    assert len(files) == 4
+
+
+def test_what_is_read_is_not_removed(directory: CheckpointDirectory) -> None:
+    with directory.reading(2):
+        assert not directory.remove(2)
+        assert directory.verify(2)
+    assert directory.remove(2)
+    assert directory.candidates() == [1, 3]
+
+
+def test_left_overs_are_swept_and_only_ours(
+    directory: CheckpointDirectory,
+) -> None:
+    """As a kill between the data and the manifest of step 3 leaves it."""
+    pending = path(directory, "pending")
+    pending.mkdir()
+    path(directory, "ckpt-3.json").rename(pending / "ckpt-3.json")
+    (pending / "ckpt-4.data-00000-of-00001").write_bytes(b"cut")
+    path(directory, "checkpoint.tmp").write_bytes(b"model_ch")
+    for name in ("notes.txt", "ckpt-best.tmp", "ckpt-1.index.mine"):
+        path(directory, name).write_text("a person's")
+    before = {each.name for each in pathlib.Path(directory.path).iterdir()}
+    directory.clean()
+    after = {each.name for each in pathlib.Path(directory.path).iterdir()}
+    assert before - after == {
+        "pending",
+        "checkpoint.tmp",
+        "ckpt-3.index",
+        "ckpt-3.data-00000-of-00001",
+    }
+    assert directory.steps() == directory.candidates() == [1, 2]
+
+
+def test_a_full_disk_leaves_all_as_it_was(
+    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(pathlib.Path(directory.path).iterdir())
+    state = tf.train.Checkpoint(weights=tf.Variable([4.0]))
+    taken = snapshot.Plan(state).take(4)
+
+    def full(path: str) -> None:
+        raise OSError(28, "No space left on device", path)
+
+    monkeypatch.setattr(checkpoint_directory.files, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        directory.commit(4, taken)
+    monkeypatch.undo()
+    directory.clean()
+    assert sorted(pathlib.Path(directory.path).iterdir()) == before

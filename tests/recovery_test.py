@@ -1,0 +1,161 @@
+"""A run goes on from the newest state that verifies, and says what it did."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from dtrain import checkpoint, cluster, errors, recovery, snapshot
+from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.config import Config
+
+DATA = "data-00000-of-00001"
+
+
+class Run:
+    """Both tiers of a run, and a state whose weights are its step."""
+
+    def __init__(self, run_dir: pathlib.Path) -> None:
+        self.run_dir = run_dir
+        self.weights = tf.Variable([0.0] * 10)
+        self.state = tf.train.Checkpoint(weights=self.weights)
+
+    def save(self, tier: str, *steps: int) -> Run:
+        directory = CheckpointDirectory(f"{self.run_dir}/{tier}")
+        plan = snapshot.Plan(self.state)
+        for step in steps:
+            self.weights.assign([float(step)] * 10)
+            directory.commit(step, plan.take(step))
+        return self
+
+    def damage(self, name: str) -> Run:
+        path = self.run_dir / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        return self
+
+    def restore(self, **settings: str) -> checkpoint.Restored:
+        self.weights.assign([-1.0] * 10)
+        config = Config(run_dir=str(self.run_dir), **settings)
+        checkpointer = checkpoint.Checkpointer(
+            self.state, config, cluster.ALONE
+        )
+        restored = checkpointer.restore(tf.distribute.get_strategy())
+        if restored.manifest:
+            assert set(self.weights.numpy()) == {restored.manifest.step}
+        return restored
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> Run:
+    return Run(tmp_path / "run")
+
+
+def test_falls_back_puts_aside_and_says_so(run: Run) -> None:
+    run.save("checkpoints", 1, 2, 3).damage(f"checkpoints/ckpt-3.{DATA}")
+    restored = run.restore()
+    assert restored.prefix == f"{run.run_dir}/checkpoints/ckpt-2"
+    [note] = restored.notes
+    assert note.startswith(f"{run.run_dir}/checkpoints/ckpt-3 does not verify:")
+    assert note.endswith(
+        f"moved to {run.run_dir}/checkpoints/quarantine/ckpt-3"
+    )
+    assert "\n" not in note
+    # And that was that.
+    assert run.restore().notes == []
+
+
+def test_falls_back_to_the_other_tier(run: Run) -> None:
+    run.save("checkpoints", 5).save("backup", 7, 8)
+    run.damage("backup/ckpt-8.json").damage("backup/ckpt-7.index")
+    restored = run.restore()
+    assert restored.prefix == f"{run.run_dir}/checkpoints/ckpt-5"
+    assert len(restored.notes) == 2
+
+
+def test_of_two_of_a_step_the_good_one_is_taken(run: Run) -> None:
+    run.save("checkpoints", 5).save("backup", 5)
+    run.damage(f"checkpoints/ckpt-5.{DATA}")
+    assert run.restore().prefix == f"{run.run_dir}/backup/ckpt-5"
+
+
+def test_older_ones_are_not_looked_at(run: Run) -> None:
+    run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-1.index")
+    assert run.restore().notes == []
+    assert not (run.run_dir / "checkpoints/quarantine").exists()
+
+
+def test_never_starts_over_where_nothing_verifies(run: Run) -> None:
+    run.save("checkpoints", 1, 2).save("backup", 3)
+    for name in ("checkpoints/ckpt-1", "checkpoints/ckpt-2", "backup/ckpt-3"):
+        run.damage(f"{name}.json")
+    before = sorted(run.run_dir.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(errors.UserError) as caught:
+            run.restore()
+        assert "none of them can be used" in str(caught.value)
+        assert "ckpt-3 does not verify: its manifest is damaged" in str(
+            caught.value
+        )
+        assert sorted(run.run_dir.rglob("*")) == before
+
+
+def test_never_starts_over_where_all_is_in_quarantine(run: Run) -> None:
+    run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-2.index")
+    assert run.restore().manifest
+    CheckpointDirectory(f"{run.run_dir}/checkpoints").remove(1)
+    with pytest.raises(errors.UserError, match="all there was is in quarantin"):
+        run.restore()
+
+
+def test_a_directory_that_is_refused_is_not_touched(run: Run) -> None:
+    run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-2.index")
+    before = sorted(run.run_dir.rglob("*"))
+    with pytest.raises(errors.UserError, match=r"resume \(never\)"):
+        run.restore(resume="never")
+    assert sorted(run.run_dir.rglob("*")) == before
+
+
+def test_sizes_alone_believe_a_flipped_bit_that_tensorflow_finds(
+    run: Run,
+) -> None:
+    run.save("checkpoints", 1).damage(f"checkpoints/ckpt-1.{DATA}")
+    with pytest.raises(errors.StorageError, match="Checksum does not match"):
+        run.restore(verify="sizes")
+
+
+def test_a_store_that_does_not_answer_is_no_damage(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save("checkpoints", 1, 2)
+
+    def fail(**_: object) -> None:
+        raise tf.errors.UnavailableError(None, None, "try again later")
+
+    monkeypatch.setattr(tf.raw_ops, "RestoreV2", fail)
+    with pytest.raises(errors.StorageError, match="try again later"):
+        run.restore()
+    monkeypatch.undo()
+    assert run.restore().prefix.endswith("ckpt-2")
+
+
+def test_the_backup_of_a_host_that_had_another_number(run: Run) -> None:
+    backup_dir = f"{run.run_dir}/ssd"
+    config = Config(run_dir=str(run.run_dir), backup_dir=backup_dir)
+    root = pathlib.Path(checkpoint._backup_root(config))
+    run.save(f"ssd/{root.name}/worker-1", 4)
+    restored = run.restore(backup_dir=backup_dir)
+    assert restored.prefix == f"{root}/worker-1/ckpt-4"
+
+
+def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:
+    run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-2.index")
+    directory = CheckpointDirectory(f"{run.run_dir}/checkpoints")
+    seen = recovery.search([recovery.Place(directory, is_mine=False)], "full")
+    assert seen.found
+    assert seen.found.manifest.step == 1
+    assert seen.notes[0].endswith("; passed over")
+    assert directory.candidates() == [1, 2]

@@ -1,0 +1,156 @@
+"""A snapshot is what a stock save would have written at that moment."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dtrain import snapshot, writer
+from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.errors import UserError
+from tests import replicas
+
+
+class Model:
+    """A Keras 3 model, its optimizer, a seed, and variables of TensorFlow's."""
+
+    def __init__(self, num_replicas: int) -> None:
+        self.strategy = replicas.mirrored(num_replicas)
+        with self.strategy.scope():
+            self.network = keras.Sequential(
+                [
+                    keras.Input((8,)),
+                    keras.layers.Dense(16),
+                    keras.layers.BatchNormalization(),
+                    keras.layers.Dropout(0.5),
+                    keras.layers.Dense(1),
+                ]
+            )
+            self.optimizer = keras.optimizers.Adam(0.1)
+            self.optimizer.build(self.network.trainable_variables)
+            self.step = tf.Variable(
+                0,
+                dtype=tf.int64,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+        self.names = tf.Variable([b"zero", b"one"])
+        parts: dict[str, Any] = {
+            "network": self.network,
+            "optimizer": self.optimizer,
+        }
+        untracked = snapshot.untracked_variables(parts)
+        assert len(untracked) == 1, "that of the Dropout"
+        self.checkpoint = tf.train.Checkpoint(
+            **parts,
+            step=self.step,
+            names=self.names,
+            nested=tf.train.Checkpoint(half=tf.Variable([1.5], tf.float16)),
+            untracked=tf.train.Checkpoint(**untracked),
+        )
+
+    @tf.function
+    def train(self) -> None:
+        images = tf.random.stateless_normal([8, 8], [1, 2])
+
+        def of_replica() -> None:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.network(images, training=True) ** 2)
+            variables = self.network.trainable_variables
+            self.optimizer.apply_gradients(
+                zip(tape.gradient(loss, variables), variables, strict=True)
+            )
+
+        self.strategy.run(of_replica)
+        self.step.assign_add(1)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 replica", "2 replicas"])
+def model(request: pytest.FixtureRequest) -> Model:
+    made = Model(request.param)
+    made.train()
+    return made
+
+
+def tensors(prefix: str) -> dict[str, bytes]:
+    reader = tf.train.load_checkpoint(prefix)
+    return {
+        key: np.asarray(reader.get_tensor(key)).tobytes()
+        if key != "names/.ATTRIBUTES/VARIABLE_VALUE"
+        else b" ".join(reader.get_tensor(key))
+        for key in reader.get_variable_to_shape_map()
+    }
+
+
+def test_the_bytes_of_a_stock_save(
+    model: Model, tmp_path: pathlib.Path
+) -> None:
+    plan = snapshot.Plan(model.checkpoint)
+    model.checkpoint.save_counter.assign(7)
+    plan.take(7).write(f"{tmp_path}/ours")
+    model.checkpoint.write(f"{tmp_path}/stock")
+    assert tensors(f"{tmp_path}/ours") == tensors(f"{tmp_path}/stock")
+    data = ".data-00000-of-00001"
+    assert (tmp_path / f"ours{data}").read_bytes() == (
+        tmp_path / f"stock{data}"
+    ).read_bytes()
+    status = model.checkpoint.restore(f"{tmp_path}/ours")
+    status.assert_consumed().assert_existing_objects_matched()
+
+
+def test_written_while_training_goes_on_100_times(
+    model: Model, tmp_path: pathlib.Path
+) -> None:
+    """100 of 100 are what they were when they were taken."""
+    plan = snapshot.Plan(model.checkpoint)
+    directory = CheckpointDirectory(str(tmp_path / "asynchronous"))
+    background = writer.Writer()
+    for number in range(100):
+        taken = plan.take(number)
+        background.submit(
+            lambda number=number, taken=taken: directory.commit(number, taken),
+            keep=True,
+        )
+        plan.take(number).write(f"{tmp_path}/sync-{number}")
+        for _ in range(3):
+            model.train()
+    background.close()
+    for number in range(100):
+        for suffix in ("index", "data-00000-of-00001"):
+            asynchronous = f"{directory.prefix(number)}.{suffix}"
+            synchronous = f"{tmp_path}/sync-{number}.{suffix}"
+            assert (
+                pathlib.Path(asynchronous).read_bytes()
+                == pathlib.Path(synchronous).read_bytes()
+            )
+    assert directory.verify(99)
+    steps = [
+        tf.train.load_checkpoint(directory.prefix(number)).get_tensor(
+            "step/.ATTRIBUTES/VARIABLE_VALUE"
+        )
+        for number in range(100)
+    ]
+    assert np.diff(steps).tolist() == [3] * 99
+
+
+def test_an_on_read_variable_is_refused_by_name() -> None:
+    strategy = replicas.mirrored(2)
+    with strategy.scope():
+        count = tf.Variable(
+            0.0,
+            name="seen_images",
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+    with pytest.raises(UserError, match=r"seen_images.*ON_READ"):
+        snapshot.Plan(tf.train.Checkpoint(count=count))
+
+
+def test_what_is_no_variable_is_refused_by_name() -> None:
+    iterator = iter(tf.data.Dataset.range(3))
+    with pytest.raises(UserError, match=r"batches.* is no variable"):
+        snapshot.Plan(tf.train.Checkpoint(batches=iterator))

@@ -1,0 +1,103 @@
+"""What is written on another thread, in which order, and what is not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from dtrain.writer import Writer
+
+
+class Slow:
+    """Jobs that are written when the test says so."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self._begun = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+
+    def job(self, name: str):  # noqa: ANN201
+        def write() -> None:
+            self._begun.release()
+            self._go.acquire()
+            self.written.append(name)
+
+        return write
+
+    def wait_until_begun(self) -> None:
+        assert self._begun.acquire(timeout=10)
+
+    def release(self, count: int) -> None:
+        for _ in range(count):
+            self._go.release()
+
+
+def test_a_newer_one_replaces_one_that_waits() -> None:
+    slow, writer = Slow(), Writer()
+    assert writer.submit(slow.job("first"), keep=False)
+    slow.wait_until_begun()
+    assert writer.submit(slow.job("second"), keep=False)
+    assert writer.submit(slow.job("third"), keep=False)
+    slow.release(2)
+    writer.close()
+    assert slow.written == ["first", "third"]
+
+
+def test_one_that_must_be_kept_replaces_one_that_need_not() -> None:
+    slow, writer = Slow(), Writer()
+    writer.submit(slow.job("first"), keep=False)
+    slow.wait_until_begun()
+    writer.submit(slow.job("backup"), keep=False)
+    writer.submit(slow.job("checkpoint"), keep=True)
+    assert not writer.submit(slow.job("newer backup"), keep=False)
+    slow.release(2)
+    writer.close()
+    assert slow.written == ["first", "checkpoint"]
+
+
+def test_two_that_must_be_kept_are_both_written() -> None:
+    slow, writer = Slow(), Writer()
+    writer.submit(slow.job("first"), keep=True)
+    slow.wait_until_begun()
+    writer.submit(slow.job("second"), keep=True)
+    # The third has to wait until the first is done.
+    threading.Timer(0.05, slow.release, (1,)).start()
+    assert writer.submit(slow.job("third"), keep=True)
+    assert slow.written == ["first"]
+    slow.release(2)
+    writer.close()
+    assert slow.written == ["first", "second", "third"]
+
+
+def fail() -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_failure_reaches_the_caller_once() -> None:
+    writer = Writer()
+    writer.submit(fail, keep=True)
+    writer.wait()
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.raise_if_failed()
+    writer.raise_if_failed()
+    done = threading.Event()
+    writer.submit(done.set, keep=True)
+    writer.drain()
+    assert done.is_set()
+    writer.close()
+
+
+def test_close_never_returns_cleanly_after_a_failure() -> None:
+    writer = Writer()
+    writer.submit(fail, keep=True)
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.close()
+    writer.close()
+
+
+def test_a_mistake_of_ours_is_no_exception() -> None:
+    writer = Writer()
+    writer.submit(lambda: [][0], keep=True)
+    with pytest.raises(IndexError):
+        writer.drain()
