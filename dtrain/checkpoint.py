@@ -42,12 +42,14 @@ class Facts(NamedTuple):
     Attributes:
         metrics: of the step, by name.
         log: `bytes` and `sha256` of metrics.jsonl up to the step.
-        sync: puts that on the disk; called before the commit.
+        sync: puts that on the disk; called before a backup.
+        publish: puts it where the run is; called before a checkpoint.
     """
 
     metrics: Mapping[str, float | None] = {}
     log: Mapping[str, Any] = {}
     sync: Callable[[], None] = lambda: None
+    publish: Callable[[], None] = lambda: None
 
 
 class CheckpointManager:
@@ -142,11 +144,15 @@ class CheckpointManager:
         }
 
         def write() -> None:
-            facts.sync()
+            self._before(facts)
             made = self.directory.commit(step, snapshot, fields)
             self._sweep(made)
 
         return write
+
+    def _before(self, facts: Facts) -> None:
+        """Makes safe what belongs to a state that is about to be committed."""
+        facts.publish()
 
     def _sweep(self, newest: Manifest) -> None:
         """Removes what is not kept, when the newest one is seen to be well.
@@ -157,6 +163,14 @@ class CheckpointManager:
         """
         if self._saved is None:
             self._saved = self._read_saved()
+        elif not files.is_remote(self.directory.path):
+            # A person may remove some; a store may list what was a while ago.
+            there = self.directory.steps()
+            self._saved = {
+                step: each
+                for step, each in self._saved.items()
+                if step in there
+            }
         self._saved[newest.step] = retention.Saved(
             newest.step, newest.saved_at, newest.metrics
         )
@@ -268,6 +282,10 @@ class BackupAndRestore(CheckpointManager):
     ) -> None:
         """Opens the directory; see `CheckpointManager`."""
         super().__init__(checkpoint, directory, (retention.Last(2),), **options)
+
+    def _before(self, facts: Facts) -> None:
+        # A store that is away must not keep a host from backing up.
+        facts.sync()
 
     def remove(self) -> None:
         """Removes the backups: the run is finished.
@@ -467,7 +485,9 @@ class Checkpointer:
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         self._saved_step = 0
-        # When a checkpoint that could not be saved is tried again.
+        # Whether a checkpoint was to be written and is not, and when it is
+        # tried again.
+        self._owes_checkpoint = False
         self._retry_secs: float | None = None
         plan = Plan(checkpoint)
         self._writer = Writer()
@@ -510,7 +530,8 @@ class Checkpointer:
                     places = [each._replace(is_mine=False) for each in places]
                 else:
                     self._clean()
-                return recovery.search(places, config.verify)
+                seen = recovery.search(places, config.verify)
+                return seen._replace(notes=[*seen.notes, *self._pin_notes()])
 
         mine = strategies.together(strategy, cluster, search)
         with tempfile.TemporaryDirectory(prefix="dtrain-received-") as received:
@@ -535,6 +556,14 @@ class Checkpointer:
             self._manager.directory.clean()
         if self._backup:
             self._backup.directory.clean()
+
+    def _pin_notes(self) -> list[str]:
+        path = self._manager.directory.path
+        try:
+            read_pins(path)
+        except DamagedError as error:
+            return [f"{path}/pins.json is damaged ({error}); all are kept"]
+        return []
 
     def _check_resume(self, found: recovery.Found | None) -> None:
         resume, run_dir = self._config.resume, self._config.run_dir
@@ -635,11 +664,22 @@ class Checkpointer:
             return True
         snapshot = self._plan.take(step)
 
+        if is_checkpoint:
+            self._owes_checkpoint = True
+
+        def write_checkpoint() -> None:
+            self._manager.writing(step, snapshot, facts)()
+            self._owes_checkpoint = False
+
         def write() -> None:
             with contextlib.ExitStack() as stack:
                 # Each of them, even if one fails.
                 for tier in tiers:
-                    stack.callback(tier.writing(step, snapshot, facts))
+                    stack.callback(
+                        write_checkpoint
+                        if tier is self._manager
+                        else tier.writing(step, snapshot, facts)
+                    )
 
         return self._writer.submit(write, keep=is_checkpoint)
 
@@ -653,7 +693,7 @@ class Checkpointer:
             with files.storage_errors("the save failed"):
                 self._writer.raise_if_failed()
         except StorageError as error:
-            if self._cluster.is_chief:
+            if self._owes_checkpoint:
                 self._retry_secs = self._clock() + _RETRY_SECS
             return str(error)
         return ""

@@ -17,8 +17,8 @@ the data is copied first and the manifest last.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import getpass
 import glob
 import hashlib
 import math
@@ -47,6 +47,15 @@ _DAMAGE = (
     tf.errors.NotFoundError,
     tf.errors.InvalidArgumentError,
 )
+# On a disk these are damage too; on a store they are the network's.
+_DAMAGE_ON_DISK = (
+    *_DAMAGE,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+    tf.errors.InternalError,
+    tf.errors.FailedPreconditionError,
+)
+_UNREADABLE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 _BATCH_BYTES = 64 << 20
 
 
@@ -73,8 +82,23 @@ class CheckpointDirectory:
         return self._steps(rf"ckpt-(\d+)\.{MANIFEST}")
 
     def candidates(self) -> list[int]:
-        """Lists the steps of all that looks like a checkpoint."""
-        return self._steps(rf"ckpt-(\d+)\.({MANIFEST}|{INDEX}|data-.*-of-\d+)")
+        """Lists the steps of all that looks like a checkpoint.
+
+        What is on its way in or out does not, while its owner may be at it.
+        """
+        # Before the rest is listed: who sweeps removes the intent last.
+        on_the_way = [
+            int(match[1])
+            for name in files.names(self._pending)
+            if (match := re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name))
+        ]
+        found = self._steps(rf"ckpt-(\d+)\.({MANIFEST}|{INDEX}|data-.*-of-\d+)")
+        committed = self.steps() if on_the_way else []
+        return [
+            step
+            for step in found
+            if step not in on_the_way or step in committed
+        ]
 
     def _steps(self, pattern: str) -> list[int]:
         matches = [re.fullmatch(pattern, name) for name in self._names()]
@@ -198,7 +222,7 @@ class CheckpointDirectory:
             yield made
 
     def _staging_prefix(self) -> str:
-        name = f"{getpass.getuser()} {self.path}"
+        name = f"{os.getuid()} {self.path}"
         return f"dtrain-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
 
     def clean(self) -> None:
@@ -244,6 +268,9 @@ class CheckpointDirectory:
                 self._withdraw(step)
         except BlockingIOError:
             return False
+        except (FileNotFoundError, tf.errors.NotFoundError):
+            # Somebody else has removed it: it is no checkpoint any more.
+            pass
         files.remove_tree(self._pending)
         return True
 
@@ -324,6 +351,14 @@ class CheckpointDirectory:
             OSError: the directory cannot be read.
             OpError: likewise.
         """
+        try:
+            return self._verify(step, how)
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            raise DamagedError(files.reason(error)) from error
+
+    def _verify(self, step: int, how: str) -> Manifest:
         made = self.manifest(step)
         for suffix, size in made.sizes.items():
             there = files.size(f"{self.prefix(step)}.{suffix}")
@@ -342,6 +377,8 @@ class CheckpointDirectory:
         index = files.read(f"{prefix}.{INDEX}") or b""
         if hashlib.sha256(index).hexdigest() != made.index_sha256:
             raise DamagedError("its index does not have its checksum")
+        remote = files.is_remote(self.path)
+        damage = _DAMAGE if remote else _DAMAGE_ON_DISK
         for keys in _batches(made):
             tensors = [made.tensors[key] for key in keys]
             try:
@@ -353,7 +390,7 @@ class CheckpointDirectory:
                     shape_and_slices=[""] * len(keys),
                     dtypes=[tensor.dtype for tensor in tensors],
                 )
-            except _DAMAGE as error:
+            except damage as error:
                 raise DamagedError(files.reason(error)) from error
             for key, tensor, value in zip(keys, tensors, values, strict=True):
                 if manifest.describe(np.asarray(value)) != tensor:
@@ -370,9 +407,17 @@ class CheckpointDirectory:
         if files.is_remote(self.path):
             yield
             return
-        descriptor = os.open(f"{self.prefix(step)}.{MANIFEST}", os.O_RDONLY)
+        # A network disk locks for writing only what is open for writing.
+        mode = os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY
+        descriptor = os.open(f"{self.prefix(step)}.{MANIFEST}", mode)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                # A disk without locks: whoever reads takes the risk.
+                pass
             yield
         finally:
             os.close(descriptor)

@@ -108,11 +108,19 @@ class _Lock:
 
 @contextlib.contextmanager
 def _locked(run_dir: str) -> Iterator[_Lock]:
-    directory = os.open(run_dir, os.O_RDONLY)
+    path = os.path.join(run_dir, ".lock")
+    try:
+        # For writing: a network disk gives no lock on anything else.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"run_dir ({run_dir}) cannot be written to: {error.strerror}; "
+            "name another one"
+        ) from error
     try:
         with contextlib.suppress(OSError):
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
                     f"another process trains in run_dir ({run_dir}); stop it, "
@@ -120,7 +128,7 @@ def _locked(run_dir: str) -> Iterator[_Lock]:
                 ) from error
         yield _Lock()
     finally:
-        os.close(directory)
+        os.close(file)
 
 
 class Holder(NamedTuple):

@@ -431,6 +431,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+            # To an object store a/b//c is another name than a/b/c.
+            path = getattr(self, name)
+            object.__setattr__(self, name, path.rstrip("/") or path[:1])
         for field in dataclasses.fields(self):
             _check_value(field, getattr(self, field.name))
         _check_together(self)
@@ -488,6 +492,13 @@ def _check_together(config: Config) -> None:
     """
     if not config.run_dir:
         raise UserError("run_dir is empty; name a directory for the run")
+    if os.path.normpath(config.checkpoint_dir) == os.path.normpath(
+        config.run_dir
+    ):
+        raise UserError(
+            f"checkpoint_dir ({config.checkpoint_dir}) must not be the run_dir "
+            "itself; leave it out, or name another directory"
+        )
     if not config.dataset:
         raise UserError("dataset is empty; try --dataset=digits")
     if config.channels == 2:

@@ -153,6 +153,10 @@ def check(description: Description, *, is_chief: bool) -> str:
     return note
 
 
+def _holds_only(path: str, names: set[str]) -> bool:
+    return tf.io.gfile.isdir(path) and set(files.names(path)) <= names
+
+
 def check_restored(
     description: Description, values: Mapping[str, Any], prefix: str
 ) -> None:
@@ -211,9 +215,14 @@ def _check_same(now: Description, before: Description, where: str) -> None:
 def _check_empty(run_dir: str) -> None:
     if not tf.io.gfile.isdir(run_dir):
         raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
-    names = sorted(tf.io.gfile.listdir(run_dir))
     # What a run that was killed at its very start leaves behind.
-    if names and names != ["config.json.tmp"]:
+    ours = {"config.json.tmp", ".lock", "lease.json"}
+    names = [
+        name
+        for name in files.names(run_dir)
+        if name not in ours and not _holds_only(f"{run_dir}/{name}", ours)
+    ]
+    if names:
         raise UserError(
             f"run_dir ({run_dir}) is not empty and holds no run: "
             f"{', '.join(names[:3])}; name another one"

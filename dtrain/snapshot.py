@@ -112,8 +112,7 @@ class Plan:
         }
         self._keys = tuple(variables)
         self._handles = [
-            (variable.handle, variable.dtype)
-            for variable in variables.values()
+            (variable.handle, variable.dtype) for variable in variables.values()
         ]
         self._graph = graph.SerializeToString()
 

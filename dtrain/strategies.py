@@ -30,6 +30,9 @@ _LOST_WORKER = (
 def is_lost_worker(error: BaseException | None) -> bool:
     """Tells whether an error, or what caused it, is that of a lost worker."""
     while error is not None:
+        # A store that does not answer raises the same kinds.
+        if isinstance(error, (UserError, StorageError)):
+            return False
         if isinstance(error, _LOST_WORKER):
             return True
         error = error.__cause__ or error.__context__

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain import (
+    access,
     checkpoint,
     claim,
     data,
@@ -61,7 +62,7 @@ class _Run(NamedTuple):
     recorder: metrics.Recorder
     progress: metrics.Progress
     watcher: preemption.Watcher
-    claimed: claim.Claim | None
+    claims: list[claim.Claim]
 
 
 def train(
@@ -137,6 +138,8 @@ def _open(
     _check_same_flags(config, cluster, strategy)
 
     def look() -> tuple[sources.Source, run_directory.Description, str]:
+        for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+            access.check(name, getattr(config, name))
         source = sources.open_source(config)
         description = run_directory.Description(
             config, source.image_shape, source.num_classes, source.num_images
@@ -147,7 +150,7 @@ def _open(
     source, description, note = strategies.together(strategy, cluster, look)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     # Not before all is known to fit: a mistake must leave nothing behind.
-    claimed = strategies.together(
+    claims = strategies.together(
         strategy, cluster, lambda: _claim(config, cluster, stack)
     )
     checkpointer = checkpoint.Checkpointer(
@@ -189,19 +192,21 @@ def _open(
             config.num_steps, config.batch_size, is_chief=cluster.is_chief
         ),
         watcher=watcher,
-        claimed=claimed,
+        claims=claims,
     )
     return run, restored._replace(notes=[*notes, *restored.notes])
 
 
 def _claim(
     config: Config, cluster: Cluster, stack: contextlib.ExitStack
-) -> claim.Claim | None:
-    if not cluster.is_chief:
-        return None
-    if config.checkpoint_dir:
-        stack.enter_context(claim.claim(config.checkpoint_dir))
-    return stack.enter_context(claim.claim(config.run_dir))
+) -> list[claim.Claim]:
+    """Claims what the chief alone may write to."""
+    directories = [config.run_dir, config.checkpoint_dir]
+    return [
+        stack.enter_context(claim.claim(directory))
+        for directory in directories
+        if directory and cluster.is_chief
+    ]
 
 
 def _check_restored(
@@ -333,8 +338,8 @@ def _stop_or_save(run: _Run, step: int) -> bool:
     Raises:
         StorageError: a worker could not save, and `on_save_error` is stop.
     """
-    if run.claimed:
-        run.claimed.raise_if_lost()
+    for each in run.claims:
+        each.raise_if_lost()
     failure = run.checkpointer.failure()
     if failure:
         _say([f"{failure}; training goes on from what was saved before"])
@@ -377,7 +382,10 @@ def _save_last(run: _Run, step: int) -> None:
 def _facts(run: _Run, step: int) -> checkpoint.Facts:
     recorder = run.recorder
     return checkpoint.Facts(
-        metrics=recorder.last, log=recorder.state_of(step), sync=recorder.sync
+        metrics=recorder.last,
+        log=recorder.state_of(step),
+        sync=recorder.sync,
+        publish=recorder.publish,
     )
 
 

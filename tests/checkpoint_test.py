@@ -469,3 +469,39 @@ def test_a_save_that_fails_is_tried_again(tmp_path: pathlib.Path) -> None:
     assert not saver.failure()
     assert steps_in(tmp_path / "checkpoints") == [7]
     assert not saver.due(8)
+
+
+def test_one_that_a_person_removed_is_not_missed(
+    tmp_path: pathlib.Path,
+) -> None:
+    state = make_state()
+    manager = checkpoint_lib.CheckpointManager(state, str(tmp_path))
+    for step in range(1, 6):
+        manager.save(step, wait=True)
+        for path in tmp_path.glob("ckpt-2.*"):
+            path.unlink()
+    assert steps_in(tmp_path) == [3, 4, 5]
+    assert tf.train.latest_checkpoint(str(tmp_path)) == f"{tmp_path}/ckpt-5"
+
+
+def test_damaged_pins_are_told_of(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/pins.json").write_text("{}")
+    [note] = checkpointer(tmp_path).restore(ALONE()).notes
+    assert "pins.json is damaged" in note
+
+
+def test_a_backup_that_fails_brings_no_checkpoint_forward(
+    tmp_path: pathlib.Path,
+) -> None:
+    clock = Clock()
+    saver = checkpointer(
+        tmp_path, None, clock, checkpoint_every_steps=50, backup_every_secs=5
+    )
+    (tmp_path / "backup").write_text("in the way")
+    for step in range(1, 40):
+        clock.secs += 10
+        saver.save(step)
+        saver.wait()
+        assert saver.failure() == "the save failed: Not a directory"
+    assert not (tmp_path / "checkpoints").exists()

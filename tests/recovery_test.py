@@ -127,16 +127,36 @@ def test_sizes_alone_believe_a_flipped_bit_that_tensorflow_finds(
         run.restore(verify="sizes")
 
 
-def test_a_store_that_does_not_answer_is_no_damage(
+def test_what_is_on_its_way_is_no_checkpoint(run: Run) -> None:
+    """Seen by another worker, while the chief sweeps after a kill."""
+    run.save("checkpoints", 1)
+    checkpoints = run.run_dir / "checkpoints"
+    (checkpoints / "pending").mkdir()
+    (checkpoints / "ckpt-1.json").rename(checkpoints / "pending/ckpt-1.json")
+    directory = CheckpointDirectory(str(checkpoints))
+    seen = recovery.search([recovery.Place(directory, is_mine=False)], "full")
+    assert not seen.holds_something
+    assert (checkpoints / "ckpt-1.index").exists()
+
+
+def test_an_unreadable_file_is_damage(run: Run) -> None:
+    run.save("checkpoints", 1, 2)
+    index = run.run_dir / "checkpoints/ckpt-2.index"
+    index.unlink()
+    index.symlink_to(index)
+    assert run.restore().prefix.endswith("ckpt-1")
+
+
+def test_a_memory_that_is_full_is_no_damage(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.save("checkpoints", 1, 2)
 
     def fail(**_: object) -> None:
-        raise tf.errors.UnavailableError(None, None, "try again later")
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
     monkeypatch.setattr(tf.raw_ops, "RestoreV2", fail)
-    with pytest.raises(errors.StorageError, match="try again later"):
+    with pytest.raises(errors.StorageError, match="out of memory"):
         run.restore()
     monkeypatch.undo()
     assert run.restore().prefix.endswith("ckpt-2")

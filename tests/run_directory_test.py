@@ -214,3 +214,16 @@ def test_a_checkpoint_of_another_run_is_refused(
         UserError, match=r"ckpt-4 belongs to another run: seed was 8 and is now"
     ):
         run_directory.check_restored(described, values, "backup/ckpt-4")
+
+
+def test_what_a_run_that_was_killed_at_its_start_leaves(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "lease.json").touch()
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history/.lock").touch()
+    assert not run_directory.check(describe(tmp_path), is_chief=True)
+    (tmp_path / "history/thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and holds no run: history"):
+        run_directory.check(describe(tmp_path), is_chief=True)
