@@ -44,12 +44,12 @@ DATA, INDEX, MANIFEST = "data-00000-of-00001", "index", "json"
 _DAMAGE = (
     tf.errors.DataLossError,
     tf.errors.OutOfRangeError,
-    tf.errors.NotFoundError,
     tf.errors.InvalidArgumentError,
 )
 # On a disk these are damage too; on a store they are the network's.
 _DAMAGE_ON_DISK = (
     *_DAMAGE,
+    tf.errors.NotFoundError,
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
     tf.errors.InternalError,
@@ -153,26 +153,25 @@ class CheckpointDirectory:
 
         return self._commit(step, stage)
 
-    def adopt(self, made: Manifest, write: Callable[[str], None]) -> Manifest:
+    def adopt(self, made: Manifest, prefix: str) -> None:
         """Commits files that come from elsewhere.
 
         Args:
             made: their manifest.
-            write: writes data and index to the prefix that it is given.
-
-        Returns:
-            The manifest.
+            prefix: where they are, on the disk of this directory if that is
+                local; they are moved.
 
         Raises:
             OSError: the directory cannot be written to; it is as it was.
             OpError: likewise.
         """
 
-        def stage(prefix: str) -> Manifest:
-            write(prefix)
+        def stage(staged: str) -> Manifest:
+            for suffix in (DATA, INDEX):
+                files.move(f"{prefix}.{suffix}", f"{staged}.{suffix}")
             return made
 
-        return self._commit(made.step, stage)
+        self._commit(made.step, stage)
 
     def _commit(self, step: int, stage: Callable[[str], Manifest]) -> Manifest:
         try:
@@ -239,11 +238,12 @@ class CheckpointDirectory:
             for left in glob.glob(f"{glob.escape(root)}*"):
                 files.remove_tree(left)
         pending = files.names(self._pending)
-        committed = self.steps() if pending else []
         for name in pending:
+            # One that is committed is that of a remote commit that was killed
+            # before its last line. A listing may be of a while ago.
+            is_committed = files.size(f"{self.path}/{name}") is not None
             match = re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name)
-            # A remote commit that was killed after its last but one line.
-            if match and int(match[1]) not in committed:
+            if match and not is_committed:
                 for suffix in (INDEX, DATA):
                     files.remove(f"{self.prefix(int(match[1]))}.{suffix}")
         if pending:

@@ -492,9 +492,9 @@ def _check_together(config: Config) -> None:
     """
     if not config.run_dir:
         raise UserError("run_dir is empty; name a directory for the run")
-    if os.path.normpath(config.checkpoint_dir) == os.path.normpath(
-        config.run_dir
-    ):
+    if config.checkpoint_dir and os.path.abspath(
+        config.checkpoint_dir
+    ) == os.path.abspath(config.run_dir):
         raise UserError(
             f"checkpoint_dir ({config.checkpoint_dir}) must not be the run_dir "
             "itself; leave it out, or name another directory"

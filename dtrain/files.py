@@ -164,11 +164,16 @@ def remove(path: str) -> None:
 
 def remove_tree(directory: str) -> None:
     """Removes a directory and all in it, if there is one."""
-    if is_remote(directory):
-        with contextlib.suppress(tf.errors.NotFoundError):
-            tf.io.gfile.rmtree(directory)
-    else:
+    if not is_remote(directory):
         shutil.rmtree(directory, onerror=_ignore_missing)
+        return
+    try:
+        tf.io.gfile.rmtree(directory)
+    except tf.errors.OpError:
+        # Of a listing of a while ago some are not there any more.
+        for parent, _, there in tf.io.gfile.walk(directory):
+            for name in there:
+                remove(f"{parent.rstrip('/')}/{name}")
 
 
 def _ignore_missing(

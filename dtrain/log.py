@@ -63,7 +63,7 @@ def _prefix(
         lines = data[: expected["bytes"]]
         is_right = hashlib.sha256(lines).hexdigest() == expected["sha256"]
         return lines if is_right else None
-    end = 0
+    end = newest = 0
     for line in io.BytesIO(data):
         if not line.endswith(b"\n"):
             # What a kill left unfinished.
@@ -74,7 +74,8 @@ def _prefix(
         if number > step:
             break
         end += len(line)
-    return data[:end]
+        newest = number
+    return data[:end] if newest == step else None
 
 
 def _salvage(data: bytes, step: int) -> bytes:

@@ -10,8 +10,11 @@ starts over by itself.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -95,17 +98,23 @@ def search(
     ]
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     bad: list[tuple[Place, int, str]] = []
+    unreadable: list[OSError] = []
     for step, _, place in candidates:
         try:
             made = place.directory.verify(step, how)
         except DamagedError as error:
             bad.append((place, step, str(error)))
+            if isinstance(error.__cause__, OSError):
+                unreadable.append(error.__cause__)
             continue
         return Search(
             Found(place.directory, made),
             [_put_aside(*each) for each in bad],
             holds_something=True,
         )
+    if bad and len(unreadable) == len(bad):
+        # It is the disk, and not what is on it.
+        raise unreadable[0]
     set_aside = any(place.directory.quarantined() for place in places)
     notes = [
         f"{place.directory.prefix(step)} does not verify: {reason}"
@@ -126,7 +135,8 @@ def agree(
     strategy: tf.distribute.Strategy,
     cluster: Cluster,
     mine: Search,
-    own: CheckpointDirectory,
+    own: CheckpointDirectory | None,
+    stack: contextlib.ExitStack,
 ) -> Found | None:
     """Has all workers go on from the newest state that any of them has.
 
@@ -136,7 +146,9 @@ def agree(
         strategy: the run's strategy.
         cluster: the workers.
         mine: what this worker has found.
-        own: where this worker keeps what it receives.
+        own: where this worker keeps what it receives; None keeps it for as
+            long as `stack` is open.
+        stack: takes what is to be removed.
 
     Returns:
         Where this worker has the state; None if no worker has any.
@@ -162,7 +174,7 @@ def agree(
     source = steps.index(max(steps))
     wanted = (steps[source], digests[source])
     found = mine.found if offer == wanted else None
-    return _share(strategy, cluster, found, source, own)
+    return _share(strategy, cluster, found, source, own, stack)
 
 
 def _nothing_verifies(mine: Search) -> str:
@@ -178,7 +190,8 @@ def _share(
     cluster: Cluster,
     found: Found | None,
     source: int,
-    own: CheckpointDirectory,
+    own: CheckpointDirectory | None,
+    stack: contextlib.ExitStack,
 ) -> Found:
     """Sends a state from the worker of a replica to those without it.
 
@@ -194,41 +207,50 @@ def _share(
         def send() -> None:
             _transfer(strategy, found, made, source)
 
-        strategies.together(
-            strategy, cluster, _as_storage(send, found.directory)
-        )
+        strategies.together(strategy, cluster, _as_storage(send))
         return found
 
-    def receive() -> None:
-        has_begun = False
-
-        def write(prefix: str) -> None:
-            nonlocal has_begun
-            has_begun = True
-            _transfer(strategy, None, made, source, prefix)
-
+    def receive() -> Found:
+        # Without a place the others would wait for this one: it takes part
+        # all the same, and tells of it afterwards.
+        failure: OSError | None = None
+        made_at = ""
         try:
-            own.adopt(made, write)
-            own.verify(made.step)
-        finally:
-            if not has_begun:
-                # The others send all the same, and would wait for this one.
-                _transfer(strategy, None, made, source)
+            made_at = stack.enter_context(
+                tempfile.TemporaryDirectory(
+                    prefix="dtrain-received-", dir=_beside(own)
+                )
+            )
+        except OSError as error:
+            failure = error
+        prefix = f"{made_at}/received" if made_at else ""
+        _transfer(strategy, None, made, source, prefix)
+        if failure:
+            raise failure
+        target = own or CheckpointDirectory(f"{made_at}/checkpoints")
+        target.adopt(made, prefix)
+        target.verify(made.step)
+        return Found(target, made)
 
-    strategies.together(strategy, cluster, _as_storage(receive, own))
-    return Found(own, made)
+    return strategies.together(strategy, cluster, _as_storage(receive))
 
 
-def _as_storage(
-    action: Callable[[], None], directory: CheckpointDirectory
-) -> Callable[[], None]:
-    def act() -> None:
+def _beside(own: CheckpointDirectory | None) -> str | None:
+    """Returns where a local directory is made from which it can be moved."""
+    if own is None or files.is_remote(own.path):
+        return None
+    files.make_directory(os.path.dirname(own.path))
+    return os.path.dirname(own.path)
+
+
+def _as_storage(action: Callable[[], Any]) -> Callable[[], Any]:
+    def act() -> Any:
         try:
-            with files.storage_errors(directory.path):
-                action()
+            with files.storage_errors("a state that another worker has"):
+                return action()
         except DamagedError as error:
             raise StorageError(
-                f"{directory.path}: what was received reads back wrong: {error}"
+                f"what another worker sent reads back wrong: {error}"
             ) from error
 
     return act

@@ -8,10 +8,13 @@ run_dir/events/         for TensorBoard: losses now and then, and the grids
 run_dir/samples/        grids of images
 run_dir/checkpoints/    kept history
 run_dir/backup/         the newest state of a run that is not finished
+run_dir/saved.json      the directories that it has saved to
+run_dir/.lock           held by the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain import files, manifest, registry, sealed
+from dtrain import files, manifest, places, registry, sealed
 from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
@@ -53,7 +56,8 @@ def read(run_dir: str) -> Description:
     Raises:
         UserError: there is no run, or its config.json is damaged.
     """
-    description, _ = _read(run_dir, _tiers(run_dir))
+    with files.storage_errors(run_dir):
+        description, _ = _read(run_dir, [])
     if description is None:
         raise UserError(
             f"{run_dir} holds no run: there is no config.json in it"
@@ -61,14 +65,12 @@ def read(run_dir: str) -> Description:
     return description
 
 
-def _tiers(run_dir: str) -> list[str]:
-    return [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
-
-
-def _read(
-    run_dir: str, directories: Sequence[str]
-) -> tuple[Description | None, str]:
+def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
     """Reads what a run is, from its checkpoints if config.json is damaged.
+
+    Args:
+        run_dir: the run's directory.
+        more: where there may be checkpoints, but for the usual directories.
 
     Returns:
         None if there is no run; and a line if there was something to say.
@@ -77,24 +79,23 @@ def _read(
         UserError: it cannot be told.
     """
     path = os.path.join(run_dir, "config.json")
-    with files.storage_errors(path):
-        data = files.read(path)
+    data = files.read(path)
     why = f"{path} is missing"
     if data is not None:
         try:
             return _describe(sealed.loads(data), path), ""
         except sealed.DamagedError as error:
             why = f"{path} is damaged ({error})"
-    for directory in map(CheckpointDirectory, directories):
+    usual = [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
+    for place in (*more, *usual, *(places.recorded(run_dir) or ())):
+        directory = CheckpointDirectory(place)
         for step in reversed(directory.steps()):
-            try:
+            with contextlib.suppress(sealed.DamagedError):
                 made = directory.manifest(step)
-            except sealed.DamagedError:
-                continue
-            if made.run:
                 prefix = directory.prefix(step)
-                described = _describe(made.run, prefix)
-                return described, f"{why}; taken from {prefix}.json"
+                if made.run:
+                    described = _describe(made.run, prefix)
+                    return described, f"{why}; taken from {prefix}.json"
     if data is None:
         return None, ""
     raise UserError(f"{why}; bring it back, or name another run_dir")
@@ -115,7 +116,9 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
         ) from error
 
 
-def check(description: Description, *, is_chief: bool) -> str:
+def check(
+    description: Description, *, is_chief: bool, is_alone: bool = True
+) -> str:
     """Checks that the run's directory is of this run, or free for it.
 
     Every worker calls this. Nothing is written, so that a mistake which is
@@ -124,6 +127,7 @@ def check(description: Description, *, is_chief: bool) -> str:
     Args:
         description: what the run is told now.
         is_chief: whether this worker writes.
+        is_alone: whether nobody else can have the state of the run.
 
     Returns:
         A line if the directory is damaged, and not beyond repair.
@@ -135,12 +139,9 @@ def check(description: Description, *, is_chief: bool) -> str:
     """
     config = description.config
     run_dir = config.run_dir
-    directories = _tiers(run_dir)
-    if config.checkpoint_dir:
-        directories.insert(0, config.checkpoint_dir)
-    before, note = _read(run_dir, directories)
-    # A host that was replaced has nothing, and receives the state.
-    if is_chief and config.resume == "must" and before is None:
+    with files.storage_errors(run_dir):
+        before, note = _read(run_dir, [places.checkpoint_dir(config)])
+    if config.resume == "must" and before is None and is_alone:
         raise UserError(
             f"resume (must): {run_dir} holds no run to go on with; name "
             "its directory, or use --resume=auto"
@@ -173,7 +174,13 @@ def check_restored(
         UserError: it is another run's.
     """
     if values:
-        _check_same(description, _describe(values, prefix), prefix)
+        directory = os.path.dirname(prefix)
+        _check_same(
+            description,
+            _describe(values, prefix),
+            prefix,
+            f"name another run_dir, or remove {directory} if that run is over",
+        )
 
 
 def make(name: str, directory: str) -> None:
@@ -195,7 +202,12 @@ def make(name: str, directory: str) -> None:
         ) from error
 
 
-def _check_same(now: Description, before: Description, where: str) -> None:
+def _check_same(
+    now: Description,
+    before: Description,
+    where: str,
+    remedy: str = "or name another run_dir",
+) -> None:
     differences = before.config.differences(now.config)
     for name in ("image_shape", "num_classes", "num_images"):
         old, new = getattr(before, name), getattr(now, name)
@@ -207,8 +219,8 @@ def _check_same(now: Description, before: Description, where: str) -> None:
             for name, (old, new) in differences.items()
         )
         raise UserError(
-            f"{where} belongs to another run: {listed}; use the "
-            "same settings, or name another run_dir"
+            f"{where} belongs to another run: {listed}; use the same "
+            f"settings, {remedy}"
         )
 
 

@@ -111,7 +111,7 @@ def draw(request: Request) -> list[str]:
             model, or the output directory cannot be made.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
-    from dtrain import checkpoint, run_directory, strategies
+    from dtrain import checkpointer, run_directory, strategies
     from dtrain import gan as gan_lib
 
     description = run_directory.read(request.run_dir)
@@ -128,7 +128,7 @@ def draw(request: Request) -> list[str]:
     gan = gan_lib.GAN(
         config, strategy, description.image_shape, description.num_classes
     )
-    checkpoint.restore_step(gan.checkpoint, config, request.step)
+    checkpointer.restore_step(gan.checkpoint, config, request.step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     run_directory.make("output_dir", output_dir)
     return _write_pictures(

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import keras
@@ -30,11 +30,13 @@ from dtrain import (
     files,
     images,
     metrics,
+    places,
     preemption,
     run_directory,
     sources,
     strategies,
 )
+from dtrain import checkpointer as checkpointer_lib
 from dtrain import gan as gan_lib
 from dtrain.cluster import Cluster
 from dtrain.config import Config
@@ -58,7 +60,7 @@ class _Run(NamedTuple):
     strategy: tf.distribute.Strategy
     source: sources.Source
     gan: gan_lib.GAN
-    checkpointer: checkpoint.Checkpointer
+    checkpointer: checkpointer_lib.Checkpointer
     recorder: metrics.Recorder
     progress: metrics.Progress
     watcher: preemption.Watcher
@@ -118,7 +120,7 @@ def _open(
     strategy: tf.distribute.Strategy,
     watcher: preemption.Watcher,
     stack: contextlib.ExitStack,
-) -> tuple[_Run, checkpoint.Restored]:
+) -> tuple[_Run, checkpointer_lib.Restored]:
     """Builds everything and restores the newest state.
 
     Args:
@@ -144,7 +146,11 @@ def _open(
         description = run_directory.Description(
             config, source.image_shape, source.num_classes, source.num_images
         )
-        note = run_directory.check(description, is_chief=cluster.is_chief)
+        note = run_directory.check(
+            description,
+            is_chief=cluster.is_chief,
+            is_alone=cluster.num_workers == 1 and not config.backup_dir,
+        )
         return source, description, note
 
     source, description, note = strategies.together(strategy, cluster, look)
@@ -153,7 +159,7 @@ def _open(
     claims = strategies.together(
         strategy, cluster, lambda: _claim(config, cluster, stack)
     )
-    checkpointer = checkpoint.Checkpointer(
+    checkpointer = checkpointer_lib.Checkpointer(
         gan.checkpoint,
         config,
         cluster,
@@ -201,16 +207,16 @@ def _claim(
     config: Config, cluster: Cluster, stack: contextlib.ExitStack
 ) -> list[claim.Claim]:
     """Claims what the chief alone may write to."""
-    directories = [config.run_dir, config.checkpoint_dir]
+    if not cluster.is_chief:
+        return []
     return [
         stack.enter_context(claim.claim(directory))
-        for directory in directories
-        if directory and cluster.is_chief
+        for directory in (config.run_dir, places.checkpoint_dir(config))
     ]
 
 
 def _check_restored(
-    restored: checkpoint.Restored, description: run_directory.Description
+    restored: checkpointer_lib.Restored, description: run_directory.Description
 ) -> None:
     """Checks that what was restored is of this run, and not of its future.
 
@@ -276,7 +282,7 @@ def _loop(run: _Run, iterator: Any, step: int) -> int:
             _draw_samples(run, step)
     _check_replicas(run, step)
     _save_last(run, step)
-    run.checkpointer.complete()
+    _say(filter(None, [run.checkpointer.complete()]))
     run.progress.say(
         f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
     )
@@ -372,11 +378,22 @@ def _save_last(run: _Run, step: int) -> None:
     Raises:
         StorageError: a worker could not save.
     """
+    checkpointer = run.checkpointer
 
-    def save() -> None:
-        run.checkpointer.save_last(step, _facts(run, step))
+    def begin() -> None:
+        for each in run.claims:
+            each.raise_if_lost()
+        # What is being written may fail, and is made good by this one.
+        checkpointer.begin_last(step, _facts(run, step))
 
-    strategies.together(run.strategy, run.cluster, save)
+    for action in (lambda: None, begin):
+        strategies.together(run.strategy, run.cluster, action)
+        is_writing = True
+        # A slow store may take longer than a collective waits for a worker.
+        while is_writing:
+            mine = (not checkpointer.wait(1.0),)
+            [is_writing] = strategies.agree(run.strategy, run.cluster, mine)
+    strategies.together(run.strategy, run.cluster, checkpointer.drain)
 
 
 def _facts(run: _Run, step: int) -> checkpoint.Facts:
@@ -389,7 +406,7 @@ def _facts(run: _Run, step: int) -> checkpoint.Facts:
     )
 
 
-def _say(notes: Sequence[str]) -> None:
+def _say(notes: Iterable[str]) -> None:
     for note in notes:
         print(note, file=sys.stderr, flush=True)
 

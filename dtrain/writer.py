@@ -80,9 +80,17 @@ class Writer:
         """Raises what a job has raised, once; does not wait."""
         self._raise_done()
 
-    def wait(self) -> None:
-        """Waits until all is written, or has failed."""
-        futures.wait(self._started)
+    def wait(self, secs: float | None = None) -> bool:
+        """Waits until all is written, or has failed.
+
+        Args:
+            secs: how long at most; None is for ever.
+
+        Returns:
+            Whether it is.
+        """
+        futures.wait(self._started, secs)
+        return self.is_idle
 
     def drain(self) -> None:
         """Waits until all is written; raises what a job has raised."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
 
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint, cluster, errors, recovery, snapshot
+from dtrain import checkpointer as checkpointer_lib
+from dtrain import cluster, errors, files, places, recovery, snapshot
 from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.config import Config
 
@@ -37,10 +39,10 @@ class Run:
         path.write_bytes(content)
         return self
 
-    def restore(self, **settings: str) -> checkpoint.Restored:
+    def restore(self, **settings: str) -> checkpointer_lib.Restored:
         self.weights.assign([-1.0] * 10)
         config = Config(run_dir=str(self.run_dir), **settings)
-        checkpointer = checkpoint.Checkpointer(
+        checkpointer = checkpointer_lib.Checkpointer(
             self.state, config, cluster.ALONE
         )
         restored = checkpointer.restore(tf.distribute.get_strategy())
@@ -165,7 +167,7 @@ def test_a_memory_that_is_full_is_no_damage(
 def test_the_backup_of_a_host_that_had_another_number(run: Run) -> None:
     backup_dir = f"{run.run_dir}/ssd"
     config = Config(run_dir=str(run.run_dir), backup_dir=backup_dir)
-    root = pathlib.Path(checkpoint._backup_root(config))
+    root = pathlib.Path(places.backup_root(config))
     run.save(f"ssd/{root.name}/worker-1", 4)
     restored = run.restore(backup_dir=backup_dir)
     assert restored.prefix == f"{root}/worker-1/ckpt-4"
@@ -179,3 +181,52 @@ def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:
     assert seen.found.manifest.step == 1
     assert seen.notes[0].endswith("; passed over")
     assert directory.candidates() == [1, 2]
+
+
+def test_never_starts_over_where_a_run_was_saved_elsewhere(
+    run: Run,
+) -> None:
+    """Its disk is not mounted, or its flag forgotten."""
+    elsewhere = run.run_dir.parent / "elsewhere"
+    config = Config(run_dir=str(run.run_dir), checkpoint_dir=str(elsewhere))
+    run.run_dir.mkdir()
+    directory = CheckpointDirectory(str(elsewhere))
+    directory.commit(3, snapshot.Plan(run.state).take(3))
+    run.weights.assign([3.0] * 10)
+    directory.commit(3, snapshot.Plan(run.state).take(3))
+    places.record(config, cluster.ALONE)
+    assert run.restore().prefix == f"{elsewhere}/ckpt-3"
+
+    elsewhere.rename(run.run_dir.parent / "not mounted")
+    with pytest.raises(errors.UserError) as caught:
+        run.restore()
+    assert f"was saved to {elsewhere}, " in str(caught.value)
+    assert "nothing of it is there" in str(caught.value)
+    (run.run_dir / "saved.json").write_text("damaged")
+    with pytest.raises(errors.UserError, match="a directory that cannot be"):
+        run.restore()
+
+
+def test_a_run_that_was_moved_finds_its_own(run: Run) -> None:
+    run.save("checkpoints", 2)
+    places.record(Config(run_dir=str(run.run_dir)), cluster.ALONE)
+    moved = run.run_dir.rename(run.run_dir.with_name("moved"))
+    run.run_dir = moved
+    assert run.restore().prefix == f"{moved}/checkpoints/ckpt-2"
+    assert places.recorded(str(moved)) == [
+        f"{moved}/backup",
+        f"{moved}/checkpoints",
+    ]
+
+
+def test_a_disk_that_reads_nothing_is_no_damage(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save("checkpoints", 1, 2)
+
+    def fail(path: str) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(files, "read", fail)
+    with pytest.raises(errors.StorageError, match="Input/output error"):
+        run.restore()
