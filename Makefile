@@ -23,8 +23,10 @@ train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where 
 test: $(VENV)/tests.stamp ## Runs every test, with coverage.
 	$(RUN) -m pytest -n 2 --dist=loadfile --cov=dtrain
 
-chaos: $(VENV)/tests.stamp ## Kills one run at each of its first 40 steps; takes ten minutes.
-	DTRAIN_NUM_KILLS=40 $(RUN) -m pytest tests/resume_test.py -k again_and_again
+chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off; takes an hour.
+	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 $(RUN) -m pytest -n 2 \
+	    tests/resume_test.py tests/kill_points_test.py tests/damage_test.py \
+	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)

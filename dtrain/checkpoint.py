@@ -163,7 +163,8 @@ class CheckpointManager:
             try:
                 self.directory.verify(newest.step, self._verify)
             except DamagedError as error:
-                self.directory.quarantine(newest.step, str(error))
+                if newest.step in self.directory.candidates():
+                    self.directory.quarantine(newest.step, str(error))
                 del self._saved[newest.step]
                 raise OSError(
                     f"what was written reads back wrong: {error}"

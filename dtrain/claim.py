@@ -65,6 +65,7 @@ def _say(line: str) -> None:
 def claim(
     run_dir: str,
     *,
+    name: str = "run_dir",
     lease_secs: float = _LEASE_SECS,
     clock: Clock | None = None,
     report: Callable[[str], object] = _say,
@@ -74,7 +75,8 @@ def claim(
     On those network disks that have no locks there is no claim.
 
     Args:
-        run_dir: the run's directory; made if it is not there.
+        run_dir: the directory; made if it is not there.
+        name: of the setting that names it.
         lease_secs: on a store, how long a process that says nothing is
             waited for.
         clock: the time; None is this host's.
@@ -89,15 +91,15 @@ def claim(
         StorageError: the store does not answer.
     """
     if files.is_remote(run_dir):
-        lease = _Lease(run_dir, lease_secs, clock or Clock(), report)
+        lease = _Lease(run_dir, name, lease_secs, clock or Clock(), report)
         lease.acquire()
         try:
             yield lease
         finally:
             lease.release()
         return
-    run_directory.make("run_dir", run_dir)
-    with _locked(run_dir) as locked:
+    run_directory.make(name, run_dir)
+    with _locked(run_dir, name) as locked:
         yield locked
 
 
@@ -107,14 +109,14 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _locked(run_dir: str) -> Iterator[_Lock]:
+def _locked(run_dir: str, name: str) -> Iterator[_Lock]:
     path = os.path.join(run_dir, ".lock")
     try:
         # For writing: a network disk gives no lock on anything else.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UserError(
-            f"run_dir ({run_dir}) cannot be written to: {error.strerror}; "
+            f"{name} ({run_dir}) cannot be written to: {error.strerror}; "
             "name another one"
         ) from error
     try:
@@ -123,8 +125,8 @@ def _locked(run_dir: str) -> Iterator[_Lock]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"another process trains in run_dir ({run_dir}); stop it, "
-                    "or name another run_dir"
+                    f"another process trains in {name} ({run_dir}); stop it, "
+                    f"or name another {name}"
                 ) from error
         yield _Lock()
     finally:
@@ -227,11 +229,13 @@ class _Lease:
     def __init__(
         self,
         run_dir: str,
+        name: str,
         lease_secs: float,
         clock: Clock,
         report: Callable[[str], object],
     ) -> None:
         self._run_dir = run_dir
+        self._name = name
         self._path = f"{run_dir.rstrip('/')}/lease.json"
         self._lease_secs = lease_secs
         self._clock = clock
@@ -288,8 +292,8 @@ class _Lease:
     def _refusal(self, found: _Found | None) -> UserError:
         who = found.holder if found and found.holder else "an unknown process"
         return UserError(
-            f"another process trains in run_dir ({self._run_dir}): {who} "
-            "holds its lease; stop it, or name another run_dir"
+            f"another process trains in {self._name} ({self._run_dir}): {who} "
+            f"holds its lease; stop it, or name another {self._name}"
         )
 
     def _try(self, action: Callable[[], Any]) -> Any:
@@ -304,7 +308,7 @@ class _Lease:
             try:
                 return action()
             except files.FAILURES as error:
-                mistake = access.explain("run_dir", self._run_dir, error)
+                mistake = access.explain(self._name, self._run_dir, error)
                 if number == _NUM_TRIES or isinstance(mistake, UserError):
                     raise mistake from error
             self._clock.sleep(float(number))
@@ -378,15 +382,15 @@ class _Lease:
                 )
         if self._taken_by:
             raise UserError(
-                f"another process trains in run_dir ({self._run_dir}): "
+                f"another process trains in {self._name} ({self._run_dir}): "
                 f"{self._taken_by} took its lease over from this one; name "
-                "another run_dir"
+                f"another {self._name}"
             )
         if self._is_overdue():
             raise StorageError(
-                f"run_dir ({self._run_dir}): its lease could not be renewed "
-                f"for {self._lease_secs:g} s, and another process may take it "
-                f"({self._failure}); run the same command again"
+                f"{self._name} ({self._run_dir}): its lease could not be "
+                f"renewed for {self._lease_secs:g} s, and another process may "
+                f"take it ({self._failure}); run the same command again"
             )
 
     def release(self) -> None:

@@ -244,11 +244,20 @@ class _Events:
         os.makedirs(self._directory, exist_ok=True)
         now = time.time()
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-        writer = tf.io.TFRecordWriter(os.path.join(self._directory, name))
+        path = os.path.join(self._directory, name)
+        writer = tf.io.TFRecordWriter(path)
         version = tf.compat.v1.Event(
             wall_time=now, file_version="brain.Event:2"
         )
-        writer.write(version.SerializeToString())
+        try:
+            writer.write(version.SerializeToString())
+            writer.flush()
+        except files.FAILURES:
+            # Each event would leave another empty one on a disk that is full.
+            with contextlib.suppress(*files.FAILURES):
+                writer.close()
+            files.remove(path)
+            raise
         self._num_bytes = 0
         return writer
 

@@ -210,8 +210,11 @@ def _claim(
     if not cluster.is_chief:
         return []
     return [
-        stack.enter_context(claim.claim(directory))
-        for directory in (config.run_dir, places.checkpoint_dir(config))
+        stack.enter_context(claim.claim(directory, name=name))
+        for name, directory in (
+            ("run_dir", config.run_dir),
+            ("checkpoint_dir", places.checkpoint_dir(config)),
+        )
     ]
 
 

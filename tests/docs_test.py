@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -19,19 +20,18 @@ PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))
 HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
 
 
-def code_blocks() -> list[str]:
-    """Returns the Python blocks of all pages but weights.py.
+# Whole programs: weights.py is run in `readme_test`, fit.py in a test below.
+PROGRAMS = ("# weights.py\n", "# fit.py\n")
 
-    That one is run in `readme_test`.
-    """
-    blocks = [
-        block
-        for page in PAGES
-        for block in re.findall(
-            r"```python\n(.*?)```", page.read_text(), re.DOTALL
-        )
-    ]
-    return [block for block in blocks if not block.startswith("# weights.py\n")]
+
+def python_blocks(page: pathlib.Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def code_blocks() -> list[str]:
+    """Returns the Python blocks of all pages that are no programs."""
+    blocks = [block for page in PAGES for block in python_blocks(page)]
+    return [block for block in blocks if not block.startswith(PROGRAMS)]
 
 
 def header(block: str) -> tuple[str, str]:
@@ -65,6 +65,40 @@ def test_model_of_the_documentation(flags: str, tmp_path: pathlib.Path) -> None:
     metrics = runs.metrics(tmp_path / "run")
     assert [line["step"] for line in metrics] == [1, 2, 3]
     assert {"generator_loss", "discriminator_loss"} <= metrics[-1].keys()
+
+
+def test_fit_of_the_documentation(tmp_path: pathlib.Path) -> None:
+    """It is killed, goes on, and keeps what it says it keeps."""
+    [block] = python_blocks(runs.ROOT / "docs/callbacks.md")
+    (tmp_path / "fit.py").write_text(block)
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "fit.py"],
+            cwd=tmp_path,
+            env=runs.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    process = start()
+    while not list(tmp_path.glob("backup/ckpt-*.json")):
+        assert process.poll() is None, runs.finish(process)
+        time.sleep(0.01)
+    process.kill()
+    runs.finish(process)
+    code, output = runs.finish(start())
+    assert code == 0, output
+    assert "fit goes on from " in output
+    assert not (tmp_path / "backup").exists()
+    steps = sorted(
+        int(path.stem.removeprefix("ckpt-"))
+        for path in tmp_path.glob("history/ckpt-*.json")
+    )
+    # 32 batches an epoch; the last two of 60, and the best if it is another.
+    assert steps[-2:] == [59 * 32, 60 * 32]
+    assert len(steps) in (2, 3)
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:

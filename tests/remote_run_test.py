@@ -269,6 +269,7 @@ def test_run_is_killed_and_goes_on(tmp_path: pathlib.Path) -> None:
         assert left <= {
             *("", "checkpoints", "config.json", "discriminator.json"),
             *("events", "generator.json", "metrics.jsonl", "samples"),
+            "saved.json",
         }
 
 

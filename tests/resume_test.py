@@ -17,7 +17,7 @@ from dtrain.checkpoint_directory import CheckpointDirectory
 from launch import local
 from tests import killed, runs
 
-NUM_STEPS = 300
+NUM_STEPS = 120
 KILLED = -signal.SIGKILL
 
 STRATEGIES = {
