@@ -31,4 +31,4 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("dtrain.callbacks"), name)
+    return getattr(importlib.import_module(f"{__name__}.callbacks"), name)

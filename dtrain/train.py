@@ -139,21 +139,9 @@ def _open(
     """
     _check_same_flags(config, cluster, strategy)
 
-    def look() -> tuple[sources.Source, run_directory.Description, str]:
-        for name in ("run_dir", "checkpoint_dir", "backup_dir"):
-            access.check(name, getattr(config, name))
-        source = sources.open_source(config)
-        description = run_directory.Description(
-            config, source.image_shape, source.num_classes, source.num_images
-        )
-        note = run_directory.check(
-            description,
-            is_chief=cluster.is_chief,
-            is_alone=cluster.num_workers == 1 and not config.backup_dir,
-        )
-        return source, description, note
-
-    source, description, note = strategies.together(strategy, cluster, look)
+    source, description, note = strategies.together(
+        strategy, cluster, lambda: _look(config, cluster)
+    )
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = strategies.together(
@@ -166,26 +154,12 @@ def _open(
         run=run_directory.to_dict(description),
     )
     restored = checkpointer.restore(strategy)
-    notes = [note] if note else []
-
-    def begin() -> metrics.Recorder:
-        _check_restored(restored, description)
-        if cluster.is_chief:
-            run_directory.write(description, gan.networks)
-        with files.storage_errors(config.run_dir):
-            return metrics.Recorder(
-                config.run_dir,
-                int(gan.step.numpy()),
-                is_chief=cluster.is_chief,
-                expected=restored.manifest and restored.manifest.log,
-            )
-
-    recorder = strategies.together(strategy, cluster, begin)
+    recorder = strategies.together(
+        strategy, cluster, lambda: _begin(restored, description, gan, cluster)
+    )
     stack.callback(recorder.close)
     # Before the recorder, which a save that is being written still needs.
     stack.callback(checkpointer.close)
-    if recorder.notice:
-        notes.append(recorder.notice)
     run = _Run(
         config=config,
         cluster=cluster,
@@ -200,7 +174,55 @@ def _open(
         watcher=watcher,
         claims=claims,
     )
-    return run, restored._replace(notes=[*notes, *restored.notes])
+    notes = filter(None, (note, recorder.notice, *restored.notes))
+    return run, restored._replace(notes=list(notes))
+
+
+def _look(
+    config: Config, cluster: Cluster
+) -> tuple[sources.Source, run_directory.Description, str]:
+    """Opens the data and looks at the run's directory; changes nothing.
+
+    Returns:
+        The data, what the run is, and a line if the directory is damaged.
+    """
+    for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+        access.check(name, getattr(config, name))
+    source = sources.open_source(config)
+    description = run_directory.Description(
+        config, source.image_shape, source.num_classes, source.num_images
+    )
+    note = run_directory.check(
+        description,
+        is_chief=cluster.is_chief,
+        is_alone=cluster.num_workers == 1 and not config.backup_dir,
+    )
+    return source, description, note
+
+
+def _begin(
+    restored: checkpointer_lib.Restored,
+    description: run_directory.Description,
+    gan: gan_lib.GAN,
+    cluster: Cluster,
+) -> metrics.Recorder:
+    """Describes the run in its directory, and opens its metrics.
+
+    Raises:
+        UserError: what was restored is another run's.
+        StorageError: the directory cannot be written to.
+    """
+    _check_restored(restored, description)
+    run_dir = description.config.run_dir
+    if cluster.is_chief:
+        run_directory.write(description, gan.networks)
+    with files.storage_errors(run_dir):
+        return metrics.Recorder(
+            run_dir,
+            int(gan.step.numpy()),
+            is_chief=cluster.is_chief,
+            expected=restored.manifest and restored.manifest.log,
+        )
 
 
 def _claim(
