@@ -15,8 +15,8 @@ from dtrain import cluster, config, errors, startup
 _SUMMARY = """\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
 again with the same command ends with the bits of one that was not. Ctrl-C and
-SIGTERM save and exit with 75, which means "run me again"; 0 is finished, and
-78 is a mistake in the command."""
+SIGTERM save and exit with 75, which means "run me again"; 0 is finished, 74 a
+disk or a store that failed, and 78 a mistake in the command."""
 
 
 def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:

@@ -965,18 +965,20 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="of faults")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     flags = parser.parse_args()
-    with ObjectStore(
-        flags.directory,
-        buckets=flags.bucket or ("bucket",),
-        port=flags.port,
-        rate=flags.rate,
-        seed=flags.seed,
-    ) as store:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ObjectStore(
+            flags.directory,
+            buckets=flags.bucket or ("bucket",),
+            port=flags.port,
+            rate=flags.rate,
+            seed=flags.seed,
+        ) as store,
+    ):
         for name, value in store.environment().items():
             print(f"export {name}={shlex.quote(value)}")
         sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
