@@ -23,7 +23,7 @@ train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where 
 test: $(VENV)/tests.stamp ## Runs every test, with coverage.
 	$(RUN) -m pytest -n 2 --dist=loadfile --cov=dtrain
 
-chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off; takes an hour.
+chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off.
 	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 $(RUN) -m pytest -n 2 \
 	    tests/resume_test.py tests/kill_points_test.py tests/damage_test.py \
 	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py
