@@ -179,7 +179,7 @@ class Checkpointer:
         self._cluster = cluster
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
-        self._saved_step = 0
+        self._saved_step = -1
         # Whether a checkpoint was to be written and is not, and when it is
         # tried again.
         self._owes_checkpoint = False
@@ -234,6 +234,66 @@ class Checkpointer:
             )
         self._saved_step = found.manifest.step
         return Restored(found.prefix, found.manifest, mine.notes)
+
+    def roll_back(self, strategy: tf.distribute.Strategy, step: int) -> Manifest:
+        """Restores the last good state of a run that has diverged.
+
+        Every worker calls this, when nothing is being written. A checkpoint
+        that was due by its step is preferred to what was saved by the clock,
+        so that a run goes back to the same one however it was killed before.
+
+        Args:
+            strategy: the run's strategy.
+            step: at which it diverged.
+
+        Returns:
+            What was restored.
+
+        Raises:
+            UserError: nothing was saved before, or it cannot be used.
+            StorageError: a disk or the store failed.
+        """
+        config = self._config
+        own = self._backup.directory if self._backup else None
+
+        def search() -> recovery.Search:
+            with files.storage_errors(config.run_dir):
+                there = _places(config, self._cluster)
+                every = config.checkpoint_every_steps
+                seen = recovery.search(there, config.verify, step, every)
+                if seen.found is None:
+                    seen = recovery.search(there, config.verify, step)
+            return seen
+
+        mine = strategies.together(strategy, self._cluster, search)
+        with contextlib.ExitStack() as stack:
+            found = recovery.agree(strategy, self._cluster, mine, own, stack)
+            if found is None:
+                raise UserError(
+                    f"the run diverged at step {step}, before anything was "
+                    "saved; lower the learning rates, or look at the data"
+                )
+            strategies.together(
+                strategy,
+                self._cluster,
+                lambda: _restore(self._checkpoint, found, config),
+            )
+            self._put_aside(found.manifest.step, step)
+        self._saved_step = found.manifest.step
+        return found.manifest
+
+    def _put_aside(self, restored: int, step: int) -> None:
+        """Puts aside what was saved on the way to where the run diverged.
+
+        A run that is killed now would go on from there, and come back here.
+        """
+        for place in _places(self._config, self._cluster):
+            if place.is_mine:
+                for each in place.directory.steps():
+                    if each > restored:
+                        place.directory.quarantine(
+                            each, f"the run diverged at step {step}"
+                        )
 
     def _search(self) -> recovery.Search:
         """Finds what this worker can offer; see `recovery.search`."""
@@ -406,7 +466,7 @@ class Checkpointer:
                 self._writer.raise_if_failed()
         except StorageError as error:
             # What was thought to be saved may have to be saved again.
-            self._saved_step = 0
+            self._saved_step = -1
             if self._owes_checkpoint:
                 self._retry_secs = self._clock() + _RETRY_SECS
             return str(error)

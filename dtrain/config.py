@@ -31,8 +31,18 @@ MODEL = "Model"
 OBJECTIVE = "Objective"
 OPTIMIZERS = "Optimizers"
 SAVING = "Saving and resuming"
+DIVERGENCE = "Divergence"
 
-GROUPS = (RUN, DEVICES, DATA, MODEL, OBJECTIVE, OPTIMIZERS, SAVING)
+GROUPS = (
+    RUN,
+    DEVICES,
+    DATA,
+    MODEL,
+    OBJECTIVE,
+    OPTIMIZERS,
+    SAVING,
+    DIVERGENCE,
+)
 
 
 # By absl's name of a flag's type.
@@ -427,6 +437,40 @@ class Config:
         "trains on and tries again; stop exits with 74. The last save of a "
         "run must succeed.",
         choices=("continue", "stop"),
+        may_change=True,
+    )
+
+    max_rollbacks: int = _field(
+        10,
+        DIVERGENCE,
+        "How often a run that diverges goes back to its last good checkpoint "
+        "and skips the data that led there; then it stops. A loss or gradient "
+        "that is not finite counts, and what the next two say.",
+        minimum=0,
+        may_change=True,
+    )
+    spike_factor: float = _field(
+        100.0,
+        DIVERGENCE,
+        "A loss this many times over its moving average, and over this "
+        "number, has diverged; 0 is never.",
+        minimum=0.0,
+        may_change=True,
+    )
+    collapse_steps: int = _field(
+        1000,
+        DIVERGENCE,
+        "A network that had no gradient (a norm below 1e-7) for this many "
+        "steps in a row has collapsed; 0 is never.",
+        minimum=0,
+        may_change=True,
+    )
+    rollback_learning_rate_factor: float = _field(
+        1.0,
+        DIVERGENCE,
+        "What both learning rates are multiplied by each time the run goes "
+        "back.",
+        minimum=0.0,
         may_change=True,
     )
 

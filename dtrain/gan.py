@@ -20,13 +20,25 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from dtrain import data, optimizers, registry, snapshot, strategies
+from dtrain import (
+    data,
+    divergence,
+    optimizers,
+    registry,
+    snapshot,
+    strategies,
+)
 from dtrain.config import Config
 from dtrain.errors import UserError
 
 # What a random draw is for, folded into its seed.
 _LATENTS = 0
 _UNIFORMS = 1
+
+# What rides along with the metrics of a phase; no metric is called so.
+_LOSS = "(loss)"
+_STOP = "(stop)"
+_NETWORKS = ("generator", "discriminator")
 
 
 def latents_at(
@@ -36,7 +48,8 @@ def latents_at(
 
     Args:
         config: the run's settings.
-        step: int64 scalar, the steps that are done.
+        step: int64 scalar, the steps that are done, and those whose data was
+            skipped.
         phase: place of the phase in the step.
         num_latents: how many; the first are the same for any number.
 
@@ -64,6 +77,27 @@ class _Part(NamedTuple):
     metrics: dict[str, tf.Tensor]
 
 
+class _Outcome(NamedTuple):
+    """What a step was, equal on all replicas.
+
+    Attributes:
+        metrics: float32 scalars by name.
+        losses: float32 [2], the largest in magnitude of each network's phases.
+        norms: float32 [2], likewise of its gradients; zero where a loss scale
+            skips the step.
+        is_finite: bool scalar, whether all of these are.
+        scaled_finite: bool scalars, by network, for its loss scale.
+        stop: float32 scalar, not zero if a worker is told to end.
+    """
+
+    metrics: dict[str, tf.Tensor]
+    losses: tf.Tensor
+    norms: tf.Tensor
+    is_finite: tf.Tensor
+    scaled_finite: dict[str, tf.Tensor]
+    stop: tf.Tensor
+
+
 class GAN:
     """Both networks, both optimizers, the EMA generator and the step.
 
@@ -71,6 +105,7 @@ class GAN:
         networks: generator and discriminator.
         ema_generator: the moving average of the generator; draws the samples.
         step: int64 variable, the steps that are done.
+        divergence: judges each step.
         checkpoint: a `tf.train.Checkpoint` of all of it.
         metric_names: names of the columns that `train_steps` returns; known
             after its first call.
@@ -115,6 +150,10 @@ class GAN:
                 name="step",
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
+            self.divergence = divergence.Divergence(config)
+        with tf.device("CPU:0"):
+            # This worker's own, and read in every step.
+            self._stop = tf.Variable(0.0, trainable=False, name="stop")
         _refuse_unsynchronized(self.networks, strategy)
         self._phases = self.networks.phases or registry.adversarial_phases(
             config
@@ -174,6 +213,7 @@ class GAN:
             "generator_optimizer": self._optimizers["generator"],
             "discriminator_optimizer": self._optimizers["discriminator"],
             "ema_generator": self.ema_generator,
+            "divergence": self.divergence.checkpoint,
         }
         for name, loss_scale in self._loss_scales.items():
             parts[f"{name}_loss_scale"] = loss_scale.checkpoint
@@ -190,42 +230,66 @@ class GAN:
     @tf.function
     def train_steps(
         self, iterator: Iterator[data.Batch], num_steps: tf.Tensor
-    ) -> tf.Tensor:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs some steps without a look at the host.
 
-        Every worker calls this, with the same `num_steps`.
+        Every worker calls this, with the same `num_steps`, and all return
+        after the same step: earlier than told if one of them was stopped, or
+        if the step has diverged.
 
         Args:
             iterator: of `data.make_iterator`, at this GAN's step.
             num_steps: int64 scalar, at least 1.
 
         Returns:
-            float32 [num_steps, len(metric_names)], a row for each step.
+            float32 [steps, len(metric_names)], a row for each step; and int32
+            scalar, the verdict on the last one, see `divergence`.
         """
-        rows = tf.TensorArray(tf.float32, size=tf.cast(num_steps, tf.int32))
+        rows = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        verdict = tf.constant(divergence.FINE)
         for index in tf.range(tf.cast(num_steps, tf.int32)):
             draws = [next(iterator) for _ in range(self.num_draws)]
-            rows = rows.write(index, self._train_step(draws))
-        return rows.stack()
+            row, verdict, stop = self._train_step(draws)
+            rows = rows.write(index, row)
+            if stop or verdict != divergence.FINE:
+                break
+        return rows.stack(), verdict
 
-    def _train_step(self, draws: list[data.Batch]) -> tf.Tensor:
+    def stop(self) -> None:
+        """Ends `train_steps` after the step that runs; any thread may call it.
+
+        If one worker does, all of them return after the same step.
+        """
+        self._stop.assign(1.0)
+
+    def _train_step(
+        self, draws: list[data.Batch]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         factor = optimizers.schedule(self._config, self.step)
         self._set_learning_rates(factor)
         result = self._strategy.run(self._replica_step, args=(draws,))
         # Equal on all replicas: they come out of an all-reduce.
-        metrics, finite = tf.nest.map_structure(
+        outcome = tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0],
             result,
         )
         for name, loss_scale in self._loss_scales.items():
-            loss_scale.update(finite[name])
+            loss_scale.update(outcome.scaled_finite[name])
         self._update_average()
+        verdict = self.divergence.judge(
+            self.step, outcome.is_finite, outcome.losses, outcome.norms
+        )
         self.step.assign_add(1)
-        self.metric_names = tuple(metrics)
-        return tf.stack(list(metrics.values()))
+        self.metric_names = tuple(outcome.metrics)
+        row = tf.stack(list(outcome.metrics.values()))
+        return row, verdict, outcome.stop > 0
 
     def _set_learning_rates(self, factor: tf.Tensor) -> None:
         config = self._config
+        cut = config.rollback_learning_rate_factor
+        if cut != 1.0:
+            rollbacks = tf.cast(self.divergence.rollbacks, tf.float32)
+            factor *= tf.pow(cut, rollbacks)
         bases = {
             "generator": config.generator_learning_rate,
             "discriminator": config.discriminator_learning_rate,
@@ -235,27 +299,49 @@ class GAN:
             if getattr(self.networks, f"{name}_optimizer") is None:
                 self._optimizers[name].learning_rate.assign(base * factor)
 
-    def _replica_step(
-        self, draws: Sequence[data.Batch]
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def _replica_step(self, draws: Sequence[data.Batch]) -> _Outcome:
         metrics: dict[str, tf.Tensor] = {}
-        finite = {name: tf.constant(True) for name in self._loss_scales}
+        scaled_finite = {name: tf.constant(True) for name in self._loss_scales}
+        zero = tf.constant(0.0)
+        losses = dict.fromkeys(_NETWORKS, zero)
+        norms = dict.fromkeys(_NETWORKS, zero)
+        is_finite, stop = tf.constant(True), zero
         for index, draw in enumerate(self._draw_of_phase):
-            part, is_finite = self._run_phase(index, draws[draw])
-            metrics.update(part.metrics)
-            if is_finite is not None:
-                finite[self._phases[index].network] &= is_finite
-        return metrics, finite
+            name = self._phases[index].network
+            part, applies = self._run_phase(index, draws[draw])
+            loss, stop = part.metrics.pop(_LOSS), part.metrics.pop(_STOP)
+            norm = tf.linalg.global_norm(part.gradients)
+            metrics |= {**part.metrics, f"{name}_gradient_norm": norm}
+            if applies is not None:
+                scaled_finite[name] &= applies
+                norm = tf.where(applies, norm, 0.0)
+            is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
+            losses[name] = tf.maximum(losses[name], tf.abs(loss))
+            norms[name] = tf.maximum(norms[name], norm)
+        return _Outcome(
+            metrics,
+            tf.stack([losses[name] for name in _NETWORKS]),
+            tf.stack([norms[name] for name in _NETWORKS]),
+            is_finite,
+            scaled_finite,
+            stop,
+        )
 
     def _run_phase(
         self, index: int, batch: data.Batch
     ) -> tuple[_Part, tf.Tensor | None]:
-        """Updates one network on one replica."""
+        """Updates one network on one replica.
+
+        Returns:
+            The phase's sums over all replicas; and, under a loss scale,
+            whether the update was applied.
+        """
         name = self._phases[index].network
         variables = getattr(self.networks, name).trainable_variables
         scale = self._loss_scales[name].read() if self._loss_scales else None
         example = self._example(index, batch)
         part = self._phase_parts[index](index, example, scale)
+        part.metrics[_STOP] = self._stop.read_value()
         part = self._all_reduce(part)
         if scale is None:
             self._optimizers[name].apply(part.gradients, variables)
@@ -265,16 +351,17 @@ class GAN:
             [tf.reduce_all(tf.math.is_finite(value)) for value in gradients]
         )
         self._apply_if(finite, name, gradients, variables)
-        return part, finite
+        return part._replace(gradients=gradients), finite
 
     def _example(self, index: int, batch: data.Batch) -> registry.Example:
         """Adds the random numbers of this replica's images to them."""
         config = self._config
         size = config.batch_size // self._strategy.num_replicas_in_sync
         start = tf.cast(batch.positions[0] % config.batch_size, tf.int32)
-        latents = latents_at(config, self.step, index, config.batch_size)
+        step = self.step + self.divergence.skipped_steps
+        latents = latents_at(config, step, index, config.batch_size)
         uniforms = tf.random.stateless_uniform(
-            [config.batch_size], _seed(config, _UNIFORMS, self.step, index)
+            [config.batch_size], _seed(config, _UNIFORMS, step, index)
         )
         return registry.Example(
             real_images=batch.images,
@@ -328,7 +415,7 @@ class GAN:
         sums = {
             name: tf.reduce_sum(tf.cast(value, tf.float32))
             / self._config.batch_size
-            for name, value in metrics.items()
+            for name, value in {**metrics, _LOSS: losses}.items()
         }
         return _Part([tf.convert_to_tensor(value) for value in gradients], sums)
 

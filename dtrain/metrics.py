@@ -60,10 +60,14 @@ class Recorder:
             OpError: the store is.
         """
         self._is_chief = is_chief
+        self._run_dir = run_dir
         self.notice = ""
         self.last: dict[str, float | None] = {}
-        if not is_chief:
-            return
+        if is_chief:
+            self._begin(step, expected)
+
+    def _begin(self, step: int, expected: Mapping[str, Any] | None) -> None:
+        run_dir = self._run_dir
         self._spool = log.Spool(run_dir) if files.is_remote(run_dir) else None
         self._step = step
         self._log = self._open_log(run_dir, step, expected)
@@ -102,6 +106,21 @@ class Recorder:
             # Even without a line: the store may have some of later steps.
             files.append(path, b"")
         return log.Log(path, found.content)
+
+    def rewind(self, step: int, expected: Mapping[str, Any] | None) -> None:
+        """Drops what was written after `step`: the run has gone back.
+
+        Args:
+            step: the steps that are done.
+            expected: what `state_of` returned at `step`.
+
+        Raises:
+            OSError: the disk is at fault.
+            OpError: the store is.
+        """
+        if self._is_chief:
+            self._end()
+            self._begin(step, expected)
 
     def write(
         self, first_step: int, names: Sequence[str], rows: np.ndarray
@@ -200,11 +219,14 @@ class Recorder:
     def close(self) -> None:
         """Closes the files; may be called twice."""
         if self._is_chief:
-            self.flush()
-            self._events.close()
-            if self._spool:
-                self._spool.close()
+            self._end()
             self._is_chief = False
+
+    def _end(self) -> None:
+        self.flush()
+        self._events.close()
+        if self._spool:
+            self._spool.close()
 
 
 class _Events:

@@ -71,7 +71,10 @@ class Search(NamedTuple):
 
 
 def search(
-    places: Sequence[Place], how: str, below: int | None = None
+    places: Sequence[Place],
+    how: str,
+    below: int | None = None,
+    every_steps: int = 1,
 ) -> Search:
     """Finds the newest state that verifies.
 
@@ -82,6 +85,7 @@ def search(
         places: in order of preference, for states of the same step.
         how: full or sizes.
         below: only states of earlier steps; None is all.
+        every_steps: only states whose step is a multiple of this.
 
     Returns:
         What was found.
@@ -94,7 +98,7 @@ def search(
         (step, -order, place)
         for order, place in enumerate(places)
         for step in place.directory.candidates()
-        if below is None or step < below
+        if (below is None or step < below) and step % (every_steps or 1) == 0
     ]
     candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     bad: list[tuple[Place, int, str]] = []

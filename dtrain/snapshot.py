@@ -10,6 +10,7 @@ inside a `tf.function`).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -26,7 +27,8 @@ from dtrain import manifest
 from dtrain.errors import UserError
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_SAVE_COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_SAVE_COUNTER = f"save_counter{_VALUE}"
 
 
 class Snapshot(NamedTuple):
@@ -37,12 +39,15 @@ class Snapshot(NamedTuple):
         tensors: their values, on the devices of their variables.
         graph: TensorFlow's serialized TrackableObjectGraph.
         step: the steps that were done.
+        not_finite: keys of what was not finite to begin with, such as the
+            mask of a layer; anything else has to be.
     """
 
     keys: tuple[str, ...]
     tensors: list[tf.Tensor]
     graph: bytes
     step: int
+    not_finite: frozenset[str] = frozenset()
 
     def write(self, prefix: str) -> dict[str, manifest.Tensor]:
         """Writes `<prefix>.index` and its data, as TensorFlow itself does.
@@ -56,6 +61,7 @@ class Snapshot(NamedTuple):
             What each tensor was before it was written, by its key.
 
         Raises:
+            OSError: the state has diverged, and is not worth a checkpoint.
             OpError: the disk is full, or gone.
         """
         with tf.device("CPU:0"):
@@ -66,6 +72,12 @@ class Snapshot(NamedTuple):
                 else tf.constant(self.step, tensor.dtype)
                 for key, tensor in zip(self.keys, self.tensors, strict=True)
             ]
+            bad = _not_finite(self.keys, tensors) - self.not_finite
+            if bad:
+                raise OSError(
+                    f"{min(bad).removesuffix(_VALUE)} holds numbers that are "
+                    f"not finite at step {self.step}"
+                )
             tensors.append(tf.constant(self.graph))
             keys = [*self.keys, _GRAPH_KEY]
             described = {
@@ -151,6 +163,8 @@ class Plan:
             )
         ]
         self._graph = graph.SerializeToString()
+        self._not_finite: frozenset[str] = frozenset()
+        self._not_finite = _not_finite(self._keys, self.take(0).tensors)
 
     def take(self, step: int) -> Snapshot:
         """Takes a snapshot, between two steps, on the training thread.
@@ -161,7 +175,22 @@ class Plan:
                 between a run that was killed and one that was not.
         """
         tensors = [tensor for read in self._reads for tensor in read.run()]
-        return Snapshot(self._keys, tensors, self._graph, step)
+        return Snapshot(
+            self._keys, tensors, self._graph, step, self._not_finite
+        )
+
+
+def _not_finite(
+    keys: Iterable[str], tensors: Iterable[tf.Tensor]
+) -> frozenset[str]:
+    """Returns the keys of the tensors that hold an infinity, or no number."""
+    return frozenset(
+        key
+        for key, tensor in zip(keys, tensors, strict=True)
+        # One pass and no copy; a sum that is finite has finite parts.
+        if tensor.dtype.is_floating
+        and not np.isfinite(np.sum(np.asarray(tensor), dtype=np.float64))
+    )
 
 
 def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
@@ -192,7 +221,7 @@ def _on_this_worker(key: str, owner: Any) -> tf.Variable:
     if isinstance(variable, tf.distribute.DistributedValues):
         variable = variable.values[0]  # type: ignore[attr-defined]
     if not isinstance(variable, tf.Variable):
-        name = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
+        name = key.removesuffix(_VALUE)
         raise UserError(
             f"{name}: a {type(owner).__name__} is no variable and cannot be "
             "saved while training goes on; leave it out of the checkpoint"

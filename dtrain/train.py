@@ -25,6 +25,7 @@ from dtrain import (
     checkpoint,
     claim,
     data,
+    divergence,
     drawing,
     errors,
     files,
@@ -100,9 +101,7 @@ def train(
             run, restored = _open(config, cluster, strategy, watcher, stack)
             run.progress.say(_introduction(run, restored.prefix))
             _say(restored.notes)
-            step = int(run.gan.step.numpy())
-            iterator = data.make_iterator(run.source, config, strategy, step)
-            code = _loop(run, iterator, step)
+            code = _loop(run)
         # A worker that leaves takes the collectives of the others with it.
         strategies.agree(strategy, cluster, (True,))
         return leave(code)
@@ -292,17 +291,23 @@ def _leave_at_once(error: Exception) -> NoReturn:
     os._exit(errors.LOST_WORKER)
 
 
-def _loop(run: _Run, iterator: Any, step: int) -> int:
+def _loop(run: _Run) -> int:
     config = run.config
+    step, iterator = _input(run)
     while step < config.num_steps:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
             return errors.RUN_AGAIN
-        rows = _run_steps(run, iterator, step, _loop_length(config, step))
+        num_steps = _loop_length(config, step)
+        rows, verdict = _run_steps(run, iterator, step, num_steps)
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
         step += len(rows)
         run.progress.update(step, _losses(names, rows[-1]))
+        if verdict != divergence.FINE:
+            _roll_back(run, step, divergence.describe(verdict, config))
+            step, iterator = _input(run)
+            continue
         if _due(config.sample_every_steps, step) or step >= config.num_steps:
             _draw_samples(run, step)
     _check_replicas(run, step)
@@ -314,25 +319,70 @@ def _loop(run: _Run, iterator: Any, step: int) -> int:
     return errors.FINISHED
 
 
+def _input(run: _Run) -> tuple[int, Any]:
+    """Returns the steps that are done, and the images from there on."""
+    step = int(run.gan.step.numpy())
+    skipped = int(run.gan.divergence.skipped_steps.numpy())
+    iterator = data.make_iterator(
+        run.source, run.config, run.strategy, step + skipped
+    )
+    return step, iterator
+
+
 def _run_steps(
     run: _Run, iterator: Any, step: int, num_steps: int
-) -> np.ndarray:
-    """Runs some steps; returns the metrics of each.
+) -> tuple[np.ndarray, int]:
+    """Runs some steps; returns the metrics of each, and the verdict.
 
     Raises:
         UserError: an image cannot be read; it is named.
         OpError: something else failed.
     """
+    gan = run.gan
     try:
-        rows = run.gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
-        return rows.numpy()
+        rows, verdict = gan.train_steps(
+            iterator, tf.constant(num_steps, tf.int64)
+        )
+        return rows.numpy(), int(verdict.numpy())
     except tf.errors.OpError as error:
         if strategies.is_lost_worker(error):
             raise
+        step += int(gan.divergence.skipped_steps.numpy())
         mistake = data.explain(error, run.source, run.config, step)
         if mistake is None:
             raise
         raise mistake from error
+
+
+def _roll_back(run: _Run, step: int, reason: str) -> None:
+    """Goes back to the last good checkpoint, and leaves out what led here.
+
+    Every worker does, since all have seen the same numbers.
+
+    Raises:
+        UserError: it has done so often enough, or there is none.
+        StorageError: the disk or the store failed.
+    """
+    judged = run.gan.divergence
+    rollbacks = int(judged.rollbacks.numpy())
+    skipped = int(judged.skipped_steps.numpy())
+    if rollbacks >= run.config.max_rollbacks:
+        raise errors.UserError(
+            f"diverged at step {step:,}: {reason}. The run has gone back "
+            f"{rollbacks} times (max_rollbacks) and left out the data of "
+            f"{skipped:,} steps; lower the learning rates, or look at "
+            "metrics.jsonl"
+        )
+    _wait_until_written(run)
+    made = run.checkpointer.roll_back(run.strategy, step)
+    judged.skip(step - made.step, rollbacks, skipped)
+    with files.storage_errors(run.config.run_dir):
+        run.recorder.rewind(made.step, made.log)
+    run.progress.say(
+        f"diverged at step {step:,}: {reason}; back to step {made.step:,}, "
+        f"without the data that led there ({rollbacks + 1} of at most "
+        f"{run.config.max_rollbacks})"
+    )
 
 
 def _losses(names: Sequence[str], row: np.ndarray) -> dict[str, float]:
@@ -411,14 +461,19 @@ def _save_last(run: _Run, step: int) -> None:
         # What is being written may fail, and is made good by this one.
         checkpointer.begin_last(step, _facts(run, step))
 
-    for action in (lambda: None, begin):
-        strategies.together(run.strategy, run.cluster, action)
-        is_writing = True
-        # A slow store may take longer than a collective waits for a worker.
-        while is_writing:
-            mine = (not checkpointer.wait(1.0),)
-            [is_writing] = strategies.agree(run.strategy, run.cluster, mine)
+    _wait_until_written(run)
+    strategies.together(run.strategy, run.cluster, begin)
+    _wait_until_written(run)
     strategies.together(run.strategy, run.cluster, checkpointer.drain)
+
+
+def _wait_until_written(run: _Run) -> None:
+    """Waits until no worker is writing."""
+    is_writing = True
+    # A slow store may take longer than a collective waits for a worker.
+    while is_writing:
+        mine = (not run.checkpointer.wait(1.0),)
+        [is_writing] = strategies.agree(run.strategy, run.cluster, mine)
 
 
 def _facts(run: _Run, step: int) -> checkpoint.Facts:
