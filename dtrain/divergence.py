@@ -3,8 +3,8 @@
 Judged after every step, inside the graph, on numbers that come out of an
 all-reduce: every worker sees the same and decides alike. The rule:
 
-- not finite: a metric, or the gradient of a network. Under mixed_float16 a
-  gradient may overflow, which is the loss scale's business, and is not judged.
+- not finite: the loss or the gradient of a network. A step that a loss scale
+  skips is not judged, until the scale is down to 1.
 - a spike: the loss of a network is, in magnitude, over `spike_factor` and over
   `spike_factor` times its moving average (half-life 100 steps). The first 100
   steps are not judged.

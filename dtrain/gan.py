@@ -83,8 +83,8 @@ class _Outcome(NamedTuple):
     Attributes:
         metrics: float32 scalars by name.
         losses: float32 [2], the largest in magnitude of each network's phases.
-        norms: float32 [2], likewise of its gradients; zero where a loss scale
-            skips the step.
+        norms: float32 [2], likewise of its gradients. Both are zero where a
+            loss scale skips the step.
         is_finite: bool scalar, whether all of these are.
         scaled_finite: bool scalars, by network, for its loss scale.
         stop: float32 scalar, not zero if a worker is told to end.
@@ -314,7 +314,10 @@ class GAN:
             metrics |= {**part.metrics, f"{name}_gradient_norm": norm}
             if applies is not None:
                 scaled_finite[name] &= applies
-                norm = tf.where(applies, norm, 0.0)
+                # Skipped: judged only when the scale can fall no further.
+                forgiven = ~applies & (self._loss_scales[name].read() > 1.0)
+                loss = tf.where(forgiven, 0.0, loss)
+                norm = tf.where(forgiven, 0.0, norm)
             is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
             losses[name] = tf.maximum(losses[name], tf.abs(loss))
             norms[name] = tf.maximum(norms[name], norm)

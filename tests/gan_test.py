@@ -55,7 +55,7 @@ def train(
     keras.utils.set_random_seed(config.seed)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     iterator = data.make_iterator(source, config, strategy, 0)
-    rows = gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
+    rows, _ = gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
     return gan, rows.numpy()
 
 
@@ -494,4 +494,5 @@ def test_top_level_names_in_a_checkpoint() -> None:
         "generator_optimizer",
         "discriminator_optimizer",
         "ema_generator",
+        "divergence",
     }

@@ -99,7 +99,7 @@ def by_dtrain(
         left = num_steps
         while left:
             now = min(left, config.steps_per_loop)
-            gan.train_steps(iterator, tf.constant(now, tf.int64)).numpy()
+            gan.train_steps(iterator, tf.constant(now, tf.int64))[0].numpy()
             left -= now
 
     return turn
