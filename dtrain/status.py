@@ -1,0 +1,77 @@
+"""What a worker tells its supervisor, in a small file of the local disk.
+
+The worker rewrites the file about once a second, from a thread that runs even
+while the training waits; the supervisor reads it. A file that is not rewritten
+any more is of a worker whose threads do not run: stopped by SIGSTOP, or in C
+code that holds Python's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What a worker tells.
+
+    Attributes:
+        pid: of the worker's process.
+        step: newest step that is done; -1 before the GAN is built.
+        saved_step: newest committed save that this worker knows of; -1 none.
+        limit_secs: seconds without progress after which the worker takes
+            itself for stuck; without end is `math.inf`.
+        notice: what told the worker to end, as in `SIGTERM`; empty if nothing.
+        is_over: whether, after that notice, a restart on this machine is
+            pointless: a stop file, a time limit, a machine that is taken away.
+    """
+
+    pid: int
+    step: int = -1
+    saved_step: int = -1
+    limit_secs: float = float("inf")
+    notice: str = ""
+    is_over: bool = False
+
+
+def write(path: str, status: Status) -> None:
+    """Replaces the file; a reader finds the old text or the new one.
+
+    Args:
+        path: of the file, in a directory that is there.
+        status: what to tell.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    # Not two names in one process: its threads write in turn. Not synced: a
+    # machine that loses power loses the supervisor, too.
+    partial = f"{path}.{os.getpid()}"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(status), file)
+    os.replace(partial, path)
+
+
+def read(path: str) -> Status | None:
+    """Reads the file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What it tells; None if there is none, or none that can be understood.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        status = Status(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    is_sound = all(
+        isinstance(getattr(status, field.name), kinds[str(field.type)])
+        for field in dataclasses.fields(Status)
+    )
+    return status if is_sound else None
