@@ -439,6 +439,35 @@ class Config:
         choices=("continue", "stop"),
         may_change=True,
     )
+    stop_after_secs: float = _field(
+        0.0,
+        SAVING,
+        "Saves and exits with 75 this many seconds after the process was "
+        "started; 0 is no limit. The end of a Slurm allocation is known "
+        "without it.",
+        minimum=0.0,
+        may_change=True,
+    )
+    grace_secs: float = _field(
+        0.0,
+        SAVING,
+        "Seconds between a notice, such as SIGTERM, and the kill that follows "
+        "it: what is not saved by then is left, and the process exits with "
+        "75. 0 takes as long as a save takes.",
+        minimum=0.0,
+        may_change=True,
+    )
+    hang_timeout_secs: float = _field(
+        0.0,
+        SAVING,
+        "Seconds without progress after which the process writes the stacks "
+        "of all threads to run_dir/stacks and exits with 70. 0 learns them: "
+        "ten times the longest pause so far, at least 60 and at least the "
+        "time of the first loop of steps. Before that loop is done it is "
+        "1800, whatever this says.",
+        minimum=0.0,
+        may_change=True,
+    )
 
     max_rollbacks: int = _field(
         10,

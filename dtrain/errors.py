@@ -3,25 +3,32 @@
 Launchers and supervisors act on the exit code alone: 0 is finished, 75 is
 "saved, run me again", 78 is "do not run me again before something is
 changed", anything else is a crash, after which the same command goes on from
-the last save. Two of these have a number of their own: 74, a disk or a store
-failed, and 76, another worker crashed. 74, 75, 76 and 78 are EX_IOERR,
-EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's sysexits.h.
+the last save. Three of these have a number of their own: 70, it was stuck, 74,
+a disk or a store failed, and 76, another worker crashed. 70, 74, 75, 76 and 78
+are EX_SOFTWARE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's
+sysexits.h.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
 FINISHED = 0
+HUNG = 70
 STORAGE_FAILED = 74
 RUN_AGAIN = 75
 LOST_WORKER = 76
 USER_ERROR = 78
 INTERRUPTED = 128 + signal.SIGINT
+
+# For the last words of a process whose other threads are stuck.
+_LAST_SECS = 2.0
 
 
 class UserError(ValueError):
@@ -52,6 +59,27 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    os._exit(code)
+
+
+def end(code: int, words: str, stderr: int = 2) -> NoReturn:
+    """Ends the process at once, from any thread, whatever the others hold.
+
+    Args:
+        code: the exit code.
+        words: one or more lines that say why.
+        stderr: the file descriptor that they go to.
+    """
+
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            os.write(stderr, f"{words}\n".encode())
+            sys.stdout.flush()
+
+    # The main thread may hold the lock of `sys.stdout`, and a pipe be full.
+    speaker = threading.Thread(target=say, daemon=True)
+    speaker.start()
+    speaker.join(_LAST_SECS)
     os._exit(code)
 
 

@@ -95,7 +95,9 @@ def train(
     strategy = strategies.make(config, cluster)
     # Not before the strategy is built, and before anything that takes long.
     watcher = preemption.Watcher()
+    watcher.start()
     watcher.arm()
+    watcher.begin()
     try:
         with contextlib.ExitStack() as stack:
             run, restored = _open(config, cluster, strategy, watcher, stack)
@@ -110,7 +112,7 @@ def train(
             _leave_at_once(error)
         raise
     finally:
-        watcher.disarm()
+        watcher.close()
 
 
 def _open(
