@@ -1,0 +1,335 @@
+"""Ends a process that is alive and makes no progress.
+
+A peer that is stuck in Python, input that never comes, a collective that one
+worker left out: TensorFlow waits for ever, and heartbeats go on. So the
+training loop tells of its progress (`beat`), and a thread ends the process with
+`errors.HUNG` when it hears nothing for too long, after the stacks of all
+threads are in a file. The same file takes the stacks at a crash in C++ and at
+a SIGABRT.
+
+    watchdog = Watchdog("runs/default/stacks/worker-0", hang_timeout_secs=0.0)
+    watchdog.start()
+    watchdog.beat(step=50, saved_step=0)    # after each loop of steps
+    watchdog.close()                        # an empty file is removed
+
+The thread also writes the status file, by which a supervisor knows that this
+process lives, how far it is, and what it was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import itertools
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from dtrain import errors, status
+
+# Building, restoring and compiling a large GAN on a slow machine.
+_START_UP_SECS = 1800.0
+_LEAST_SECS = 60.0
+_TIMES_THE_LONGEST = 10.0
+_PERIOD_SECS = 1.0
+# The file is small, but a loop of steps may be as short as a millisecond.
+_STATUS_PAUSE_SECS = 0.1
+_STACKS_SECS = 5.0
+_NUM_FRAMES = 6
+
+
+class _Clock:
+    """Seconds for which this process could run.
+
+    It stands still while the process is stopped (SIGSTOP, a debugger, a laptop
+    that sleeps): a tick counts as twice its period at most.
+    """
+
+    def __init__(self, period_secs: float) -> None:
+        self._most = 2 * period_secs
+        # One object, for two threads never to see half of it.
+        self._last = (0.0, time.monotonic())
+
+    def now(self) -> float:
+        secs, tick = self._last
+        return secs + min(time.monotonic() - tick, self._most)
+
+    def tick(self) -> None:
+        self._last = (self.now(), time.monotonic())
+
+
+class _Stacks(NamedTuple):
+    """The file that the stacks go to.
+
+    Attributes:
+        path: of it.
+        file: its descriptor, open as long as a crash may need it.
+        is_temporary: whether it is not in the run's directory.
+    """
+
+    path: str
+    file: int
+    is_temporary: bool
+
+
+def _nothing() -> tuple[str, bool]:
+    return "", False
+
+
+class Watchdog:
+    """Watches the progress of this process, from `start` to `close`.
+
+    Args:
+        stacks_path: where the stacks go, without `-<number>.txt`, in a
+            directory of the run's own directory. Before that holds a run, or
+            if it is on a store, they go to a temporary file.
+        hang_timeout_secs: seconds without progress that are too many, once
+            the first loop of steps is done; 0 learns them.
+        status_file: see `status`; "" writes none.
+        describe: returns the notice that came, "" if none, and whether a new
+            start on this machine makes no sense.
+        start_up_secs: the limit before the first loop of steps is done.
+        least_secs: the least limit that is learned.
+        period_secs: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        stacks_path: str,
+        hang_timeout_secs: float,
+        status_file: str = "",
+        describe: Callable[[], tuple[str, bool]] = _nothing,
+        *,
+        start_up_secs: float = _START_UP_SECS,
+        least_secs: float = _LEAST_SECS,
+        period_secs: float = _PERIOD_SECS,
+    ) -> None:
+        self._stacks_path = stacks_path
+        self._hang_timeout_secs = hang_timeout_secs
+        self._status_file = status_file
+        self._describe = describe
+        self._limit_secs = start_up_secs
+        self._least_secs = least_secs
+        self._period_secs = period_secs
+        self._clock = _Clock(period_secs)
+        self._last_beat = 0.0
+        self._longest = 0.0
+        self._first_step: int | None = None
+        self._has_begun = False
+        self._step = -1
+        self._saved_step = -1
+        self._stderr = -1
+        self._stacks: _Stacks | None = None
+        self._restored_faulthandler = False
+        self._changed = threading.Event()
+        self._is_closed = False
+        self._thread = threading.Thread(
+            target=self._watch, name="dtrain-watchdog", daemon=True
+        )
+
+    @property
+    def limit_secs(self) -> float:
+        """Seconds without progress that are too many, as of now."""
+        return self._limit_secs
+
+    def start(self) -> None:
+        """Watches from now on."""
+        # While TensorFlow is imported, 2 is a file: see `startup.quiet`.
+        self._stderr = os.dup(2)
+        self._restored_faulthandler = faulthandler.is_enabled()
+        self._record_stacks()
+        self._thread.start()
+
+    def beat(self, step: int, saved_step: int) -> None:
+        """Tells of progress; to be called wherever something got done.
+
+        Args:
+            step: the newest step done; the first loop of steps is done when
+                it is more than it was at the first call.
+            saved_step: that of the newest save known to be whole; -1 if none.
+        """
+        now = self._clock.now()
+        pause, self._last_beat = now - self._last_beat, now
+        self._step, self._saved_step = step, saved_step
+        if self._first_step is None:
+            self._first_step = step
+        elif self._has_begun:
+            self._longest = max(self._longest, pause)
+            self._set_limit()
+        elif step > self._first_step:
+            self._has_begun = True
+            # What is compiled later, as for a picture, takes no longer.
+            self._least_secs = max(self._least_secs, pause)
+            self._set_limit()
+            # On this thread, for the disk may hang, and the other must not.
+            if self._stacks and self._stacks.is_temporary:
+                self._record_stacks()
+        self._changed.set()
+
+    def wake(self) -> None:
+        """Writes the status at once, as when a notice came."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """Stops watching, and removes the file of stacks if it is empty."""
+        if self._is_closed or not self._stacks:
+            return
+        self._is_closed = True
+        self._changed.set()
+        self._thread.join()
+        self._write_status()
+        if self._restored_faulthandler and sys.__stderr__:
+            faulthandler.enable(sys.__stderr__)
+        else:
+            faulthandler.disable()
+        _close_stacks(self._stacks)
+        os.close(self._stderr)
+
+    def _set_limit(self) -> None:
+        self._limit_secs = self._hang_timeout_secs or max(
+            self._least_secs, _TIMES_THE_LONGEST * self._longest
+        )
+
+    def _record_stacks(self) -> None:
+        """Opens the file that a crash writes to, which needs it open."""
+        before = self._stacks
+        self._stacks = _open_stacks(self._stacks_path)
+        faulthandler.enable(self._stacks.file, all_threads=True)
+        if before:
+            _close_stacks(before)
+
+    def _watch(self) -> None:
+        while not self._is_closed:
+            self._clock.tick()
+            self._write_status()
+            idle = self._clock.now() - self._last_beat
+            if idle > self._limit_secs:
+                self._end(idle)
+            time.sleep(min(_STATUS_PAUSE_SECS, self._period_secs))
+            self._changed.wait(self._period_secs)
+            self._changed.clear()
+
+    def _write_status(self) -> None:
+        if not self._status_file:
+            return
+        notice, is_over = self._describe()
+        now = status.Status(
+            pid=os.getpid(),
+            step=self._step,
+            saved_step=self._saved_step,
+            limit_secs=self._limit_secs,
+            notice=notice,
+            is_over=is_over,
+        )
+        # A full disk is no reason to stop; the next one may be written.
+        with contextlib.suppress(OSError):
+            status.write(self._status_file, now)
+
+    def _end(self, idle: float) -> NoReturn:
+        assert self._stacks
+        stacks = self._stacks
+        what = f"no progress for {idle:.0f} s at step {self._step}"
+        frames = _main_frames()
+        text = f"{what}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{_dump()}"
+        # The disk may be what hangs.
+        writer = threading.Thread(
+            target=_write, args=(stacks.file, text.encode()), daemon=True
+        )
+        writer.start()
+        writer.join(_STACKS_SECS)
+        errors.end(
+            errors.HUNG,
+            f"{what}; the stacks of all threads are in {stacks.path}; the main "
+            f"thread is at\n{frames}",
+            self._stderr,
+        )
+
+
+def _write(file: int, data: bytes) -> None:
+    # A full disk; the first lines are on the standard error.
+    with contextlib.suppress(OSError):
+        os.write(file, data)
+
+
+def _dump() -> str:
+    """Returns the stacks of all threads."""
+    # In memory: faulthandler lets no other thread run while it writes.
+    file = os.memfd_create("stacks")
+    try:
+        faulthandler.dump_traceback(file, all_threads=True)
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+    finally:
+        os.close(file)
+
+
+def _main_frames() -> str:
+    """Returns where the main thread is, a line for each of the last calls."""
+    ident = threading.main_thread().ident or 0
+    walk = traceback.walk_stack(sys._current_frames().get(ident))
+    calls = itertools.islice(walk, _NUM_FRAMES)
+    return "\n".join(
+        f"  {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+        for frame, line in calls
+    )
+
+
+def _open_stacks(stem: str) -> _Stacks:
+    """Opens an empty file that nobody else has."""
+    directory = os.path.dirname(stem)
+    run_dir = os.path.dirname(directory)
+    try:
+        # Anything else must stay as it is, if it turns out to be a mistake.
+        if os.path.exists(os.path.join(run_dir, "config.json")):
+            os.makedirs(directory, exist_ok=True)
+            return _open_next(stem)
+    except OSError:
+        # A full disk, or one that may only be read: anywhere, then.
+        pass
+    name = f"dtrain-stacks-{os.path.basename(stem)}-"
+    file, path = tempfile.mkstemp(prefix=name, suffix=".txt")
+    return _Stacks(path, file, is_temporary=True)
+
+
+def _open_next(stem: str) -> _Stacks:
+    """Opens the first of the numbered files that is empty and not in use.
+
+    A process that was killed leaves an empty one.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    number = 0
+    while True:
+        number += 1
+        path = f"{stem}-{number}.txt"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            continue
+        except OSError:
+            # A disk without locks.
+            pass
+        found = os.fstat(file)
+        # Without a name, for whoever had it removed it just now.
+        if found.st_size == 0 and found.st_nlink:
+            return _Stacks(path, file, is_temporary=False)
+        os.close(file)
+
+
+def _close_stacks(stacks: _Stacks) -> None:
+    """Closes the file; a clean run leaves nothing of it."""
+    # A directory that holds more stays, and what is gone is gone.
+    with contextlib.suppress(OSError):
+        if os.fstat(stacks.file).st_size == 0:
+            os.remove(stacks.path)
+            if not stacks.is_temporary:
+                os.rmdir(os.path.dirname(stacks.path))
+    os.close(stacks.file)
