@@ -151,6 +151,10 @@ class Checkpointer:
 
     The chief decides, for all; each worker writes what is its own. All of it
     is written on one other thread.
+
+    Attributes:
+        saved_step: step of the newest save that is written, or was restored;
+            -1 if there is none.
     """
 
     def __init__(
@@ -180,6 +184,8 @@ class Checkpointer:
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         self._saved_step = -1
+        # Of the newest save that is written, on whichever thread.
+        self.saved_step = -1
         # Whether a checkpoint was to be written and is not, and when it is
         # tried again.
         self._owes_checkpoint = False
@@ -232,7 +238,7 @@ class Checkpointer:
                 cluster,
                 lambda: _restore(self._checkpoint, found, config),
             )
-        self._saved_step = found.manifest.step
+        self._saved_step = self.saved_step = found.manifest.step
         return Restored(found.prefix, found.manifest, mine.notes)
 
     def roll_back(self, strategy: tf.distribute.Strategy, step: int) -> Manifest:
@@ -279,7 +285,7 @@ class Checkpointer:
                 lambda: _restore(self._checkpoint, found, config),
             )
             self._put_aside(found.manifest.step, step)
-        self._saved_step = found.manifest.step
+        self._saved_step = self.saved_step = found.manifest.step
         return found.manifest
 
     def _put_aside(self, restored: int, step: int) -> None:
@@ -440,12 +446,14 @@ class Checkpointer:
             self._owes_checkpoint = False
 
         def write() -> None:
+            # The fast one first, for a notice may leave time for no more.
             try:
-                if is_checkpoint:
-                    write_checkpoint()
-            finally:
                 if back_up:
                     back_up.writing(step, snapshot, facts)()
+            finally:
+                if is_checkpoint:
+                    write_checkpoint()
+            self.saved_step = step
             if self._cluster.is_chief:
                 places.record(self._config, self._cluster)
 

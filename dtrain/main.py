@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dtrain import cluster, config, errors, startup
+from dtrain import cluster, config, errors, preemption, startup
 
 _SUMMARY = """\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
@@ -37,11 +37,13 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         return errors.FINISHED
     parsed = config.parse(arguments)
     workers = cluster.from_environment(os.environ)
-    # TensorFlow takes seconds to import, and a wrong command needs none.
-    startup.import_tensorflow()
-    from dtrain import train
+    # From here on a signal ends the process with 75, and not with its own.
+    with preemption.watch(parsed.stop_after_secs, parsed.grace_secs) as watcher:
+        # TensorFlow takes seconds to import, and a wrong command needs none.
+        startup.import_tensorflow()
+        from dtrain import train
 
-    return train.train(parsed, workers, leave)
+        return train.train(parsed, workers, watcher, leave)
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from dtrain import errors
 
@@ -75,39 +75,39 @@ class _Limit(NamedTuple):
     time: float
 
 
+@contextlib.contextmanager
+def watch(
+    stop_after_secs: float = 0.0, grace_secs: float = 0.0
+) -> Iterator[Watcher]:
+    """Watches for notices within a block; see `Watcher`."""
+    watcher = Watcher(stop_after_secs=stop_after_secs, grace_secs=grace_secs)
+    watcher.start()
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
 class Watcher:
     """Watches for notices, from `start` to `close`.
 
     Args:
-        exists: tells whether there is a file; it must not raise. None looks
-            on the disk.
-        stop_file: a file that is a notice as soon as it is there; "" is none.
-        stop_file_secs: seconds between two looks for it.
         stop_after_secs: seconds from now to a notice; 0 is none.
         grace_secs: seconds from a notice to the kill that follows it, when
             this process ends itself; 0 lets it take as long as it takes.
         environment: the variables of this process.
-        on_notice: called once, on a thread of its own, at the first notice
-            that comes after `begin`, or at `begin`.
     """
 
     def __init__(
         self,
         *,
-        exists: Callable[[str], bool] | None = None,
-        stop_file: str = "",
-        stop_file_secs: float = 1.0,
         stop_after_secs: float = 0.0,
         grace_secs: float = 0.0,
         environment: Mapping[str, str] = os.environ,
-        on_notice: Callable[[], object] | None = None,
     ) -> None:
-        self._exists = exists or os.path.exists
-        self._stop_file = stop_file
-        self._stop_file_secs = stop_file_secs
         self._grace_secs = grace_secs
         self._environment = environment
-        self._on_notice = on_notice
+        self._on_notice: Callable[[], object] | None = None
         self._limits: list[_Limit] = []
         if stop_after_secs > 0:
             name = "the time limit (--stop_after_secs)"
@@ -127,7 +127,6 @@ class Watcher:
         self._reader: socket.socket | None = None
         self._writer: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._looks_for_file = False
         self._closed = threading.Event()
 
     @property
@@ -174,23 +173,35 @@ class Watcher:
             self._run(self._ask_gce, key, value)
 
     def arm(self) -> None:
-        """Installs the handlers again, and looks for the stop file from now on.
+        """Installs the handlers again.
 
         To be called by the main thread as soon as the strategy is built. A
         MultiWorkerMirroredStrategy puts a C++ handler over Python's for
         SIGTERM, which swallows it: neither the handler nor the thread hears of
         a SIGTERM between its construction and this call. Nothing can be done
         about that window but keep it short.
-
-        What an earlier run left of the stop file is to be removed before.
         """
         self._install()
-        if self._stop_file and not self._looks_for_file:
-            self._looks_for_file = True
-            self._run(self._look_for_file)
 
-    def begin(self) -> None:
-        """Lets notices set the flag only: there is something to save now."""
+    def look_for(
+        self, path: str, every_secs: float, exists: Callable[[str], bool]
+    ) -> None:
+        """Takes a file for a notice, as soon as it is there.
+
+        Args:
+            path: of the file; an earlier run's is to be removed before.
+            every_secs: seconds between two looks.
+            exists: tells whether there is one; it must not raise.
+        """
+        self._run(self._look_for_file, path, every_secs, exists)
+
+    def begin(self, on_notice: Callable[[], object] | None = None) -> None:
+        """Lets notices set the flag only: there is something to save now.
+
+        Args:
+            on_notice: called once, on a thread of its own, when there is one.
+        """
+        self._on_notice = on_notice
         self._has_begun = True
         self._wake()
 
@@ -241,7 +252,7 @@ class Watcher:
             now = time.monotonic()
             self._notices.append(_Notice(name, is_over, has_deadline, now))
 
-    def _run(self, target: Callable[..., None], *args: str) -> threading.Thread:
+    def _run(self, target: Callable[..., None], *args: Any) -> threading.Thread:
         name = f"dtrain-notices-{target.__name__.strip('_')}"
         thread = threading.Thread(
             target=target, args=args, name=name, daemon=True
@@ -315,9 +326,11 @@ class Watcher:
                 self._stderr,
             )
 
-    def _look_for_file(self) -> None:
-        while not self._exists(self._stop_file):
-            if self._closed.wait(self._stop_file_secs):
+    def _look_for_file(
+        self, path: str, every_secs: float, exists: Callable[[str], bool]
+    ) -> None:
+        while not exists(path):
+            if self._closed.wait(every_secs):
                 return
         self._add("the stop file", True, False)
         self._wake()

@@ -70,7 +70,7 @@ def remove(run_dir: str) -> None:
     """Lets a run go on that was told to stop.
 
     The chief of a run that a person starts calls this, before any worker
-    calls `preemption.Watcher.arm`.
+    looks for it.
 
     Args:
         run_dir: the run's directory.

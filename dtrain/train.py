@@ -35,7 +35,9 @@ from dtrain import (
     preemption,
     run_directory,
     sources,
+    stop_file,
     strategies,
+    watchdog,
 )
 from dtrain import checkpointer as checkpointer_lib
 from dtrain import gan as gan_lib
@@ -53,6 +55,10 @@ _OF_A_WORKER = (
 )
 
 
+# A notice may leave less time than a picture takes.
+_DRAWING_SECS = 15.0
+
+
 class _Run(NamedTuple):
     """What the loop works with."""
 
@@ -65,11 +71,15 @@ class _Run(NamedTuple):
     recorder: metrics.Recorder
     progress: metrics.Progress
     watcher: preemption.Watcher
+    watchdog: watchdog.Watchdog
     claims: list[claim.Claim]
 
 
 def train(
-    config: Config, cluster: Cluster, leave: Callable[[int], int] = int
+    config: Config,
+    cluster: Cluster,
+    watcher: preemption.Watcher,
+    leave: Callable[[int], int] = int,
 ) -> int:
     """Trains a GAN, from the newest state of its run directory if it has one.
 
@@ -78,6 +88,7 @@ def train(
     Args:
         config: the run's settings.
         cluster: the workers, and which of them this is.
+        watcher: started; sees the notices.
         leave: called with the exit code when all is done, before the input
             is taken down; a program passes `errors.leave`. The default goes
             on and returns the code.
@@ -88,19 +99,19 @@ def train(
 
     Raises:
         UserError: the settings fit neither each other, nor the data, nor the
-            machine, nor the run directory.
+            machine, nor the run directory; or the run has diverged.
         StorageError: the state could not be read, or not saved at the end.
         OpError: TensorFlow failed, and not for want of another worker.
     """
-    strategy = strategies.make(config, cluster)
-    # Not before the strategy is built, and before anything that takes long.
-    watcher = preemption.Watcher()
-    watcher.start()
-    watcher.arm()
-    watcher.begin()
     try:
         with contextlib.ExitStack() as stack:
-            run, restored = _open(config, cluster, strategy, watcher, stack)
+            dog = stack.enter_context(_watchdog(config, cluster, watcher))
+            strategy = strategies.make(config, cluster)
+            # Building it may have put TensorFlow's own handlers in place.
+            watcher.arm()
+            run, restored = _open(
+                config, cluster, strategy, watcher, dog, stack
+            )
             run.progress.say(_introduction(run, restored.prefix))
             _say(restored.notes)
             code = _loop(run)
@@ -111,8 +122,20 @@ def train(
         if cluster.num_workers > 1 and strategies.is_lost_worker(error):
             _leave_at_once(error)
         raise
-    finally:
-        watcher.close()
+
+
+def _watchdog(
+    config: Config, cluster: Cluster, watcher: preemption.Watcher
+) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
+    """Starts the watchdog of this worker."""
+    dog = watchdog.Watchdog(
+        os.path.join(config.run_dir, "stacks", f"worker-{cluster.index}"),
+        config.hang_timeout_secs,
+        os.environ.get("DTRAIN_STATUS_FILE", ""),
+        lambda: (watcher.notice, watcher.is_over),
+    )
+    dog.start()
+    return contextlib.closing(dog)
 
 
 def _open(
@@ -120,6 +143,7 @@ def _open(
     cluster: Cluster,
     strategy: tf.distribute.Strategy,
     watcher: preemption.Watcher,
+    dog: watchdog.Watchdog,
     stack: contextlib.ExitStack,
 ) -> tuple[_Run, checkpointer_lib.Restored]:
     """Builds everything and restores the newest state.
@@ -128,7 +152,8 @@ def _open(
         config: the run's settings.
         cluster: the workers, and which of them this is.
         strategy: the strategy of the run.
-        watcher: sees the signals.
+        watcher: sees the notices.
+        dog: sees the progress.
         stack: takes what is to be closed at the end.
 
     Returns:
@@ -148,6 +173,8 @@ def _open(
     claims = strategies.together(
         strategy, cluster, lambda: _claim(config, cluster, stack)
     )
+    if cluster.is_chief:
+        _look_for_stop_file(config, watcher)
     checkpointer = checkpointer_lib.Checkpointer(
         gan.checkpoint,
         config,
@@ -173,6 +200,7 @@ def _open(
             config.num_steps, config.batch_size, is_chief=cluster.is_chief
         ),
         watcher=watcher,
+        watchdog=dog,
         claims=claims,
     )
     notes = filter(None, (note, recorder.notice, *restored.notes))
@@ -241,6 +269,21 @@ def _claim(
     ]
 
 
+def _look_for_stop_file(config: Config, watcher: preemption.Watcher) -> None:
+    """Lets a person stop the run by a file in its directory.
+
+    A start by a person removes it, and one by a supervisor obeys it.
+    """
+    is_first = os.environ.get("DTRAIN_ATTEMPT", "0") == "0"
+    if is_first and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        stop_file.remove(config.run_dir)
+    watcher.look_for(
+        stop_file.path(config.run_dir),
+        stop_file.secs_between_looks(config.run_dir),
+        stop_file.exists,
+    )
+
+
 def _check_restored(
     restored: checkpointer_lib.Restored, description: run_directory.Description
 ) -> None:
@@ -296,22 +339,26 @@ def _leave_at_once(error: Exception) -> NoReturn:
 def _loop(run: _Run) -> int:
     config = run.config
     step, iterator = _input(run)
+    _beat(run, step)
+    # One step, for there is nothing to save before it is done.
+    num_steps = 1
     while step < config.num_steps:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
             return errors.RUN_AGAIN
-        num_steps = _loop_length(config, step)
         rows, verdict = _run_steps(run, iterator, step, num_steps)
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
         step += len(rows)
+        run.watcher.begin(run.gan.stop)
         run.progress.update(step, _losses(names, rows[-1]))
         if verdict != divergence.FINE:
             _roll_back(run, step, divergence.describe(verdict, config))
             step, iterator = _input(run)
-            continue
-        if _due(config.sample_every_steps, step) or step >= config.num_steps:
+        elif _samples_due(run, step):
             _draw_samples(run, step)
+        _beat(run, step)
+        num_steps = _loop_length(config, step)
     _check_replicas(run, step)
     _save_last(run, step)
     _say(filter(None, [run.checkpointer.complete()]))
@@ -319,6 +366,18 @@ def _loop(run: _Run) -> int:
         f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
     )
     return errors.FINISHED
+
+
+def _beat(run: _Run, step: int) -> None:
+    """Tells the watchdog, and through it a supervisor, how far the run is."""
+    run.watchdog.beat(step, run.checkpointer.saved_step)
+
+
+def _samples_due(run: _Run, step: int) -> bool:
+    config = run.config
+    if run.watcher.secs_left < _DRAWING_SECS:
+        return False
+    return step >= config.num_steps or _due(config.sample_every_steps, step)
 
 
 def _input(run: _Run) -> tuple[int, Any]:
@@ -475,6 +534,7 @@ def _wait_until_written(run: _Run) -> None:
     # A slow store may take longer than a collective waits for a worker.
     while is_writing:
         mine = (not run.checkpointer.wait(1.0),)
+        _beat(run, int(run.gan.step.numpy()))
         [is_writing] = strategies.agree(run.strategy, run.cluster, mine)
 
 
