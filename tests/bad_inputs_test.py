@@ -475,7 +475,7 @@ RUN_DIRECTORIES = {
     ),
     "no such step to draw": Bad(
         "--run_dir={place}/run --step=5",
-        ("no checkpoint of step 5; there: 1, 2",),
+        ("no checkpoint of step 5; there: 0, 1, 2",),
         program="sample",
     ),
     "a negative step to draw": Bad(
