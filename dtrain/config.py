@@ -45,6 +45,9 @@ GROUPS = (
 )
 
 
+# As many replicas can share a batch, to the bit.
+_ORDERED_MICRO_BATCHES = 8
+
 # By absl's name of a flag's type.
 _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 
@@ -183,9 +186,18 @@ class Config:
         0,
         DEVICES,
         "Equal parts of a batch, each with a gradient of its own; more than "
-        "the replicas saves memory. 0 is one for each replica.",
+        "the replicas saves memory. 0 is one for each replica, or 8 with "
+        "--reduction=ordered, under which it must not change.",
         minimum=0,
         may_change=True,
+    )
+    reduction: str = _field(
+        "fast",
+        DEVICES,
+        "How gradients are added. fast: in the order that the strategy "
+        "likes. ordered: in one fixed tree over the micro-batches, so that "
+        "the result does not depend, to the bit, on the number of replicas.",
+        choices=("fast", "ordered"),
     )
 
     dataset: str = _field(
@@ -508,6 +520,8 @@ class Config:
             # To an object store a/b//c is another name than a/b/c.
             path = getattr(self, name)
             object.__setattr__(self, name, path.rstrip("/") or path[:1])
+        if self.reduction == "ordered" and not self.micro_batches:
+            object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
         for field in dataclasses.fields(self):
             _check_value(field, getattr(self, field.name))
         _check_together(self)
@@ -533,6 +547,8 @@ class Config:
         ]
         if self.learning_rate_schedule != "constant":
             fixed.append("num_steps")
+        if self.reduction == "ordered":
+            fixed.append("micro_batches")
         return {
             name: (getattr(self, name), getattr(other, name))
             for name in fixed

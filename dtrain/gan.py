@@ -24,12 +24,14 @@ from dtrain import (
     data,
     divergence,
     optimizers,
+    reduction,
     registry,
     snapshot,
     strategies,
 )
 from dtrain.config import Config
 from dtrain.errors import UserError
+from dtrain.models import batch_norm
 
 # What a random draw is for, folded into its seed.
 _LATENTS = 0
@@ -71,10 +73,18 @@ def _seed(
 
 
 class _Part(NamedTuple):
-    """What one phase computed on one replica, to be summed over all."""
+    """What one phase computed on one replica, to be summed over all.
+
+    Attributes:
+        gradients: of the network's trainable variables.
+        metrics: float32 scalars by name.
+        statistics: float32 [2, channels] each, of the passes through a
+            BatchNorm in their order; only in ordered mode.
+    """
 
     gradients: list[tf.Tensor]
     metrics: dict[str, tf.Tensor]
+    statistics: list[tf.Tensor]
 
 
 class _Outcome(NamedTuple):
@@ -154,18 +164,18 @@ class GAN:
         with tf.device("CPU:0"):
             # This worker's own, and read in every step.
             self._stop = tf.Variable(0.0, trainable=False, name="stop")
+        self._ordered = config.reduction == "ordered"
+        if self._ordered:
+            _refuse_own_state(self.networks)
         _refuse_unsynchronized(self.networks, strategy)
         self._phases = self.networks.phases or registry.adversarial_phases(
             config
         )
         self._draw_of_phase = _draws(self._phases, self.num_draws)
-        jit_compile = _jit_compile(config, strategy, self.networks)
-        self._phase_parts = [
-            tf.function(self._phase_part, jit_compile=True)
-            if jit_compile
-            else self._phase_part
-            for _ in self._phases
-        ]
+        self._micro_parts, self._phase_parts = self._compile()
+        # The BatchNorm layer of each of a phase's `statistics`.
+        self._layers: list[list[batch_norm.BatchNorm]]
+        self._layers = [[] for _ in self._phases]
         self.checkpoint = self._make_checkpoint()
 
     def _copy_generator(self) -> None:
@@ -204,6 +214,20 @@ class GAN:
             name: optimizers.LossScale(name)
             for name in ("generator", "discriminator")
         }
+
+    def _compile(self) -> tuple[list[Any], list[Any]]:
+        """Returns `_micro_part` and `_phase_part` for each phase.
+
+        What XLA compiles at once decides how it fuses, and so how it rounds:
+        in ordered mode that is a micro-batch, the same on any replicas.
+        """
+        num_phases = len(self._phases)
+        micro_parts: list[Any] = [self._micro_part] * num_phases
+        phase_parts: list[Any] = [self._phase_part] * num_phases
+        if _jit_compile(self._config, self._strategy, self.networks):
+            parts = micro_parts if self._ordered else phase_parts
+            parts[:] = [tf.function(part, jit_compile=True) for part in parts]
+        return micro_parts, phase_parts
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
         parts: dict[str, Any] = {
@@ -346,6 +370,7 @@ class GAN:
         part = self._phase_parts[index](index, example, scale)
         part.metrics[_STOP] = self._stop.read_value()
         part = self._all_reduce(part)
+        self._move_statistics(index, part)
         if scale is None:
             self._optimizers[name].apply(part.gradients, variables)
             return part, None
@@ -381,19 +406,16 @@ class GAN:
         Pure but for BatchNorm's averages and Keras' seeds: this, and nothing
         around it, is what XLA may compile.
         """
-        total: _Part | None = None
         size = example.latents.shape[0] // self._micro_batches
-        for number in range(self._micro_batches):
+
+        def micro_part(number: int) -> _Part:
             cut = slice(number * size, (number + 1) * size)
             micro = registry.Example(*(value[cut] for value in example))
-            # One after the other, or all of them are in memory at once.
-            with tf.control_dependencies(total.gradients if total else []):
-                part = self._micro_part(index, micro, scale)
-            if total is not None:
-                part = tf.nest.map_structure(tf.add, total, part)
-            total = part
-        assert total is not None
-        return total
+            return self._micro_parts[index](index, micro, scale)
+
+        return reduction.accumulate(
+            self._micro_batches, micro_part, ordered=self._ordered
+        )
 
     def _micro_part(
         self, index: int, example: registry.Example, scale: tf.Tensor | None
@@ -405,7 +427,10 @@ class GAN:
                 self.networks, phase.network
             ).trainable_variables
         ]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with (
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+            batch_norm.ghost_batch(self._ordered) as passes,
+        ):
             tape.watch(variables)
             losses, metrics = phase.objective(self.networks, example)
             loss = tf.reduce_sum(losses) / self._config.batch_size
@@ -420,29 +445,41 @@ class GAN:
             / self._config.batch_size
             for name, value in {**metrics, _LOSS: losses}.items()
         }
-        return _Part([tf.convert_to_tensor(value) for value in gradients], sums)
+        # Known when this is traced, and the same in every trace.
+        self._layers[index] = [layer for layer, _ in passes]
+        return _Part(
+            # As they travel, or a sum would be rounded where it leaves.
+            [
+                tf.cast(value, tf.float32)
+                if self._ordered
+                else tf.convert_to_tensor(value)
+                for value in gradients
+            ],
+            sums,
+            [statistics for _, statistics in passes],
+        )
 
     def _all_reduce(self, part: _Part) -> _Part:
-        """Sums a phase over the replicas in one collective."""
-        if self._strategy.num_replicas_in_sync == 1:
-            return part
-        values = [*part.gradients, *part.metrics.values()]
-        flat = [
-            tf.reshape(tf.cast(value, tf.float32), [-1]) for value in values
-        ]
-        packed = tf.concat(flat, 0)
-        context = tf.distribute.get_replica_context()
-        packed = context.all_reduce(tf.distribute.ReduceOp.SUM, packed)
-        sizes = [value.shape.num_elements() for value in values]
-        reduced = [
-            tf.cast(tf.reshape(flat, value.shape), value.dtype)
-            for flat, value in zip(tf.split(packed, sizes), values, strict=True)
-        ]
+        """Sums a phase over the replicas in one exchange."""
+        names, metrics = list(part.metrics), list(part.metrics.values())
         num_gradients = len(part.gradients)
-        return _Part(
-            reduced[:num_gradients],
-            dict(zip(part.metrics, reduced[num_gradients:], strict=True)),
+        values = reduction.over_replicas(
+            [*part.gradients, *metrics, *part.statistics],
+            ordered=self._ordered,
         )
+        end = num_gradients + len(names)
+        return _Part(
+            values[:num_gradients],
+            dict(zip(names, values[num_gradients:end], strict=True)),
+            values[end:],
+        )
+
+    def _move_statistics(self, index: int, part: _Part) -> None:
+        """Moves BatchNorm's averages by the mean over the micro-batches."""
+        for layer, total in zip(
+            self._layers[index], part.statistics, strict=True
+        ):
+            layer.move(*tf.unstack(total / self._config.micro_batches))
 
     def _apply_if(
         self,
@@ -602,6 +639,29 @@ def _refuse_unsynchronized(
                 )
 
 
+def _refuse_own_state(networks: registry.Networks) -> None:
+    """Refuses layers whose state depends on which replica calls them when.
+
+    Raises:
+        UserError: a network has one.
+    """
+    for network in (networks.generator, networks.discriminator):
+        for layer in network._flatten_layers():
+            if isinstance(layer, batch_norm.BatchNorm):
+                continue
+            if layer._non_trainable_variables or layer._seed_generators:
+                remedy = (
+                    "dtrain.models.batch_norm.BatchNorm"
+                    if isinstance(layer, keras.layers.BatchNormalization)
+                    else "a layer without"
+                )
+                raise UserError(
+                    f"reduction (ordered): {layer.name} is a "
+                    f"{type(layer).__name__}, whose state would depend on the "
+                    f"number of replicas; use {remedy}, or --reduction=fast"
+                )
+
+
 def _jit_compile(
     config: Config,
     strategy: tf.distribute.Strategy,
@@ -614,7 +674,8 @@ def _jit_compile(
     """
     if config.jit_compile == "off":
         return False
-    has_state = bool(
+    # In ordered mode, what is compiled returns it instead of assigning it.
+    has_state = config.reduction == "fast" and bool(
         networks.generator.non_trainable_variables
         or networks.discriminator.non_trainable_variables
     )

@@ -68,6 +68,11 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     # In a loop it fails on the gradients of a fused convolution and says so,
     # once for each trace; what it would fuse is a few per cent of inference.
     tf.config.optimizer.set_experimental_options({"remapping": False})
+    if config.reduction == "ordered":
+        # It takes sums apart and adds them in another order.
+        tf.config.optimizer.set_experimental_options(
+            {"arithmetic_optimization": False}
+        )
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if config.strategy == "mirrored":
@@ -131,12 +136,34 @@ def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
     replicas = strategy.num_replicas_in_sync
     check_batch_size(config.batch_size, replicas)
     micro_batches = config.micro_batches or replicas
+    if config.reduction == "ordered":
+        _check_tree(micro_batches, replicas)
     if micro_batches % replicas:
         raise UserError(
             f"micro_batches ({micro_batches}) must be a multiple of the "
             f"{replicas} replicas; try 0, which is one for each"
         )
     return micro_batches // replicas
+
+
+def _check_tree(micro_batches: int, num_replicas: int) -> None:
+    """Checks that each replica's micro-batches are a subtree of all.
+
+    Raises:
+        UserError: they are not.
+    """
+    possible = {1, micro_batches}
+    shared = micro_batches
+    while shared % 2 == 0:
+        shared //= 2
+        possible.add(shared)
+    if num_replicas not in possible:
+        raise UserError(
+            f"{num_replicas} replicas cannot share {micro_batches} "
+            "micro_batches with --reduction=ordered: on several, each must "
+            "have the same power of two; use "
+            f"{' or '.join(map(str, sorted(possible)))} replicas"
+        )
 
 
 def check_batch_size(batch_size: int, num_replicas: int) -> None:

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+# Of this thread, since a strategy traces each replica in one of its own.
+_ghost = threading.local()
+
+
+@contextlib.contextmanager
+def ghost_batch(
+    active: bool = True,
+) -> Iterator[list[tuple[BatchNorm, tf.Tensor]]]:
+    """Makes every `BatchNorm` normalize the batch that it is given, alone.
+
+    Hoffer et al. 2017, Train longer, generalize better: ghost batches. Within
+    this context a training pass meets no other replica and moves no average;
+    whoever entered it does, by `BatchNorm.move`. A layer that is called twice,
+    for real and for fake images, is in the list twice.
+
+    Args:
+        active: if not, nothing changes, and the list stays empty.
+
+    Yields:
+        The layers that were called in training, with the mean and variance of
+        their batch, float32 [2, channels], in the order of the calls.
+    """
+    passes: list[tuple[BatchNorm, tf.Tensor]] = []
+    if active:
+        _ghost.passes = passes
+    try:
+        yield passes
+    finally:
+        if active:
+            _ghost.passes = None
 
 
 @keras.saving.register_keras_serializable(package="dtrain")
@@ -19,6 +53,8 @@ class BatchNorm(keras.layers.Layer):
     all-reduces instead of five: one forward, which carries both sums of the
     layer in one tensor, and one backward. The moving statistics, which every
     replica computes from those sums, do not travel at all.
+
+    With `ghost_batch` it is over a micro-batch instead.
 
     The moving statistics stay equal on all replicas, so a checkpoint holds
     those of all. Every replica must be given equally many examples.
@@ -81,8 +117,13 @@ class BatchNorm(keras.layers.Layer):
         """
         values = tf.cast(inputs, tf.float32)
         if training:
-            mean, variance = self._batch_statistics(values)
-            self._move(mean, variance)
+            passes = getattr(_ghost, "passes", None)
+            mean, variance = self._batch_statistics(values, passes is not None)
+            if passes is None:
+                self.move(mean, variance)
+            else:
+                statistics = tf.stop_gradient(tf.stack([mean, variance]))
+                passes.append((self, statistics))
         else:
             mean = tf.convert_to_tensor(self.moving_mean)
             variance = tf.convert_to_tensor(self.moving_variance)
@@ -90,7 +131,7 @@ class BatchNorm(keras.layers.Layer):
         return tf.cast((values - mean) * scale + self.beta, self.compute_dtype)
 
     def _batch_statistics(
-        self, values: tf.Tensor
+        self, values: tf.Tensor, is_alone: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the mean and variance over all replicas, in one all-reduce.
 
@@ -101,6 +142,7 @@ class BatchNorm(keras.layers.Layer):
 
         Args:
             values: float32 [b, ..., channels].
+            is_alone: whether to leave the other replicas out.
 
         Returns:
             float32 [channels] each.
@@ -115,7 +157,7 @@ class BatchNorm(keras.layers.Layer):
                 tf.reduce_sum(shifted**2, axes),
             ]
         )
-        context = tf.distribute.get_replica_context()
+        context = None if is_alone else tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
             sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
             count *= context.num_replicas_in_sync
@@ -123,7 +165,13 @@ class BatchNorm(keras.layers.Layer):
         variance = tf.nn.relu(mean_square - shifted_mean**2)
         return shift + shifted_mean, variance
 
-    def _move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    def move(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        """Moves the moving statistics towards those of a batch.
+
+        Args:
+            mean: float32 [channels], equal on all replicas.
+            variance: the same.
+        """
         # An overflow is forgotten with its batch, as the loss scale forgets
         # its gradients; in the averages it would stay for ever. The sums are
         # equal on all replicas, so all decide alike.
