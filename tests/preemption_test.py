@@ -1,70 +1,560 @@
-"""A signal sets a flag, and the second one ends the process."""
+"""Real signals to real processes, a server in the place of GCE's, real time.
+
+A child watches, and its main thread sits in a call of C that returns for no
+signal, as inside TensorFlow: only the watcher's thread can see anything.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
+import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from dtrain import preemption
+from dtrain import errors, preemption
 from tests import runs
 
-SLEEPER = """
-import os, time
+# A mutex that is locked twice is never had, and unlike sleep(3) the call goes
+# on after a signal. A child that nobody ends does so by itself.
+CHILD = """
+import ctypes, os, sys, threading
 from dtrain import preemption
-watcher = preemption.Watcher()
-watcher.arm()
-print("armed", flush=True)
-while not watcher.requested:
-    time.sleep(0.01)
-print("saw", watcher.notice, flush=True)
-time.sleep(60)
+
+def stuck():
+    mutex = ctypes.create_string_buffer(64)
+    lock = ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+timer = threading.Timer(60, os._exit, (99,))
+timer.daemon = True
+timer.start()
+watcher = preemption.Watcher(
+    on_notice=lambda: say("told by", watcher.notice, watcher.is_over),
+    **eval(sys.argv[1]),
+)
+watcher.start()
+exec(sys.argv[2])
+say("ready")
+stuck()
 """
+
+BEGUN = "watcher.arm(); watcher.begin()"
+SECOND = preemption._SAME_NOTICE_SECS
+
+
+class Child:
+    """A process that watches."""
+
+    def __init__(
+        self,
+        settings: str = "{}",
+        then: str = BEGUN,
+        **variables: str,
+    ) -> None:
+        environment = runs.environment(
+            NO_GCE_CHECK="true", PYTHONUNBUFFERED="", **variables
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, settings, then],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def line(self) -> str:
+        """Waits for a line of the standard output."""
+        return self.process.stdout.readline().rstrip("\n")
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end; returns the code and the standard error."""
+        _, printed = self.process.communicate(timeout=60)
+        return self.process.returncode, printed
+
+    def is_alive_after(self, secs: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(secs)
+        return self.process.poll() is None
+
+
+Start = Callable[..., Child]
 
 
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", SLEEPER],
-        env=runs.environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "armed\n"
-        yield process
-        process.kill()
+def start() -> Iterator[Start]:
+    """Starts children that are ready, and leaves none."""
+    children: list[Child] = []
+
+    def start(*args: str, **variables: str) -> Child:
+        children.append(Child(*args, **variables))
+        assert children[-1].line() == "ready"
+        return children[-1]
+
+    yield start
+    for child in children:
+        with child.process:
+            child.process.kill()
 
 
-def test_second_interrupt_ends(sleeper: subprocess.Popen[str]) -> None:
-    sleeper.send_signal(signal.SIGINT)
-    assert sleeper.stdout.readline() == "saw SIGINT\n"
-    sleeper.send_signal(signal.SIGINT)
-    assert sleeper.wait(30) == -signal.SIGINT
+# Signals.
 
 
-def test_terminate_may_come_twice(sleeper: subprocess.Popen[str]) -> None:
-    sleeper.send_signal(signal.SIGTERM)
-    assert sleeper.stdout.readline() == "saw SIGTERM\n"
-    sleeper.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        sleeper.wait(0.5)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2],
+)
+def test_signal_is_seen_inside_a_call_of_c(
+    start: Start, number: signal.Signals
+) -> None:
+    child = start()
+    child.send(number)
+    assert child.line() == f"told by {number.name} False"
+    assert child.is_alive_after(0.2)
+
+
+def test_second_interrupt_ends_however_fast(start: Start) -> None:
+    child = start()
+    child.send(signal.SIGINT)
+    assert child.line() == "told by SIGINT False"
+    child.send(signal.SIGINT)
+    assert child.end()[0] == -signal.SIGINT
+
+
+def test_terminate_may_come_twice_and_ends_later(start: Start) -> None:
+    child = start()
+    child.send(signal.SIGTERM)
+    assert child.line() == "told by SIGTERM False"
+    child.send(signal.SIGTERM)
+    assert child.is_alive_after(SECOND + 0.2)
+    child.send(signal.SIGTERM)
+    assert child.end()[0] == -signal.SIGTERM
+
+
+def test_another_signal_later_ends(start: Start) -> None:
+    child = start()
+    child.send(signal.SIGUSR1)
+    assert child.line() == "told by SIGUSR1 False"
+    assert child.is_alive_after(SECOND + 0.2)
+    child.send(signal.SIGTERM)
+    assert child.end()[0] == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_before_there_is_anything_to_save_it_ends_at_once(
+    start: Start, number: signal.Signals
+) -> None:
+    child = start("{}", "watcher.arm(); print('half a line', end='')")
+    child.send(number)
+    output, printed = child.process.communicate(timeout=60)
+    assert child.process.returncode == errors.RUN_AGAIN
+    assert printed.count("\n") == 1
+    assert printed.startswith(f"stopped by {number.name} before the first")
+    assert output == "half a line"
+
+
+def test_words_come_out_while_tensorflow_is_imported(start: Start) -> None:
+    """Its noise is caught meanwhile, and with it what goes to 2."""
+    quiet = (
+        "from dtrain import startup; catch = startup.quiet(); catch.__enter__()"
+    )
+    child = start("{}", quiet)
+    child.send(signal.SIGTERM)
+    code, printed = child.end()
+    assert code == errors.RUN_AGAIN
+    assert "before the first steps" in printed
+
+
+def test_end_waits_for_no_lock_of_the_main_thread(start: Start) -> None:
+    """Which holds that of the standard output, in a full pipe."""
+    full = "say('ready'); sys.stdout.write('x' * 10**6); sys.stdout.flush()"
+    child = start("{}", full)
+    child.send(signal.SIGTERM)
+    assert child.process.wait(30) == errors.RUN_AGAIN
+
+
+def test_handler_of_another_is_overwritten_until_armed_again(
+    start: Start,
+) -> None:
+    """As by TensorFlow's, in C++, when it builds a strategy."""
+    overwrite = (
+        "import ctypes, signal; f = ctypes.CDLL(None).signal; "
+        "f.argtypes = (ctypes.c_int, ctypes.c_void_p); f.restype = None; "
+        "f(15, 1)"
+    )
+    child = start("{}", f"{BEGUN}; {overwrite}")
+    child.send(signal.SIGTERM)
+    child.send(signal.SIGUSR1)
+    assert child.line() == "told by SIGUSR1 False"
+    child = start("{}", f"{overwrite}; {BEGUN}")
+    child.send(signal.SIGTERM)
+    assert child.line() == "told by SIGTERM False"
+
+
+@contextlib.contextmanager
+def watching(**settings: object) -> Iterator[preemption.Watcher]:
+    watcher = preemption.Watcher(environment={"NO_GCE_CHECK": "1"}, **settings)
+    watcher.start()
+    watcher.arm()
+    watcher.begin()
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_previous_handler_is_called_and_comes_back() -> None:
     called = []
     before = signal.signal(signal.SIGTERM, lambda *_: called.append("previous"))
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
     try:
-        watcher = preemption.Watcher()
-        watcher.arm()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert watcher.requested
-        assert called == ["previous"]
-        watcher.disarm()
+        with watching() as watcher:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert watcher.requested
+            assert watcher.notice == "SIGTERM"
+            assert called == ["previous"]
+        watcher.close()
         os.kill(os.getpid(), signal.SIGTERM)
         assert called == ["previous", "previous"]
+        assert signal.set_wakeup_fd(wakeup) == wakeup
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert not [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith("dtrain-notices")
+        ]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_fork_keeps_its_signals_to_itself() -> None:
+    with watching() as watcher:
+        pid = os.fork()
+        if not pid:
+            time.sleep(60)
+            os._exit(1)
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -15
+        assert not watcher.requested
+
+
+# Files, times, parents.
+
+
+def test_stop_file(tmp_path: pathlib.Path, start: Start) -> None:
+    path = tmp_path / "stop"
+    child = start(repr({"stop_file": str(path)}))
+    path.write_text("")
+    assert child.line() == "told by the stop file True"
+
+
+def test_stop_file_counts_from_arming_on() -> None:
+    looks = []
+
+    def exists(path: str) -> bool:
+        looks.append(path)
+        return len(looks) == 3
+
+    watcher = preemption.Watcher(
+        exists=exists, stop_file="gs://a/stop", stop_file_secs=0.01
+    )
+    watcher.start()
+    watcher.begin()
+    try:
+        time.sleep(0.1)
+        assert not looks
+        watcher.arm()
+        watcher.arm()
+        wait_for(lambda: watcher.requested)
+        assert looks == ["gs://a/stop"] * 3
+    finally:
+        watcher.close()
+
+
+def test_file_system_that_hangs_delays_no_signal(start: Start) -> None:
+    settings = "{'stop_file': '/x', 'exists': lambda path: stuck()}"
+    child = start(settings)
+    child.send(signal.SIGTERM)
+    assert child.line() == "told by SIGTERM False"
+
+
+def test_time_limit(start: Start) -> None:
+    child = start("{'stop_after_secs': 1.0}")
+    assert child.line() == "told by the time limit (--stop_after_secs) True"
+
+
+def test_end_of_the_allocation(start: Start) -> None:
+    lead = preemption._LEAST_LEAD_SECS
+    end = str(int(time.time() + lead + 3))
+    child = start(SLURM_JOB_END_TIME=end)
+    assert child.line() == "told by the end of the Slurm allocation True"
+    # With a minute of grace, two minutes ahead.
+    end = str(int(time.time() + 121 + 3))
+    child = start("{'grace_secs': 60.0}", SLURM_JOB_END_TIME=end)
+    assert child.line() == "told by the end of the Slurm allocation True"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SLURM_JOB_END_TIME", "tomorrow", "a whole number"),
+        ("SLURM_JOB_END_TIME", "1" * 5000, "a whole number"),
+        ("SLURM_JOB_END_TIME", "1500000000", "a time to come"),
+        ("DTRAIN_SUPERVISOR_PID", "-1", "a whole number"),
+    ],
+)
+def test_garbage_is_ignored_with_a_line(
+    name: str, value: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment = {"NO_GCE_CHECK": "true", name: value}
+    watcher = preemption.Watcher(environment=environment)
+    watcher.start()
+    watcher.begin()
+    try:
+        time.sleep(2 * preemption._TICK_SECS)
+        assert not watcher.requested
+    finally:
+        watcher.close()
+    printed = capfd.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith(f"{name} ({value[:50]!r}"[:40])
+    assert said in printed
+    assert len(printed) < 200
+
+
+def test_launcher_that_is_gone() -> None:
+    """A parent starts a child, says so, and is killed."""
+    parent = """
+import os, subprocess, sys
+os.environ["DTRAIN_SUPERVISOR_PID"] = str(os.getpid())
+subprocess.run([sys.executable, "-c", *sys.argv[1:]])
+"""
+    arguments = [sys.executable, "-c", parent, CHILD, "{}", BEGUN]
+    with subprocess.Popen(
+        arguments,
+        env=runs.environment(NO_GCE_CHECK="true"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(2 * preemption._TICK_SECS)
+            process.kill()
+            line = process.stdout.readline()
+            assert line == "told by the launcher is gone False\n"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_notice_that_is_the_end_counts_beside_one_that_is_not() -> None:
+    with watching(stop_after_secs=0.5, grace_secs=900.0) as watcher:
+        assert watcher.secs_left == float("inf")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not watcher.is_over
+        assert 0 < watcher.secs_left <= 900
+        wait_for(lambda: watcher.is_over)
+        assert watcher.notice == "SIGUSR1"
+
+
+# Grace.
+
+
+def test_grace_ends_what_takes_longer(start: Start) -> None:
+    child = start("{'grace_secs': 0.5}")
+    child.send(signal.SIGTERM)
+    code, printed = child.end()
+    assert code == errors.RUN_AGAIN
+    assert printed.count("\n") == 1
+    assert "SIGTERM: not saved within grace_secs (0.5)" in printed
+
+
+def test_person_has_no_deadline(start: Start) -> None:
+    child = start("{'grace_secs': 0.1, 'stop_after_secs': 0.1}")
+    child.send(signal.SIGINT)
+    assert child.is_alive_after(1.5)
+    child.send(signal.SIGTERM)
+    # Which is not the first signal, but has a deadline.
+    assert child.is_alive_after(0.05)
+    assert child.end()[0] == errors.RUN_AGAIN
+
+
+# GCE.
+
+
+class Metadata(http.server.ThreadingHTTPServer):
+    """Answers as GCE's does, or as a broken one."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.values = {
+            "instance/preempted": "FALSE",
+            "instance/maintenance-event": "NONE",
+        }
+        self.status = 200
+        self.is_silent = False
+        self.asked: list[str] = []
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, Metadata)
+        key = self.path.removeprefix("/computeMetadata/v1/")
+        server.asked.append(key)
+        if server.is_silent:
+            time.sleep(20)
+        # The real one refuses who does not say this.
+        known = self.headers["Metadata-Flavor"] == "Google"
+        self.send_response(server.status if known else 403)
+        self.end_headers()
+        self.wfile.write(server.values.get(key, "").encode())
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    with Metadata() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@contextlib.contextmanager
+def on_gce(server: Metadata, **more: str) -> Iterator[preemption.Watcher]:
+    watcher = preemption.Watcher(
+        environment={"GCE_METADATA_HOST": server.host, **more}
+    )
+    watcher.start()
+    watcher.begin()
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("instance/preempted", "TRUE"),
+        ("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"),
+    ],
+)
+def test_gce_is_noticed_within_two_seconds(
+    metadata: Metadata,
+    key: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nobody is there, and nobody should be asked.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with on_gce(metadata) as watcher:
+        wait_for(lambda: len(metadata.asked) >= 4)
+        assert not watcher.requested
+        metadata.values[key] = value
+        since = metadata.asked.count(key)
+        wait_for(lambda: watcher.requested)
+        # One may have been answered before; a slow machine shows no seconds.
+        assert metadata.asked.count(key) - since <= 2
+        assert preemption._GCE_EVERY_SECS <= 1.0
+        assert watcher.notice == f"GCE: {key}"
+        assert watcher.is_over
+
+
+def test_live_migration_is_no_notice(metadata: Metadata) -> None:
+    key = "instance/maintenance-event"
+    metadata.values[key] = "MIGRATE_ON_HOST_MAINTENANCE"
+    with on_gce(metadata) as watcher:
+        wait_for(lambda: metadata.asked.count(key) >= 3)
+        assert not watcher.requested
+
+
+def test_broken_server_is_survived_without_a_word(
+    metadata: Metadata, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metadata.values = {"instance/preempted": "TRUE" * 1000}
+    with on_gce(metadata) as watcher:
+        wait_for(lambda: len(metadata.asked) >= 4)
+        metadata.status = 503
+        metadata.values = {"instance/preempted": "TRUE"}
+        wait_for(lambda: len(metadata.asked) >= 8)
+        assert not watcher.requested
+        metadata.status = 200
+        wait_for(lambda: watcher.requested)
+    assert capfd.readouterr().err == ""
+
+
+def test_silent_server_delays_nothing(metadata: Metadata) -> None:
+    metadata.is_silent = True
+    with on_gce(metadata) as watcher:
+        wait_for(lambda: bool(metadata.asked))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_for(lambda: watcher._was_announced)
+        # It is asked again, although it never answers.
+        wait_for(lambda: len(metadata.asked) >= 4)
+        metadata.is_silent = False
+        metadata.values["instance/preempted"] = "TRUE"
+        wait_for(lambda: watcher.is_over)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "a b", "x:y", "[::1", "\n"])
+def test_no_server_is_survived_without_a_word(
+    host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watcher = preemption.Watcher(environment={"GCE_METADATA_HOST": host})
+    watcher.start()
+    watcher.begin()
+    time.sleep(0.2)
+    watcher.close()
+    assert not watcher.requested
+    assert capfd.readouterr().err == ""
+
+
+def test_nobody_is_asked_who_is_not_there(
+    metadata: Metadata,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    with on_gce(metadata, NO_GCE_CHECK="True"):
+        time.sleep(0.3)
+    assert not metadata.asked
+    # Without a variable, the machine's maker tells.
+    product = tmp_path / "product_name"
+    monkeypatch.setattr(preemption, "_GCE_PRODUCT", product)
+    assert preemption._gce_keys({}) == {}
+    product.write_text("Some Laptop\n")
+    assert preemption._gce_keys({}) == {}
+    product.write_text("Google Compute Engine\n")
+    assert "instance/preempted" in preemption._gce_keys({})
