@@ -474,9 +474,9 @@ class Config:
         SAVING,
         "Seconds without progress after which the process writes the stacks "
         "of all threads to run_dir/stacks and exits with 70. 0 learns them: "
-        "ten times the longest pause so far, at least 60 and at least the "
-        "time of the first loop of steps. Before that loop is done it is "
-        "1800, whatever this says.",
+        "ten times the longest pause so far, at least 60, and at least twice "
+        "the time of the first loop of steps. Before that loop is done they "
+        "are 1800, whatever this says.",
         minimum=0.0,
         may_change=True,
     )

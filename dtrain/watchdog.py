@@ -164,8 +164,9 @@ class Watchdog:
             self._set_limit()
         elif step > self._first_step:
             self._has_begun = True
-            # What is compiled later, as for a picture, takes no longer.
-            self._least_secs = max(self._least_secs, pause)
+            # The next loop may take as long, and so may what is compiled
+            # later, as for a picture.
+            self._least_secs = max(self._least_secs, 2 * pause)
             self._set_limit()
             # On this thread, for the disk may hang, and the other must not.
             if self._stacks and self._stacks.is_temporary:
