@@ -205,6 +205,15 @@ class Watcher:
         self._has_begun = True
         self._wake()
 
+    def hear(self, is_over: bool) -> None:
+        """Takes another worker's notice for this one's, if it has none.
+
+        Args:
+            is_over: that worker's.
+        """
+        if not self._notices:
+            self._add("another worker's notice", is_over, False)
+
     def close(self) -> None:
         """Stops watching; puts the previous handlers back. Idempotent.
 

@@ -487,10 +487,13 @@ def _stop_or_save(run: _Run, step: int) -> bool:
         _say([f"{failure}; training goes on from what was saved before"])
     mine = (
         run.watcher.requested,
+        run.watcher.is_over,
         run.checkpointer.due(step),
         bool(failure) and run.config.on_save_error == "stop",
     )
-    stop, save, give_up = strategies.agree(run.strategy, run.cluster, mine)
+    stop, is_over, save, give_up = strategies.agree(
+        run.strategy, run.cluster, mine
+    )
     if give_up:
         raise errors.StorageError(failure or "another worker could not save")
     if stop or save:
@@ -499,10 +502,10 @@ def _stop_or_save(run: _Run, step: int) -> bool:
         if save:
             run.checkpointer.save(step, _facts(run, step))
         return False
+    run.watcher.hear(is_over)
     _save_last(run, step)
-    notice = run.watcher.notice or "another worker's notice"
     run.progress.say(
-        f"stopped by {notice} and saved at step {step:,}; the same command "
+        f"stopped by {run.watcher.notice} and saved at step {step:,}; the same command "
         "goes on from there"
     )
     return True
