@@ -6,6 +6,7 @@ Runs in one process on logical CPUs, which conftest.py makes.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import pathlib
 from collections.abc import Iterator
 
@@ -496,3 +497,29 @@ def test_top_level_names_in_a_checkpoint() -> None:
         "ema_generator",
         "divergence",
     }
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_stop_ends_the_loop_after_the_step_that_runs(
+    num_replicas: int, digits: sources.Source
+) -> None:
+    """From another thread, while the main one waits for TensorFlow."""
+    strategy = mirrored(num_replicas)
+    gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, 0)
+    iterator = data.make_iterator(digits, SMALL, strategy, 0)
+    gan.train_steps(iterator, tf.constant(1, tf.int64))
+    seen: list[int] = []
+
+    def stop() -> None:
+        gan.stop()
+        seen.append(int(gan.step.numpy()))
+
+    timer = threading.Timer(0.3, stop)
+    timer.start()
+    rows, verdict = gan.train_steps(iterator, tf.constant(10**6, tf.int64))
+    timer.join()
+    step = int(gan.step.numpy())
+    assert len(rows) == step - 1
+    assert int(verdict.numpy()) == 0
+    # The one that was running, and one that had begun to look.
+    assert seen[0] <= step <= seen[0] + 2

@@ -1,0 +1,123 @@
+"""Whatever a run is doing when it is told to end, it ends well, and goes on.
+
+The long form sends DTRAIN_NUM_SIGNALS signals to each number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import re
+import signal
+import time
+
+import pytest
+
+from dtrain import errors
+from dtrain.checkpoint_directory import CheckpointDirectory
+from tests import runs
+
+NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "3"))
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+PROGRAMS = {
+    "one worker": ("dtrain.main",),
+    "two workers": ("launch.main", "--num_workers=2", "--"),
+}
+
+
+def flags(run_dir: pathlib.Path) -> list[str]:
+    """Loops of steps that take seconds, pictures and saves in between."""
+    return [
+        *runs.SMALL,
+        f"--run_dir={run_dir}",
+        "--num_steps=10000000",
+        "--steps_per_loop=100000",
+        "--sample_every_steps=300",
+        "--checkpoint_every_steps=500",
+        "--backup_every_secs=0.5",
+    ]
+
+
+@pytest.mark.parametrize("workers", list(PROGRAMS))
+def test_a_signal_at_any_moment(workers: str, tmp_path: pathlib.Path) -> None:
+    """One run, told to end again and again, in whichever phase it is."""
+    run_dir = tmp_path / "run"
+    saved = 0
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for number in range(NUM_SIGNALS):
+        process = runs.start(*PROGRAMS[workers], *flags(run_dir))
+        # Import, building, compiling, training: all of it is in here.
+        if number % 3:
+            _wait_for_new_step(run_dir, saved)
+            time.sleep(rng.uniform(0.0, 2.0))
+        else:
+            time.sleep(rng.uniform(0.5, 10.0))
+        chosen = rng.choice(SIGNALS)
+        process.send_signal(chosen)
+        start = time.monotonic()
+        code, output = runs.finish(process)
+        print(f"{chosen.name}: {time.monotonic() - start:.1f} s")
+        assert code == errors.RUN_AGAIN, output
+        assert "Traceback" not in output, output
+        found = re.search(r"and saved at step ([\d,]+)", output)
+        if not found:
+            # The first step was not done: there is nothing new to save.
+            assert "before the first steps were done" in output, output
+            continue
+        saved = int(found[1].replace(",", ""))
+        directory = CheckpointDirectory(str(run_dir / "checkpoints"))
+        assert directory.steps()[-1] == saved
+        directory.verify(saved)
+        assert runs.metrics(run_dir)[-1]["step"] == saved
+    steps = [line["step"] for line in runs.metrics(run_dir)]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def _wait_for_new_step(run_dir: pathlib.Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    path = run_dir / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") <= step:
+        assert time.monotonic() < deadline, f"no step after {step}"
+        time.sleep(0.01)
+
+
+def test_the_second_signal_ends_it_at_once(tmp_path: pathlib.Path) -> None:
+    """Without harm to the save that was the last."""
+    run_dir = tmp_path / "run"
+    process = runs.start("dtrain.main", *flags(run_dir))
+    _wait_for_new_step(run_dir, 400)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    code, output = runs.finish(process)
+    # Either it was ready before the second one came, or it ended by it.
+    assert code in (errors.RUN_AGAIN, -signal.SIGINT), output
+    directory = CheckpointDirectory(str(run_dir / "checkpoints"))
+    directory.verify(directory.steps()[-1])
+    code, output = runs.run(
+        "dtrain.main", *flags(run_dir), "--stop_after_secs=5"
+    )
+    assert code == errors.RUN_AGAIN, output
+    assert "resumed from" in output or "before the first steps" in output
+
+
+def test_stop_program_and_the_next_start(tmp_path: pathlib.Path) -> None:
+    """A supervisor that starts again would be what nobody asked for."""
+    run_dir = tmp_path / "run"
+    process = runs.start(*PROGRAMS["two workers"], *flags(run_dir))
+    _wait_for_new_step(run_dir, 100)
+    code, output = runs.run("dtrain.stop", f"--run_dir={run_dir}")
+    assert code == errors.FINISHED, output
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    assert "stopped by the stop file and saved at step" in output
+    # And the next start by a person goes on.
+    step = runs.metrics(run_dir)[-1]["step"]
+    process = runs.start(*PROGRAMS["one worker"], *flags(run_dir))
+    _wait_for_new_step(run_dir, step)
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    assert "stopped by SIGTERM and saved" in output
