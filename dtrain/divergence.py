@@ -19,8 +19,6 @@ s of the run are those of s + skipped_steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 from dtrain.config import Config
@@ -54,33 +52,37 @@ class Divergence:
     """Judges each step; part of the state, to be made in a strategy's scope.
 
     Attributes:
-        skipped_steps: int64 variable, steps whose data the run has left out.
-        rollbacks: int64 variable, how often it went back.
-        checkpoint: a `tf.train.Checkpoint` of all of it.
+        state: float64 [2 + 2 networks]: steps whose data the run has left
+            out, how often it went back, and by network, the moving average of
+            its loss's magnitude and how many steps it had no gradient for.
+            One variable, for whoever reads a checkpoint without dtrain.
     """
 
     def __init__(self, config: Config, num_networks: int = 2) -> None:
-        """Makes the variables.
+        """Makes the variable.
 
         Args:
             config: `spike_factor` and `collapse_steps` count.
             num_networks: how many are judged.
         """
         self._config = config
-        self.skipped_steps = _variable("skipped_steps", tf.zeros([], tf.int64))
-        self.rollbacks = _variable("rollbacks", tf.zeros([], tf.int64))
-        self._average_losses = _variable(
-            "average_losses", tf.zeros([num_networks])
+        self.state = tf.Variable(
+            tf.zeros([2 + 2 * num_networks], tf.float64),
+            trainable=False,
+            name="divergence",
+            # Every replica assigns the same.
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
-        self._idle_steps = _variable(
-            "idle_steps", tf.zeros([num_networks], tf.int64)
-        )
-        self.checkpoint = tf.train.Checkpoint(
-            skipped_steps=self.skipped_steps,
-            rollbacks=self.rollbacks,
-            average_losses=self._average_losses,
-            idle_steps=self._idle_steps,
-        )
+
+    @property
+    def skipped_steps(self) -> tf.Tensor:
+        """Steps whose data the run has left out; int64 scalar."""
+        return tf.cast(self.state[0], tf.int64)
+
+    @property
+    def rollbacks(self) -> tf.Tensor:
+        """How often the run went back; int64 scalar."""
+        return tf.cast(self.state[1], tf.int64)
 
     def judge(
         self,
@@ -100,24 +102,22 @@ class Divergence:
         Returns:
             int32 scalar: `FINE`, `NOT_FINITE`, `SPIKE` or `COLLAPSE`.
         """
-        sizes = tf.abs(losses)
-        factor = self._config.spike_factor
-        limit = factor * tf.maximum(self._average_losses, 1.0)
-        is_spike = tf.reduce_any(sizes > limit) & (step >= _HALF_LIFE_STEPS)
-        idle = tf.where(
-            norms < _NO_GRADIENT,
-            self._idle_steps + 1,
-            tf.zeros_like(self._idle_steps),
-        )
-        is_collapse = tf.reduce_any(idle >= max(self._config.collapse_steps, 1))
-        rate = tf.maximum(1.0 / (tf.cast(step, tf.float32) + 1.0), _RATE)
-        self._average_losses.assign_add(rate * (sizes - self._average_losses))
-        self._idle_steps.assign(idle)
+        config = self._config
+        sizes = tf.cast(tf.abs(losses), tf.float64)
+        kept, averages, idle = tf.split(self.state, [2, *2 * losses.shape])
+        is_spike = sizes > config.spike_factor * tf.maximum(averages, 1.0)
+        idle = tf.where(norms < _NO_GRADIENT, idle + 1.0, tf.zeros_like(idle))
+        rate = tf.maximum(1.0 / (tf.cast(step, tf.float64) + 1.0), _RATE)
+        averages += rate * (sizes - averages)
+        self.state.assign(tf.concat([kept, averages, idle], 0))
         verdict = tf.constant(FINE)
-        if self._config.collapse_steps:
-            verdict = tf.where(is_collapse, COLLAPSE, verdict)
-        if factor:
-            verdict = tf.where(is_spike, SPIKE, verdict)
+        if config.collapse_steps:
+            has_collapsed = tf.reduce_any(idle >= config.collapse_steps)
+            verdict = tf.where(has_collapsed, COLLAPSE, verdict)
+        if config.spike_factor:
+            is_judged = step >= _HALF_LIFE_STEPS
+            has_spike = tf.reduce_any(is_spike) & is_judged
+            verdict = tf.where(has_spike, SPIKE, verdict)
         return tf.where(finite, verdict, NOT_FINITE)
 
     def skip(self, num_steps: int, rollbacks: int, skipped_steps: int) -> None:
@@ -130,15 +130,6 @@ class Divergence:
             rollbacks: how often the run had gone back before.
             skipped_steps: how many it had left out before.
         """
-        self.rollbacks.assign(rollbacks + 1)
-        self.skipped_steps.assign(skipped_steps + num_steps)
-
-
-def _variable(name: str, value: Any) -> tf.Variable:
-    return tf.Variable(
-        value,
-        trainable=False,
-        name=name,
-        # Every replica assigns the same.
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
+        counts = [skipped_steps + num_steps, rollbacks + 1]
+        counts = tf.constant(counts, tf.float64)
+        self.state.assign(tf.concat([counts, self.state[2:]], 0))

@@ -237,7 +237,7 @@ class GAN:
             "generator_optimizer": self._optimizers["generator"],
             "discriminator_optimizer": self._optimizers["discriminator"],
             "ema_generator": self.ema_generator,
-            "divergence": self.divergence.checkpoint,
+            "divergence": self.divergence.state,
         }
         for name, loss_scale in self._loss_scales.items():
             parts[f"{name}_loss_scale"] = loss_scale.checkpoint

@@ -54,7 +54,7 @@ def test_a_signal_at_any_moment(workers: str, tmp_path: pathlib.Path) -> None:
             _wait_for_new_step(run_dir, saved)
             time.sleep(rng.uniform(0.0, 2.0))
         else:
-            time.sleep(rng.uniform(0.5, 10.0))
+            time.sleep(rng.uniform(1.0, 10.0))
         chosen = rng.choice(SIGNALS)
         process.send_signal(chosen)
         start = time.monotonic()

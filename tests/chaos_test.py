@@ -1,0 +1,31 @@
+"""A short form of `python -m tests.chaos`; the long one has no end.
+
+DTRAIN_CHAOS_MINUTES is how long each run is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+
+from tests import chaos, requirement
+
+MINUTES = float(os.environ.get("DTRAIN_CHAOS_MINUTES", "2"))
+
+
+def options(**fields: object) -> chaos.Options:
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    return chaos.Options(seed=seed, mean_secs=12.0, **fields)
+
+
+def test_anything_may_happen_to_a_run() -> None:
+    chaos.run(options(minutes=MINUTES))
+
+
+def test_a_cable_is_pulled_between_two_hosts() -> None:
+    if os.geteuid() or not shutil.which("ip"):
+        requirement.missing("root and iproute2, for hosts that can be cut off")
+    faults = "link,kill,stop,stuck"
+    chaos.run(options(minutes=MINUTES / 2, hosts=2, faults=faults))
