@@ -104,7 +104,8 @@ class Divergence:
         """
         config = self._config
         sizes = tf.cast(tf.abs(losses), tf.float64)
-        kept, averages, idle = tf.split(self.state, [2, *2 * losses.shape])
+        count = losses.shape[0]
+        kept, averages, idle = tf.split(self.state, [2, count, count])
         is_spike = sizes > config.spike_factor * tf.maximum(averages, 1.0)
         idle = tf.where(norms < _NO_GRADIENT, idle + 1.0, tf.zeros_like(idle))
         rate = tf.maximum(1.0 / (tf.cast(step, tf.float64) + 1.0), _RATE)
