@@ -241,7 +241,9 @@ class Checkpointer:
         self._saved_step = self.saved_step = found.manifest.step
         return Restored(found.prefix, found.manifest, mine.notes)
 
-    def roll_back(self, strategy: tf.distribute.Strategy, step: int) -> Manifest:
+    def roll_back(
+        self, strategy: tf.distribute.Strategy, step: int
+    ) -> Manifest:
         """Restores the last good state of a run that has diverged.
 
         Every worker calls this, when nothing is being written. A checkpoint

@@ -473,10 +473,10 @@ class Config:
         0.0,
         SAVING,
         "Seconds without progress after which the process writes the stacks "
-        "of all threads to run_dir/stacks and exits with 70. 0 learns them: "
-        "ten times the longest pause so far, at least 60, and at least twice "
-        "the time of the first loop of steps. Before that loop is done they "
-        "are 1800, whatever this says.",
+        "of all threads to run_dir/stacks and exits with 70; to count from "
+        "the end of the first loop of steps on, as 1800 do before. 0 learns "
+        "them from the loops after it: ten times the longest pause, and at "
+        "least 60.",
         minimum=0.0,
         may_change=True,
     )

@@ -133,6 +133,7 @@ def _watchdog(
         config.hang_timeout_secs,
         os.environ.get("DTRAIN_STATUS_FILE", ""),
         lambda: (watcher.notice, watcher.is_over),
+        steps_per_loop=config.steps_per_loop,
     )
     dog.start()
     return contextlib.closing(dog)

@@ -90,11 +90,14 @@ class Watchdog:
             directory of the run's own directory. Before that holds a run, or
             if it is on a store, they go to a temporary file.
         hang_timeout_secs: seconds without progress that are too many, once
-            the first loop of steps is done; 0 learns them.
+            the first loop of steps is done; 0 learns them: ten times the
+            longest pause, or the time of `steps_per_loop`.
         status_file: see `status`; "" writes none.
         describe: returns the notice that came, "" if none, and whether a new
             start on this machine makes no sense.
-        start_up_secs: the limit before the first loop of steps is done.
+        steps_per_loop: most steps between two beats.
+        start_up_secs: the limit before the first loop of steps is done, and
+            the second where it is learned.
         least_secs: the least limit that is learned.
         period_secs: seconds between two looks.
     """
@@ -106,6 +109,7 @@ class Watchdog:
         status_file: str = "",
         describe: Callable[[], tuple[str, bool]] = _nothing,
         *,
+        steps_per_loop: int = 1,
         start_up_secs: float = _START_UP_SECS,
         least_secs: float = _LEAST_SECS,
         period_secs: float = _PERIOD_SECS,
@@ -114,19 +118,23 @@ class Watchdog:
         self._hang_timeout_secs = hang_timeout_secs
         self._status_file = status_file
         self._describe = describe
+        self._steps_per_loop = steps_per_loop
         self._limit_secs = start_up_secs
         self._least_secs = least_secs
         self._period_secs = period_secs
         self._clock = _Clock(period_secs)
         self._last_beat = 0.0
-        self._longest = 0.0
-        self._first_step: int | None = None
         self._has_begun = False
+        # Of the pauses after the first loop: the longest, and all with steps.
+        self._longest = 0.0
+        self._secs = 0.0
+        self._num_steps = 0
+        self._num_loops = 0
         self._step = -1
         self._saved_step = -1
         self._stderr = -1
         self._stacks: _Stacks | None = None
-        self._restored_faulthandler = False
+        self._faulthandler_was_on = False
         self._changed = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(
@@ -142,7 +150,7 @@ class Watchdog:
         """Watches from now on."""
         # While TensorFlow is imported, 2 is a file: see `startup.quiet`.
         self._stderr = os.dup(2)
-        self._restored_faulthandler = faulthandler.is_enabled()
+        self._faulthandler_was_on = faulthandler.is_enabled()
         self._record_stacks()
         self._thread.start()
 
@@ -150,27 +158,28 @@ class Watchdog:
         """Tells of progress; to be called wherever something got done.
 
         Args:
-            step: the newest step done; the first loop of steps is done when
-                it is more than it was at the first call.
+            step: the newest step done. The first call says where the run
+                begins; the first loop of steps is done when there are more.
             saved_step: that of the newest save known to be whole; -1 if none.
         """
         now = self._clock.now()
         pause, self._last_beat = now - self._last_beat, now
+        # After a roll-back there are fewer than before.
+        num_steps = max(0, step - self._step) if self._has_begun else 0
+        self._has_begun = True
         self._step, self._saved_step = step, saved_step
-        if self._first_step is None:
-            self._first_step = step
-        elif self._has_begun:
+        if self._num_loops:
             self._longest = max(self._longest, pause)
-            self._set_limit()
-        elif step > self._first_step:
-            self._has_begun = True
-            # The next loop may take as long, and so may what is compiled
-            # later, as for a picture.
+            self._secs += pause if num_steps else 0.0
+            self._num_steps += num_steps
+        elif num_steps:
+            # What is compiled later, as for a picture, may take as long.
             self._least_secs = max(self._least_secs, 2 * pause)
-            self._set_limit()
             # On this thread, for the disk may hang, and the other must not.
             if self._stacks and self._stacks.is_temporary:
                 self._record_stacks()
+        self._num_loops += num_steps > 0
+        self._limit_secs = self._limit()
         self._changed.set()
 
     def wake(self) -> None:
@@ -185,17 +194,23 @@ class Watchdog:
         self._changed.set()
         self._thread.join()
         self._write_status()
-        if self._restored_faulthandler and sys.__stderr__:
+        if self._faulthandler_was_on and sys.__stderr__:
             faulthandler.enable(sys.__stderr__)
         else:
             faulthandler.disable()
         _close_stacks(self._stacks)
         os.close(self._stderr)
 
-    def _set_limit(self) -> None:
-        self._limit_secs = self._hang_timeout_secs or max(
-            self._least_secs, _TIMES_THE_LONGEST * self._longest
-        )
+    def _limit(self) -> float:
+        """Returns the limit after the loops of steps so far."""
+        if self._num_loops and self._hang_timeout_secs:
+            return self._hang_timeout_secs
+        # The first says little of the second: it is compiled, and shorter.
+        if not self._num_steps:
+            return self._limit_secs
+        loop = self._secs / self._num_steps * self._steps_per_loop
+        longest = max(self._longest, loop)
+        return max(self._least_secs, _TIMES_THE_LONGEST * longest)
 
     def _record_stacks(self) -> None:
         """Opens the file that a crash writes to, which needs it open."""

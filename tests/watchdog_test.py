@@ -35,6 +35,7 @@ def stuck_in_python():
         lock.acquire()
 
 def stuck_in_c():
+    os.write(1, b".")
     mutex = ctypes.create_string_buffer(64)
     lock = ctypes.CDLL(None).pthread_mutex_lock
     lock(mutex), lock(mutex)
@@ -42,7 +43,7 @@ def stuck_in_c():
 def train(secs, num_loops=1):
     for step in range(num_loops):
         time.sleep(secs)
-        dog.beat(step + 1, step)
+        dog.beat(step, -1)
 
 timer = threading.Timer(60, os._exit, (99,))
 timer.daemon = True
@@ -136,7 +137,7 @@ def test_slow_process_is_not_stuck(run_dir: pathlib.Path) -> None:
 
 
 def test_clean_run_leaves_nothing(run_dir: pathlib.Path) -> None:
-    then = "assert os.listdir(run_dir + '/stacks'); train(0.0, 3)"
+    then = "assert os.listdir(run_dir + '/stacks'); train(0.0, 4)"
     process = start(run_dir, then)
     assert end(process) == (0, "")
     assert {path.name for path in run_dir.iterdir()} == {
@@ -146,14 +147,14 @@ def test_clean_run_leaves_nothing(run_dir: pathlib.Path) -> None:
     }
     assert not list((run_dir / "tmp").iterdir())
     assert status.read(str(run_dir / "status.json")) == status.Status(
-        process.pid, 3, 2, LIMIT
+        process.pid, 3, -1, LIMIT
     )
 
 
 def test_a_crash_and_an_abort_leave_stacks(run_dir: pathlib.Path) -> None:
     crash = "train(0, 3); ctypes.string_at(0)"
     assert end(start(run_dir, crash))[0] == -signal.SIGSEGV
-    process = start(run_dir, "train(0, 3); os.write(1, b'.'); stuck_in_c()")
+    process = start(run_dir, "train(0, 3); stuck_in_c()")
     assert process.stdout.read(1) == "."
     process.send_signal(signal.SIGABRT)
     assert end(process)[0] == -signal.SIGABRT
@@ -166,7 +167,7 @@ def test_a_crash_and_an_abort_leave_stacks(run_dir: pathlib.Path) -> None:
 
 
 def test_empty_file_of_a_killed_process_is_taken(run_dir: pathlib.Path) -> None:
-    then = "train(0, 3); os.write(1, b'.'); stuck_in_c()"
+    then = "train(0, 3); stuck_in_c()"
     settings = "{'hang_timeout_secs': 900.0}"
     first, second = (start(run_dir, then, settings) for _ in range(2))
     for process in (first, second):
@@ -219,33 +220,50 @@ class Clock(watchdog._Clock):
         pass
 
 
-def learn(hang_timeout_secs: float, *pauses: float) -> list[float]:
-    """Returns the limit after each of some loops of steps."""
-    dog = watchdog.Watchdog("none/stacks/worker-0", hang_timeout_secs)
+def learn(
+    hang_timeout_secs: float, *beats: tuple[float, int], steps_per_loop: int = 1
+) -> list[float]:
+    """Returns the limit after each beat, by its seconds and its step."""
+    dog = watchdog.Watchdog(
+        "none/stacks/worker-0", hang_timeout_secs, steps_per_loop=steps_per_loop
+    )
     clock = Clock()
     dog._clock = clock
     limits = [dog.limit_secs]
-    for step, pause in enumerate(pauses):
+    for pause, step in beats:
         clock.secs += pause
         dog.beat(step, -1)
         limits.append(dog.limit_secs)
     return limits
 
 
+START_UP = watchdog._START_UP_SECS
+
+
 def test_limit_is_learned() -> None:
-    start_up = watchdog._START_UP_SECS
     # Built after 100 s, compiled after 20 s; then loops of steps.
-    limits = learn(0.0, 100, 20, 1, 5, 9, 9)
-    assert limits == [start_up, start_up, 60, 60, 60, 90, 90]
+    beats = ((100, 0), (20, 1), (1, 2), (5, 3), (9, 4), (9, 5))
+    limits = learn(0.0, *beats)
+    assert limits == [START_UP, START_UP, START_UP, 60, 60, 90, 90]
     # What takes long to compile once may do so again.
-    assert learn(0.0, 1, 300, 1)[-2:] == [600, 600]
-    # Nothing but long loops: the second is not to be taken for a hang.
-    assert learn(0.0, 1, 100, 101)[-2:] == [200, 1010]
+    assert learn(0.0, (1, 0), (300, 1), (1, 2))[-1] == 600
+    # A picture, or a save, of no step.
+    assert learn(0.0, (1, 0), (1, 1), (1, 2), (30, 2))[-1] == 300
+
+
+def test_limit_allows_for_a_whole_loop() -> None:
+    """One step takes two seconds, and the next loop may be of fifty."""
+    beats = ((1, 7), (20, 8), (4, 10))
+    limits = learn(0.0, *beats, steps_per_loop=50)
+    assert limits == [START_UP, START_UP, START_UP, 1000]
+    # Back to step 8, as after a divergence, which took a second.
+    beats = (*beats, (1, 8), (2, 9))
+    assert learn(0.0, *beats, steps_per_loop=4)[-1] == 80
 
 
 def test_limit_that_is_given_holds_after_the_first_loop() -> None:
-    start_up = watchdog._START_UP_SECS
-    assert learn(7.0, 1, 500, 5, 5) == [start_up, start_up, 7, 7, 7]
+    limits = learn(7.0, (1, 0), (500, 1), (5, 2), (50, 3))
+    assert limits == [START_UP, START_UP, 7, 7, 7]
 
 
 def test_clock_stands_still_with_the_process(
