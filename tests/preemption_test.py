@@ -39,17 +39,17 @@ def say(*words):
 timer = threading.Timer(60, os._exit, (99,))
 timer.daemon = True
 timer.start()
-watcher = preemption.Watcher(
-    on_notice=lambda: say("told by", watcher.notice, watcher.is_over),
-    **eval(sys.argv[1]),
-)
+def begin():
+    watcher.begin(lambda: say("told by", watcher.notice, watcher.is_over))
+
+watcher = preemption.Watcher(**eval(sys.argv[1]))
 watcher.start()
 exec(sys.argv[2])
 say("ready")
 stuck()
 """
 
-BEGUN = "watcher.arm(); watcher.begin()"
+BEGUN = "watcher.arm(); begin()"
 SECOND = preemption._SAME_NOTICE_SECS
 
 
@@ -265,37 +265,28 @@ def test_fork_keeps_its_signals_to_itself() -> None:
 
 def test_stop_file(tmp_path: pathlib.Path, start: Start) -> None:
     path = tmp_path / "stop"
-    child = start(repr({"stop_file": str(path)}))
+    look = f"watcher.look_for({str(path)!r}, 0.1, os.path.exists)"
+    child = start("{}", f"{BEGUN}; {look}")
     path.write_text("")
     assert child.line() == "told by the stop file True"
 
 
-def test_stop_file_counts_from_arming_on() -> None:
+def test_stop_file_of_a_store() -> None:
     looks = []
 
     def exists(path: str) -> bool:
         looks.append(path)
         return len(looks) == 3
 
-    watcher = preemption.Watcher(
-        exists=exists, stop_file="gs://a/stop", stop_file_secs=0.01
-    )
-    watcher.start()
-    watcher.begin()
-    try:
-        time.sleep(0.1)
-        assert not looks
-        watcher.arm()
-        watcher.arm()
+    with watching() as watcher:
+        watcher.look_for("gs://a/stop", 0.01, exists)
         wait_for(lambda: watcher.requested)
-        assert looks == ["gs://a/stop"] * 3
-    finally:
-        watcher.close()
+    assert looks == ["gs://a/stop"] * 3
 
 
 def test_file_system_that_hangs_delays_no_signal(start: Start) -> None:
-    settings = "{'stop_file': '/x', 'exists': lambda path: stuck()}"
-    child = start(settings)
+    look = "watcher.look_for('/x', 1.0, lambda path: stuck())"
+    child = start("{}", f"{look}; {BEGUN}")
     child.send(signal.SIGTERM)
     assert child.line() == "told by SIGTERM False"
 
