@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
-import itertools
 import os
 import sys
 import tempfile
@@ -42,6 +41,7 @@ _PERIOD_SECS = 1.0
 _STATUS_PAUSE_SECS = 0.1
 _STACKS_SECS = 5.0
 _NUM_FRAMES = 6
+_PACKAGES = f"{os.sep}site-packages{os.sep}"
 
 
 class _Clock:
@@ -285,13 +285,16 @@ def _dump() -> str:
 
 
 def _main_frames() -> str:
-    """Returns where the main thread is, a line for each of the last calls."""
+    """Returns where the main thread is: its last call, and our last ones."""
     ident = threading.main_thread().ident or 0
-    walk = traceback.walk_stack(sys._current_frames().get(ident))
-    calls = itertools.islice(walk, _NUM_FRAMES)
+    last, *others = traceback.walk_stack(sys._current_frames().get(ident))
+    # Those of TensorFlow between them say nothing, and are in the file.
+    ours = [
+        call for call in others if _PACKAGES not in call[0].f_code.co_filename
+    ]
     return "\n".join(
         f"  {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-        for frame, line in calls
+        for frame, line in (last, *ours[: _NUM_FRAMES - 1])
     )
 
 
