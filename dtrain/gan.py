@@ -408,10 +408,12 @@ class GAN:
         """
         size = example.latents.shape[0] // self._micro_batches
 
-        def micro_part(number: int) -> _Part:
+        def micro_part(number: int, newest: _Part | None) -> _Part:
             cut = slice(number * size, (number + 1) * size)
             micro = registry.Example(*(value[cut] for value in example))
-            return self._micro_parts[index](index, micro, scale)
+            # One after the other, or all of them are in memory at once.
+            with tf.control_dependencies(newest.gradients if newest else []):
+                return self._micro_parts[index](index, micro, scale)
 
         return reduction.accumulate(
             self._micro_batches, micro_part, ordered=self._ordered

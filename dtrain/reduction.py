@@ -25,14 +25,15 @@ import tensorflow as tf
 
 
 def accumulate(
-    count: int, make_part: Callable[[int], Any], *, ordered: bool
+    count: int, make_part: Callable[[int, Any], Any], *, ordered: bool
 ) -> Any:
     """Computes parts one after another, and adds each as soon as it can.
 
     Args:
         count: of the parts, at least 1.
-        make_part: makes a part of its number: tensors in any structure that
-            `tf.nest` knows, the same for all.
+        make_part: makes a part, tensors in any structure that `tf.nest` knows,
+            of its number and of the newest sum (None for the first), which it
+            may wait for.
         ordered: whether to add in the tree, which holds at most
             log2(count) + 1 sums at a time; otherwise from left to right.
 
@@ -42,10 +43,7 @@ def accumulate(
     # Like the digits of a binary counter: how many parts are in a sum.
     sums: list[tuple[int, Any]] = []
     for number in range(count):
-        before = tf.nest.flatten(sums[-1][1]) if sums else []
-        # One after the other, or all of them are in memory at once.
-        with tf.control_dependencies(before):
-            part = make_part(number)
+        part = make_part(number, sums[-1][1] if sums else None)
         size = 1
         while sums and (not ordered or sums[-1][0] == size):
             left_size, left = sums.pop()
@@ -140,5 +138,7 @@ def _add_by_slices(
             timeout_seconds=launcher._options.timeout_seconds or 0,
         )
     parts = tf.unstack(theirs, num_replicas)
-    mine = accumulate(num_replicas, lambda number: parts[number], ordered=True)
+    mine = accumulate(
+        num_replicas, lambda number, _: parts[number], ordered=True
+    )
     return tf.ensure_shape(launcher._all_gather(mine, None)[:size], [size])
