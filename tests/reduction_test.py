@@ -1,0 +1,457 @@
+"""The bits of a sum do not depend on how many replicas share it.
+
+The tree, the exchange and the step, on logical CPUs of one process; runs that
+are killed and go on with other replicas are in resume_test.py.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtrain import data, reduction, registry, sources
+from dtrain import gan as gan_lib
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.models import batch_norm
+from tests.replicas import mirrored
+
+SMALL = Config(
+    batch_size=8,
+    base_channels=2,
+    latent_size=4,
+    jit_compile="off",
+    num_steps=100,
+    reduction="ordered",
+    micro_batches=4,
+)
+IMAGE_SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_strategies_make_does() -> Iterator[None]:
+    options = tf.config.optimizer
+    options.set_experimental_options({"arithmetic_optimization": False})
+    tf.config.experimental.enable_op_determinism()
+    yield
+    options.set_experimental_options({"arithmetic_optimization": True})
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras() -> Iterator[None]:
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="module")
+def digits() -> sources.Source:
+    return sources.open_source(Config())
+
+
+# The tree.
+
+
+def tree_sum(values: Sequence[np.ndarray]) -> np.ndarray:
+    """The tree by its definition, from the root."""
+    if len(values) == 1:
+        return values[0]
+    left = 1 << (len(values) - 1).bit_length() - 1
+    return tree_sum(values[:left]) + tree_sum(values[left:])
+
+
+def accumulated(values: Sequence[Any], ordered: bool = True) -> np.ndarray:
+    total = reduction.accumulate(
+        len(values), lambda number, _: values[number], ordered=ordered
+    )
+    return np.asarray(total)
+
+
+def random_leaves(seed: int, count: int, size: int = 7) -> list[np.ndarray]:
+    """Numbers of all magnitudes, whose sum is rounded at every step."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(count, size))
+    values *= 10.0 ** generator.integers(-6, 7, size=values.shape)
+    return list(values.astype(np.float32))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(0, 3))
+@settings(max_examples=40)
+def test_replicas_hold_subtrees(
+    seed: int, num_replicas: int, log_share: int
+) -> None:
+    share = 2**log_share
+    leaves = random_leaves(seed, num_replicas * share)
+    whole = accumulated(leaves)
+    parts = [
+        accumulated(leaves[start : start + share])
+        for start in range(0, len(leaves), share)
+    ]
+    np.testing.assert_array_equal(accumulated(parts), whole)
+    np.testing.assert_array_equal(tree_sum(leaves), whole)
+
+
+def test_fast_adds_from_left_to_right() -> None:
+    leaves = random_leaves(0, 7)
+    total = leaves[0]
+    for leaf in leaves[1:]:
+        total = total + leaf
+    np.testing.assert_array_equal(accumulated(leaves, ordered=False), total)
+    # Shows that these leaves tell one order from another.
+    assert not np.array_equal(accumulated(leaves), total)
+
+
+def test_a_tree_holds_few_sums() -> None:
+    """By the sizes of what is added: the stack is a binary counter."""
+    held, most = 0, 0
+
+    class Sum:
+        def __init__(self) -> None:
+            nonlocal held, most
+            held += 1
+            most = max(most, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    def add(left: Sum, right: Sum) -> Sum:
+        del left, right
+        return Sum()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf, "add", add)
+        reduction.accumulate(64, lambda *_: Sum(), ordered=True)
+    assert most <= math.log2(64) + 3
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 3), max_size=3),
+            st.sampled_from([tf.float32, tf.float16, tf.bfloat16]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(max_examples=30)
+def test_packing_and_unpacking(shapes: list[tuple[list[int], Any]]) -> None:
+    values = [
+        tf.cast(tf.random.stateless_normal(shape, [number, 7]), dtype)
+        for number, (shape, dtype) in enumerate(shapes)
+    ]
+    for value, got in zip(
+        values, reduction.unpack(reduction.pack(values), values), strict=True
+    ):
+        assert got.dtype == value.dtype
+        # NumPy has no bfloat16 of its own.
+        assert tf.reduce_all(got == value)
+
+
+# The exchange.
+
+
+def exchange(
+    num_replicas: int, leaves: np.ndarray, ordered: bool
+) -> list[np.ndarray]:
+    """Adds a leaf of each replica; returns what each replica then has."""
+    strategy = mirrored(num_replicas)
+
+    @tf.function
+    def run() -> Any:
+        def of_replica() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            leaf = tf.constant(leaves)[context.replica_id_in_sync_group]
+            # Two tensors, which travel together.
+            cut = leaves.shape[1] // 2
+            values = reduction.over_replicas(
+                [leaf[:cut], leaf[cut:]], ordered=ordered
+            )
+            return tf.concat(values, 0)
+
+        return strategy.run(of_replica)
+
+    results = strategy.experimental_local_results(run())
+    return [result.numpy() for result in results]
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
+def test_exchange_adds_in_the_tree(num_replicas: int) -> None:
+    # 1,001 numbers cannot be cut equally for any of these.
+    leaves = random_leaves(num_replicas, num_replicas, 1001)
+    for got in exchange(num_replicas, np.stack(leaves), ordered=True):
+        np.testing.assert_array_equal(got, tree_sum(leaves))
+
+
+@pytest.mark.parametrize("num_replicas", [2, 4])
+def test_exchange_hides_nothing_that_is_not_finite(num_replicas: int) -> None:
+    leaves = np.zeros((num_replicas, 11), np.float32)
+    leaves[-1, 3], leaves[0, 10] = np.inf, np.nan
+    for got in exchange(num_replicas, leaves, ordered=True):
+        assert np.isinf(got[3])
+        assert np.isnan(got[10])
+        np.testing.assert_array_equal(np.delete(got, [3, 10]), 0)
+
+
+# The step.
+
+
+def build(
+    config: Config, num_replicas: int, source: sources.Source
+) -> tuple[gan_lib.GAN, tf.distribute.Strategy]:
+    keras.utils.set_random_seed(config.seed)
+    strategy = mirrored(num_replicas)
+    gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
+    return gan, strategy
+
+
+def train(
+    config: Config, num_replicas: int, source: sources.Source, steps: int = 3
+) -> gan_lib.GAN:
+    gan, strategy = build(config, num_replicas, source)
+    iterator = data.make_iterator(source, config, strategy, 0)
+    rows, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))
+    assert np.isfinite(rows).all()
+    assert gan.differing_variables() == []
+    return gan
+
+
+def digest(gan: gan_lib.GAN) -> str:
+    state = hashlib.sha256()
+    for variable in gan._variables():
+        state.update(variable.numpy().tobytes())
+    return state.hexdigest()
+
+
+RICH = {
+    "batch_norm": True,
+    "conditional": True,
+    "discriminator_steps": 2,
+    "r1_gamma": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "replicas"),
+    [
+        ({}, (1, 2, 4)),
+        (RICH, (1, 4)),
+        # Three leaves: no power of two, on as many replicas or on one.
+        ({"micro_batches": 3, "batch_size": 6}, (1, 3)),
+        ({"loss": "wgan_gp", "jit_compile": "on", "batch_norm": True}, (1, 2)),
+        ({"precision": "mixed_float16", "micro_batches": 2}, (1, 2)),
+    ],
+    ids=str,
+)
+def test_bits_do_not_depend_on_the_replicas(
+    changes: dict, replicas: tuple[int, ...], digits: sources.Source
+) -> None:
+    config = dataclasses.replace(SMALL, **changes)
+    keras.config.set_dtype_policy(config.precision)
+    digests = {
+        count: digest(train(config, count, digits)) for count in replicas
+    }
+    assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.parametrize(
+    ("num_replicas", "expected"),
+    [
+        (2, {"CollectiveReduceV2": 2}),
+        (4, {"CollectiveAllToAllV2": 2, "CollectiveGatherV2": 2}),
+    ],
+)
+def test_collectives_in_a_step(
+    num_replicas: int, expected: dict, digits: sources.Source
+) -> None:
+    """One exchange a phase; BatchNorm, which rides along, needs none."""
+    config = dataclasses.replace(SMALL, batch_norm=True)
+    gan, strategy = build(config, num_replicas, digits)
+    iterator = data.make_iterator(digits, config, strategy, 0)
+    graph = gan.train_steps.get_concrete_function(
+        iterator, tf.constant(1, tf.int64)
+    ).graph.as_graph_def()
+    ops = collections.Counter(
+        node.op
+        for nodes in (graph.node, *(f.node_def for f in graph.library.function))
+        for node in nodes
+        if node.op.startswith("Collective")
+    )
+    # Each replica has a node of its own for the same collective.
+    assert ops == {op: num * num_replicas for op, num in expected.items()}
+
+
+def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:
+    """The generator's, in both phases, as in fast mode on a whole batch."""
+    config = dataclasses.replace(SMALL, batch_norm=True)
+    gan, strategy = build(config, 2, digits)
+    norms = [
+        layer
+        for layer in gan.networks.generator._flatten_layers()
+        if isinstance(layer, batch_norm.BatchNorm)
+    ]
+    moved: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        move = batch_norm.BatchNorm.move
+
+        def count(self: batch_norm.BatchNorm, *statistics: tf.Tensor) -> None:
+            moved.append(self.name)
+            move(self, *statistics)
+
+        patch.setattr(batch_norm.BatchNorm, "move", count)
+        iterator = data.make_iterator(digits, config, strategy, 0)
+        gan.train_steps(iterator, tf.constant(1, tf.int64))
+    # Two phases, on two replicas.
+    assert collections.Counter(moved) == {norm.name: 4 for norm in norms}
+
+
+# What it refuses.
+
+
+def make_with(make_layers: Callable[[], list[keras.layers.Layer]]) -> Any:
+    """A user's model whose discriminator has some more layers."""
+
+    def make(config: Config, image_shape: tuple, num_classes: int) -> tuple:
+        del config, num_classes
+        return (
+            keras.Sequential(
+                [
+                    keras.Input([SMALL.latent_size]),
+                    keras.layers.Dense(64),
+                    keras.layers.Reshape(image_shape),
+                ]
+            ),
+            keras.Sequential(
+                [
+                    keras.Input(image_shape),
+                    keras.layers.Flatten(),
+                    *make_layers(),
+                    keras.layers.Dense(1),
+                ]
+            ),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "remedy"),
+    [
+        (
+            lambda: keras.layers.BatchNormalization(synchronized=True),
+            r"is a BatchNormalization, .* use dtrain\.models\.batch_norm\.BatchNorm",
+        ),
+        (lambda: keras.layers.Dropout(0.5), "dropout.* use a layer without"),
+        (
+            lambda: keras.layers.SpectralNormalization(keras.layers.Dense(3)),
+            "is a SpectralNormalization, .* use a layer without",
+        ),
+    ],
+)
+def test_other_state_is_refused(
+    make_layer: Any, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_with(lambda: [make_layer()])
+    monkeypatch.setattr(registry, "load", lambda _: model)
+    with pytest.raises(UserError, match=remedy):
+        gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
+    fast = dataclasses.replace(SMALL, reduction="fast")
+    gan_lib.GAN(fast, mirrored(1), IMAGE_SHAPE, 0)
+
+
+def test_a_users_own_layers_train_in_order(
+    digits: sources.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A discriminator's BatchNorm is called for real and for fake images."""
+    model = make_with(
+        lambda: [
+            keras.layers.Dense(3, trainable=False),
+            batch_norm.BatchNorm(),
+        ]
+    )
+    monkeypatch.setattr(registry, "load", lambda _: model)
+    digests = {digest(train(SMALL, count, digits, 2)) for count in (1, 2)}
+    assert len(digests) == 1
+
+
+def test_replicas_that_would_cut_the_tree_are_refused() -> None:
+    config = dataclasses.replace(SMALL, micro_batches=12, batch_size=12)
+    with pytest.raises(UserError) as caught:
+        gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
+    assert "2 replicas cannot share 12 micro_batches" in str(caught.value)
+    assert "use 1 or 3 or 6 or 12 replicas" in str(caught.value)
+
+
+# The data, and fast mode, on replicas that change.
+
+
+def numbered_images(path: pathlib.Path, count: int) -> sources.Source:
+    """Images that say which they are."""
+    images = np.zeros((count, 8, 8, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    np.savez(path, images=images)
+    return sources.open_source(Config(dataset=f"npz:{path}"))
+
+
+def test_each_image_once_an_epoch_over_changing_replicas(
+    tmp_path: pathlib.Path,
+) -> None:
+    count, per_epoch = 64, 8
+    source = numbered_images(tmp_path / "numbered.npz", count)
+    orders = {}
+    for name, replicas in {"changing": (1, 2, 4, 1), "four": (4,) * 4}.items():
+        shown: list[int] = []
+        for segment, num_replicas in enumerate(replicas):
+            strategy = mirrored(num_replicas)
+            # Changes within an epoch: twelve steps are one and a half.
+            iterator = data.make_iterator(source, SMALL, strategy, 12 * segment)
+            for _ in range(12):
+                batch = next(iterator).images
+                parts = strategy.experimental_local_results(batch)
+                pixels = np.concatenate([part[:, 0, 0, 0] for part in parts])
+                shown += np.rint((pixels + 1) * 127.5).astype(int).tolist()
+        orders[name] = shown
+    assert orders["changing"] == orders["four"]
+    epochs = np.reshape(orders["four"], (-1, count))
+    assert len(epochs) == 4 * 12 // per_epoch
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(count))
+
+
+def test_fast_losses_agree_over_changing_replicas(
+    digits: sources.Source, tmp_path: pathlib.Path
+) -> None:
+    config = dataclasses.replace(SMALL, reduction="fast")
+    losses = {}
+    for name, replicas in {"changing": (1, 2, 4, 1), "four": (4,)}.items():
+        rows = []
+        for segment, num_replicas in enumerate(replicas):
+            gan, strategy = build(config, num_replicas, digits)
+            if segment:
+                gan.checkpoint.read(str(tmp_path / "ckpt")).assert_consumed()
+            steps = 20 // len(replicas)
+            iterator = data.make_iterator(
+                digits, config, strategy, segment * steps
+            )
+            row, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))
+            rows.append(row.numpy())
+            gan.checkpoint.write(str(tmp_path / "ckpt"))
+        columns = [
+            gan.metric_names.index(f"{network}_loss")
+            for network in ("generator", "discriminator")
+        ]
+        losses[name] = np.concatenate(rows)[:, columns]
+    np.testing.assert_allclose(losses["changing"], losses["four"], rtol=1e-3)
