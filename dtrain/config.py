@@ -182,6 +182,14 @@ class Config:
         minimum=1,
         may_change=True,
     )
+    start_timeout_secs: float = _field(
+        600.0,
+        DEVICES,
+        "With several workers: seconds that each waits for the others to come "
+        "before it ends with 76 and names those that have not.",
+        minimum=1.0,
+        may_change=True,
+    )
     micro_batches: int = _field(
         0,
         DEVICES,

@@ -46,6 +46,20 @@ class StorageError(Exception):
     """
 
 
+class LostWorkerError(Exception):
+    """Another worker is gone, or never came; its text is one line.
+
+    The same command goes on from the last save.
+    """
+
+
+_CODES = {
+    UserError: USER_ERROR,
+    StorageError: STORAGE_FAILED,
+    LostWorkerError: LOST_WORKER,
+}
+
+
 def leave(code: int) -> NoReturn:
     """Ends the process at once, after what was printed is out.
 
@@ -86,7 +100,7 @@ def end(code: int, words: str, stderr: int = 2) -> NoReturn:
 def exit_with(
     main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit
 ) -> None:
-    """Runs `main` and exits with its code, or with 78 or 74 and one line.
+    """Runs `main` and exits with its code, or with that of an error, in a line.
 
     Args:
         main: returns the exit code of the process.
@@ -94,11 +108,11 @@ def exit_with(
     """
     try:
         code = main()
-    except (UserError, StorageError) as error:
+    except tuple(_CODES) as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr)
         # In here, where the error keeps what it came from alive.
-        leave(USER_ERROR if isinstance(error, UserError) else STORAGE_FAILED)
+        leave(next(_CODES[kind] for kind in _CODES if isinstance(error, kind)))
     except KeyboardInterrupt:
         # Before the training loop, where a Ctrl-C saves: nothing to lose yet.
         print("interrupted", file=sys.stderr)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dtrain import cluster, config, errors, preemption, startup
+from dtrain import cluster, config, errors, preemption, rendezvous, startup
 
 _SUMMARY = """\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
@@ -31,6 +31,7 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
 
     Raises:
         UserError: the command line, the data or the run directory is wrong.
+        LostWorkerError: another worker has not come in time.
     """
     if {"--help", "-h", "-help", "--helpfull"} & set(arguments[1:]):
         print(config.help_page("python -m dtrain.main", _SUMMARY))
@@ -43,6 +44,11 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         startup.import_tensorflow()
         from dtrain import train
 
+        # Another strategy is a mistake, which nobody need wait for.
+        if parsed.strategy == "multi_worker":
+            rendezvous.meet(
+                workers, parsed.start_timeout_secs, lambda: watcher.requested
+            )
         return train.train(parsed, workers, watcher, leave)
 
 

@@ -1,28 +1,43 @@
 """Workers as processes of this machine.
 
-`plan` is a pure function; what it returns is printed by `--dry_run`, run by
-`run`, and compared in the tests.
+`plan` is a pure function; what it returns is printed by `--dry_run`, started as
+a `Worker` each, and compared in the tests.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from dtrain import errors
 from dtrain.cluster import Cluster
 
-# Time that the other workers have to leave when one has failed.
-GRACE_SECS = 20.0
+# What a worker learns of its supervisor: which start this is, where to tell how
+# it does, and whose child it is.
+ATTEMPT = "DTRAIN_ATTEMPT"
+STATUS_FILE = "DTRAIN_STATUS_FILE"
+SUPERVISOR_PID = "DTRAIN_SUPERVISOR_PID"
+
+# Lines of a worker that are kept: a traceback through TensorFlow is long.
+_KEPT = 200
+
+# How the line begins that says what went wrong: of dtrain, of a traceback, of
+# the C library, and of TensorFlow where it aborts.
+_ERROR = re.compile(
+    r"^(error: |lost another worker|Fatal |F\d{4} |terminate called|"
+    r"([\w]+\.)*\w*(Error|Exception|Exhausted)\b)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,28 +63,34 @@ class Process:
         return " ".join([*variables, shlex.join(self.command)])
 
 
-def plan(ports: Sequence[int], arguments: Sequence[str]) -> tuple[Process, ...]:
+def plan(
+    ports: Sequence[int],
+    arguments: Sequence[str],
+    names: Sequence[str] = (),
+) -> tuple[Process, ...]:
     """Makes the processes of a run.
 
     Args:
         ports: one for each worker, each in [1, 65535].
         arguments: the flags of `dtrain.main`, without `--strategy`.
+        names: of the workers, as many; `worker 0`, `worker 1`, ... if empty.
 
     Returns:
-        The workers; the first is the chief. A single one is started without
-        TF_CONFIG, and with the strategy that its flags name.
+        The workers; the first is the chief. A single one is started without a
+        TF_CONFIG of its own, and with the strategy that its flags name.
     """
     command = (sys.executable, "-m", "dtrain.main", *arguments)
+    names = names or [f"worker {index}" for index in range(len(ports))]
     if len(ports) == 1:
-        return (Process("worker 0", command, {}),)
+        return (Process(names[0], command, {}),)
     workers = tuple(f"127.0.0.1:{port}" for port in ports)
     return tuple(
         Process(
-            f"worker {index}",
+            name,
             (*command, "--strategy=multi_worker"),
             {"TF_CONFIG": Cluster(workers, index).to_tf_config()},
         )
-        for index in range(len(workers))
+        for index, name in enumerate(names)
     )
 
 
@@ -85,98 +106,86 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def run(processes: Sequence[Process], grace_secs: float = GRACE_SECS) -> int:
-    """Starts the workers and waits for all of them.
+class Worker:
+    """A process that runs, and what it says.
 
-    SIGINT and SIGTERM are handed on, once, as SIGTERM; the second one kills.
-    When a worker fails, the others are told to end.
+    Its lines are printed with its name in front.
 
-    Args:
-        processes: of `plan`.
-        grace_secs: how long they may take to, when one has failed.
-
-    Returns:
-        One exit code for all of them, see `combine`.
+    Attributes:
+        name: of the process.
+        pid: of the process, and of the session it leads.
     """
-    told = _Notices()
-    previous = {
-        number: signal.signal(number, told.handle)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    children = [_start(process) for process in processes]
-    printers = [
-        threading.Thread(target=_print_lines, args=(process.name, child.stdout))
-        for process, child in zip(processes, children, strict=True)
-    ]
-    for printer in printers:
-        printer.start()
-    try:
-        _wait(children, told, grace_secs)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for printer in printers:
-            printer.join()
-    return combine([child.returncode for child in children])
 
-
-class _Notices:
-    """Counts the signals that came."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def handle(self, *_: object) -> None:
-        """Counts one; a handler of `signal.signal`."""
-        self.count += 1
-
-
-def _start(process: Process) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        process.command,
-        env={**os.environ, **process.environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        # In a session of its own: a Ctrl-C of the terminal would come twice,
-        # from it and from here, and the second one ends a worker unsaved.
-        start_new_session=True,
-    )
-
-
-def _wait(
-    children: Sequence[subprocess.Popen[bytes]],
-    told: _Notices,
-    grace_secs: float,
-) -> None:
-    is_told, deadline = False, None
-    while any(child.poll() is None for child in children):
-        # 75 is no failure: the others are saving, too, and may take long.
-        failed = any(
-            child.returncode not in (None, errors.FINISHED, errors.RUN_AGAIN)
-            for child in children
+    def __init__(self, process: Process) -> None:
+        self._child = subprocess.Popen(
+            process.command,
+            env={**os.environ, **process.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # In a session of its own: a Ctrl-C of the terminal would come
+            # twice, from it and from here, and the second one ends a worker
+            # unsaved.
+            start_new_session=True,
         )
-        if failed and deadline is None:
-            deadline = time.monotonic() + grace_secs
-        if (failed or told.count) and not is_told:
-            is_told = True
-            _signal(children, signal.SIGTERM)
-        is_late = deadline is not None and time.monotonic() > deadline
-        if is_late or told.count > 1:
-            _signal(children, signal.SIGKILL)
-        time.sleep(0.05)
+        self.name = process.name
+        self.pid = self._child.pid
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        assert self._child.stdout is not None
+        self._printer = threading.Thread(
+            target=self._print_lines, args=(self._child.stdout,), daemon=True
+        )
+        self._printer.start()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, if it still runs.
+
+        Args:
+            number: of the signal.
+        """
+        self._child.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it at once, with every process that it has started."""
+        # The group lives as long as one of them does, also without its leader.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Waits until its last lines are printed; to be called at its end."""
+        # A process that it left behind may hold the pipe open for ever.
+        self._printer.join(timeout=1.0)
+
+    def last_error(self) -> str:
+        """Returns the last line that looks like an error, else the last."""
+        lines = [line for line in list(self._lines) if line.strip()]
+        errors_only = [line for line in lines if _ERROR.search(line)]
+        return " ".join((errors_only or lines or [""])[-1].split())[:300]
+
+    def _print_lines(self, stream: BinaryIO) -> None:
+        is_open = True
+        for line in stream:
+            text = line.decode(errors="replace").rstrip("\n")
+            self._lines.append(text)
+            # Goes on reading when nobody listens, as behind `| head`: a worker
+            # waits for ever to write into a pipe that is full.
+            if is_open:
+                is_open = _print(f"[{self.name}] {text}\n")
 
 
-def _signal(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(number)
-
-
-def _print_lines(name: str, stream: BinaryIO) -> None:
-    for line in stream:
-        text = line.decode(errors="replace").rstrip("\n")
-        print(f"[{name}] {text}", flush=True)
+def _print(line: str) -> bool:
+    """Prints a line in one piece; returns whether that was possible."""
+    try:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def combine(codes: Sequence[int]) -> int:

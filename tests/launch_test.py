@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import resource
 import shlex
 import signal
 import subprocess
@@ -15,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrain import errors
-from launch import local, main
+from dtrain import cluster, errors
+from launch import cycle, local, main
 from tests import runs
 
 words = st.text(st.characters(exclude_characters="\0"), max_size=20)
@@ -25,6 +26,12 @@ words = st.text(st.characters(exclude_characters="\0"), max_size=20)
 def process(code: str, name: str = "worker 0") -> local.Process:
     """A worker that runs a line of Python."""
     return local.Process(name, (sys.executable, "-c", code), {})
+
+
+def run(*processes: local.Process, **options: float) -> int:
+    """Runs some workers once; returns the exit code for all of them."""
+    with cycle.Notices() as notices:
+        return cycle.run(processes, notices, **options).code
 
 
 @given(st.lists(words, max_size=4), st.integers(2, 5))
@@ -68,9 +75,7 @@ def test_one_code_for_all(codes: list[int], expected: int) -> None:
 
 
 def test_lines_carry_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
-    code = local.run(
-        [process("print('a\\nb')"), process("print('c')", "worker 1")]
-    )
+    code = run(process("print('a\\nb')"), process("print('c')", "worker 1"))
     assert code == 0
     lines = sorted(capfd.readouterr().out.splitlines())
     assert lines == ["[worker 0] a", "[worker 0] b", "[worker 1] c"]
@@ -78,11 +83,9 @@ def test_lines_carry_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_worker_that_fails_ends_the_others() -> None:
     start = time.monotonic()
-    code = local.run(
-        [
-            process("raise SystemExit(78)"),
-            process("import time; time.sleep(60)"),
-        ]
+    code = run(
+        process("raise SystemExit(78)"),
+        process("import time; time.sleep(60)"),
     )
     assert code == errors.USER_ERROR
     assert time.monotonic() - start < 30
@@ -92,7 +95,8 @@ def test_a_worker_that_does_not_listen_is_killed() -> None:
     deaf = (
         "import signal, time; signal.signal(15, lambda *_: 0); time.sleep(60)"
     )
-    assert local.run([process("raise SystemExit(3)"), process(deaf)], 1.0) == 3
+    failing = process("raise SystemExit(3)")
+    assert run(failing, process(deaf), leave_secs=1.0) == 3
 
 
 def test_signal_is_handed_on_once(tmp_path: pathlib.Path) -> None:
@@ -109,7 +113,60 @@ def test_signal_is_handed_on_once(tmp_path: pathlib.Path) -> None:
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    assert local.run([process(worker)]) == errors.RUN_AGAIN
+    assert run(process(worker)) == errors.RUN_AGAIN
+
+
+def test_output_that_nobody_reads_stops_no_worker() -> None:
+    script = (
+        "from launch import cycle, local\n"
+        "import sys\n"
+        "worker = local.Process('worker 0', (sys.executable, '-c', "
+        "'for n in range(50000): print(n)'), {})\n"
+        "with cycle.Notices() as notices:\n"
+        "    code = cycle.run([worker], notices).code\n"
+        "print('ended with', code, file=sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        assert launcher.stdout
+        assert launcher.stderr
+        assert launcher.stdout.readline() == "[worker 0] 0\n"
+        launcher.stdout.close()
+        assert "ended with 0" in launcher.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ((), ""),
+        (("a", "b", " "), "b"),
+        (("ValueError: no", "the end"), "ValueError: no"),
+        (("error: no disk", "KeyError: 1", "x"), "KeyError: 1"),
+        (
+            ("tensorflow.python.errors_impl.InternalError: no", "x"),
+            "tensorflow.python.errors_impl.InternalError: no",
+        ),
+        (
+            ("MemoryError", "  raise ValueError(1)"),
+            "MemoryError",
+        ),
+        (("lost another worker (x)", "y"), "lost another worker (x)"),
+        (("an error: in prose", "y"), "y"),
+    ],
+)
+def test_the_line_that_names_the_error(
+    lines: tuple[str, ...], found: str
+) -> None:
+    worker = local.Worker(process(f"print({chr(10).join(lines)!r})"))
+    while worker.code is None:
+        time.sleep(0.01)
+    worker.close()
+    assert worker.last_error() == found
 
 
 def test_dry_run_prints_and_runs_nothing(
@@ -127,6 +184,11 @@ def test_dry_run_prints_and_runs_nothing(
     [
         (["--num_workers=0"], "num_workers (0) must be between"),
         (["--num_workers=x"], "num_workers"),
+        (["--num_workers=2", "--min_workers=3"], "must be between 0 and 2"),
+        (["--min_workers=-1"], "min_workers (-1) must be between 0 and 1"),
+        (["--max_restarts=-1"], "max_restarts (-1) must be between 0 and"),
+        (["--grace_secs=nan"], "grace_secs (nan) must be between 0 and"),
+        (["--backend=slurm"], "--backend=slurm"),
         (["--nonsense"], "nonsense"),
         (["train"], "go after --"),
         (["--num_workers=2", "--", "--strategy=mirrored"], "leave it out"),
@@ -137,6 +199,27 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     with pytest.raises(errors.UserError) as caught:
         main.run(["main", *arguments])
     assert message in str(caught.value)
+
+
+def test_a_worker_of_a_larger_cluster_is_started_alone() -> None:
+    workers = ("a:1", "b:2")
+    environment = {"TF_CONFIG": cluster.Cluster(workers, 1).to_tf_config()}
+    with pytest.raises(errors.UserError, match="worker 1 of 2"):
+        main.run(["main", "--num_workers=2"], environment)
+    assert main.run(["main", "--dry_run"], environment) == errors.FINISHED
+    with pytest.raises(errors.UserError, match="TF_CONFIG is not JSON"):
+        main.run(["main", "--dry_run"], {"TF_CONFIG": "{"})
+
+
+def test_it_starts_in_well_under_a_second() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, output = runs.run("launch.main", "--num_workers=8", "--dry_run")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == errors.FINISHED
+    assert len(output.splitlines()) == 8
+    # Of the CPU, which other tests take from the clock on the wall.
+    secs = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert secs < 0.8
 
 
 def test_help_needs_no_tensorflow() -> None:
