@@ -327,8 +327,8 @@ class GAN:
         metrics: dict[str, tf.Tensor] = {}
         scaled_finite = {name: tf.constant(True) for name in self._loss_scales}
         zero = tf.constant(0.0)
-        losses = dict.fromkeys(_NETWORKS, zero)
-        norms = dict.fromkeys(_NETWORKS, zero)
+        losses: dict[str, tf.Tensor] = dict.fromkeys(_NETWORKS, zero)
+        norms: dict[str, tf.Tensor] = dict.fromkeys(_NETWORKS, zero)
         is_finite, stop = tf.constant(True), zero
         for index, draw in enumerate(self._draw_of_phase):
             name = self._phases[index].network

@@ -186,7 +186,6 @@ def test_a_spike_cuts_the_learning_rates(tmp_path: pathlib.Path) -> None:
     [name] = [
         name
         for name in reader.get_variable_to_shape_map()
-        if name.startswith("generator_optimizer")
-        and "learning_rate/" in name
+        if name.startswith("generator_optimizer") and "learning_rate/" in name
     ]
     assert reader.get_tensor(name) == pytest.approx(0.5e-3)

@@ -6,8 +6,8 @@ Runs in one process on logical CPUs, which conftest.py makes.
 from __future__ import annotations
 
 import dataclasses
-import threading
 import pathlib
+import threading
 from collections.abc import Iterator
 
 import keras
