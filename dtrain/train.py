@@ -506,8 +506,8 @@ def _stop_or_save(run: _Run, step: int) -> bool:
     run.watcher.hear(is_over)
     _save_last(run, step)
     run.progress.say(
-        f"stopped by {run.watcher.notice} and saved at step {step:,}; the same command "
-        "goes on from there"
+        f"stopped by {run.watcher.notice} and saved at step {step:,}; the "
+        "same command goes on from there"
     )
     return True
 

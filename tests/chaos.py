@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from dtrain import checkpoint_reader, config, errors
+from dtrain import config, errors, startup
 from dtrain.cluster import Cluster
 from tests import runs
 
@@ -485,6 +485,9 @@ def _wait_for_step(victim: Victim, step: int) -> None:
 
 def compare(victim: Victim, step: int) -> None:
     """Trains as many steps without any fault, and compares the bits."""
+    startup.import_tensorflow()
+    from dtrain import checkpoint_reader
+
     whole = victim.place / "whole"
     _run(
         "dtrain.main",

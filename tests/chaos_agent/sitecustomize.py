@@ -84,11 +84,11 @@ def _interfere() -> None:
                 time.sleep(1)
             return 0
 
-        def wait(*batch: Any) -> data.Batch:
-            with tf.control_dependencies(
-                [tf.numpy_function(look, [], tf.int64)]
-            ):
-                return data.Batch(*map(tf.identity, batch))
+        def wait(*parts: Any) -> data.Batch:
+            [batch] = parts if len(parts) == 1 else [data.Batch(*parts)]
+            looked = tf.numpy_function(look, [], tf.int64)
+            with tf.control_dependencies([looked]):
+                return tf.nest.map_structure(tf.identity, batch)
 
         return make_dataset(*args).map(wait)
 
