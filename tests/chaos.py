@@ -581,6 +581,8 @@ def main() -> int:
         kinds = [f"  {kind:<12} {words}" for kind, (words, _) in FAULTS.items()]
         print(_HELP + "\n".join(kinds))
         return errors.FINISHED
+    # What was mounted and started is then taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(parse(sys.argv))
     return errors.FINISHED
 
