@@ -96,6 +96,9 @@ class Watcher:
         grace_secs: seconds from a notice to the kill that follows it, when
             this process ends itself; 0 lets it take as long as it takes.
         environment: the variables of this process.
+
+    Attributes:
+        before_end: called on the watcher's thread before it ends the process.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Watcher:
         self._grace_secs = grace_secs
         self._environment = environment
         self._on_notice: Callable[[], object] | None = None
+        self.before_end: Callable[[], object] = lambda: None
         self._limits: list[_Limit] = []
         if stop_after_secs > 0:
             name = "the time limit (--stop_after_secs)"
@@ -315,11 +319,9 @@ class Watcher:
         if not self._notices:
             return
         if not self._has_begun:
-            errors.end(
-                errors.RUN_AGAIN,
-                f"stopped by {self.notice} before the first steps were done: "
-                "nothing to save; run the same command again",
-                self._stderr,
+            self._end(
+                "before the first steps were done: nothing to save; run the "
+                "same command again"
             )
         if not self._was_announced:
             self._was_announced = True
@@ -327,13 +329,15 @@ class Watcher:
                 # It may wait for a device, and the next signal shall not.
                 threading.Thread(target=self._on_notice, daemon=True).start()
         if self.secs_left <= 0:
-            errors.end(
-                errors.RUN_AGAIN,
-                f"stopped by {self.notice}: not saved within grace_secs "
-                f"({self._grace_secs:g}); the same command goes on from the "
-                "save before",
-                self._stderr,
+            self._end(
+                f"and not saved within grace_secs ({self._grace_secs:g}); the "
+                "same command goes on from the save before"
             )
+
+    def _end(self, what: str) -> NoReturn:
+        self.before_end()
+        words = f"stopped by {self.notice} {what}"
+        errors.end(errors.RUN_AGAIN, words, self._stderr)
 
     def _look_for_file(
         self, path: str, every_secs: float, exists: Callable[[str], bool]

@@ -136,6 +136,7 @@ def _watchdog(
         steps_per_loop=config.steps_per_loop,
     )
     dog.start()
+    watcher.before_end = dog.tell
     return contextlib.closing(dog)
 
 

@@ -136,6 +136,7 @@ class Watchdog:
         self._stacks: _Stacks | None = None
         self._faulthandler_was_on = False
         self._changed = threading.Event()
+        self._telling = threading.Lock()
         self._is_closed = False
         self._thread = threading.Thread(
             target=self._watch, name="dtrain-watchdog", daemon=True
@@ -193,7 +194,7 @@ class Watchdog:
         self._is_closed = True
         self._changed.set()
         self._thread.join()
-        self._write_status()
+        self.tell()
         if self._faulthandler_was_on and sys.__stderr__:
             faulthandler.enable(sys.__stderr__)
         else:
@@ -223,7 +224,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._is_closed:
             self._clock.tick()
-            self._write_status()
+            self.tell()
             idle = self._clock.now() - self._last_beat
             if idle > self._limit_secs:
                 self._end(idle)
@@ -231,7 +232,8 @@ class Watchdog:
             self._changed.wait(self._period_secs)
             self._changed.clear()
 
-    def _write_status(self) -> None:
+    def tell(self) -> None:
+        """Writes the status now, as before this process ends; any thread."""
         if not self._status_file:
             return
         notice, is_over = self._describe()
@@ -244,7 +246,7 @@ class Watchdog:
             is_over=is_over,
         )
         # A full disk is no reason to stop; the next one may be written.
-        with contextlib.suppress(OSError):
+        with self._telling, contextlib.suppress(OSError):
             status.write(self._status_file, now)
 
     def _end(self, idle: float) -> NoReturn:

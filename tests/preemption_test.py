@@ -379,7 +379,7 @@ def test_grace_ends_what_takes_longer(start: Start) -> None:
     code, printed = child.end()
     assert code == errors.RUN_AGAIN
     assert printed.count("\n") == 1
-    assert "SIGTERM: not saved within grace_secs (0.5)" in printed
+    assert "SIGTERM and not saved within grace_secs (0.5)" in printed
 
 
 def test_person_has_no_deadline(start: Start) -> None:
