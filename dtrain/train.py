@@ -73,6 +73,8 @@ class _Run(NamedTuple):
     watcher: preemption.Watcher
     watchdog: watchdog.Watchdog
     claims: list[claim.Claim]
+    # Kept to the end: taking one down may wait for threads for half a minute.
+    inputs: list[Any]
 
 
 def train(
@@ -204,6 +206,7 @@ def _open(
         watcher=watcher,
         watchdog=dog,
         claims=claims,
+        inputs=[],
     )
     notes = filter(None, (note, recorder.notice, *restored.notes))
     return run, restored._replace(notes=list(notes))
@@ -389,6 +392,7 @@ def _input(run: _Run) -> tuple[int, Any]:
     iterator = data.make_iterator(
         run.source, run.config, run.strategy, step + skipped
     )
+    run.inputs.append(iterator)
     return step, iterator
 
 

@@ -437,13 +437,13 @@ class Record:
     """What was done to a run, and how long it took to go on.
 
     Attributes:
-        recoveries: seconds from each fault to the first step after those that
-            were done before it, by kind.
+        pauses: the longest time without a new step between each fault and the
+            next one, in seconds, by kind.
         step: at which it was stopped.
         ends: of its supervisors, by exit code.
     """
 
-    recoveries: dict[str, list[float]]
+    pauses: dict[str, list[float]]
     step: int
     ends: dict[int, int]
 
@@ -451,36 +451,44 @@ class Record:
 def torment(victim: Victim, options: Options, kinds: Sequence[str]) -> Record:
     """Breaks a run until the time is over, and stops it."""
     rng = random.Random(options.seed)
-    recoveries: dict[str, list[float]] = {kind: [] for kind in kinds}
+    pauses: dict[str, list[float]] = {kind: [] for kind in kinds}
     victim.start()
-    _wait_for_step(victim, 1)
+    _pause(victim, 0.0, at_least=1)
     end = time.monotonic() + 60 * options.minutes
-    due = time.monotonic()
     while True:
-        due = max(due, time.monotonic())
-        due += rng.expovariate(1 / options.mean_secs)
-        if due > end:
+        secs = rng.expovariate(1 / options.mean_secs)
+        if time.monotonic() + secs > end:
             break
-        while time.monotonic() < due:
-            victim.revive()
-            time.sleep(0.1)
         chosen = rng.sample(kinds, rng.randint(1, 3) if options.several else 1)
-        before, start = victim.step(), time.monotonic()
+        before = victim.step()
+        print(f"{', '.join(chosen)} at step {before:,}", flush=True)
         for kind in chosen:
-            print(f"{kind} at step {before:,}", flush=True)
             FAULTS[kind][1](victim, rng)
-        _wait_for_step(victim, before + 1)
+        pause = _pause(victim, secs, at_least=before + 1)
         for kind in chosen:
-            recoveries[kind].append(time.monotonic() - start)
-    return Record(recoveries, victim.stop(), dict(victim.ends))
+            pauses[kind].append(pause)
+    return Record(pauses, victim.stop(), dict(victim.ends))
 
 
-def _wait_for_step(victim: Victim, step: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECS
-    while victim.step() < step:
-        assert time.monotonic() < deadline, victim.tail()
+def _pause(victim: Victim, secs: float, at_least: int) -> float:
+    """Lets a run train for a while, and until a step is done.
+
+    Returns:
+        The longest time without a new step.
+    """
+    start = newest = time.monotonic()
+    step, longest = victim.step(), 0.0
+    while newest < start + secs or step < at_least:
         victim.revive()
         time.sleep(0.1)
+        now, seen = time.monotonic(), victim.step()
+        longest = max(longest, now - newest)
+        # A run that is resumed has lines taken away, too.
+        if seen > step:
+            newest = now
+        step = seen
+        assert now - newest < _PATIENCE_SECS, victim.tail()
+    return longest
 
 
 def compare(victim: Victim, step: int) -> None:
@@ -510,10 +518,10 @@ def compare(victim: Victim, step: int) -> None:
 
 
 def _table(record: Record) -> str:
-    lines = [f"{'fault':<12} {'times':>5} {'back within':>12}"]
-    for kind, secs in record.recoveries.items():
+    lines = [f"{'fault':<12} {'times':>5} {'longest pause':>13}"]
+    for kind, secs in record.pauses.items():
         slowest = f"{max(secs):.1f} s" if secs else "-"
-        lines.append(f"{kind:<12} {len(secs):>5} {slowest:>12}")
+        lines.append(f"{kind:<12} {len(secs):>5} {slowest:>13}")
     return "\n".join(lines)
 
 
