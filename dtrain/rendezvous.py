@@ -210,7 +210,8 @@ class _Gathering:
         except OSError:
             # It hung up before it was let in.
             return
-        line = _Line(connection, f"{address[0]}:{address[1]}")
+        host = address[0].removeprefix("::ffff:")
+        line = _Line(connection, f"{host}:{address[1]}")
         self._lines.append(line)
         self._selector.register(connection, selectors.EVENT_READ, line)
 
