@@ -29,8 +29,9 @@ ATTEMPT = "DTRAIN_ATTEMPT"
 STATUS_FILE = "DTRAIN_STATUS_FILE"
 SUPERVISOR_PID = "DTRAIN_SUPERVISOR_PID"
 
-# Lines of a worker that are kept: a traceback through TensorFlow is long.
-_KEPT = 200
+# Lines of a worker that are kept: TensorFlow names an error, then hundreds of
+# lines of its graph, and only then says what it was.
+_KEPT = 2000
 
 # How the line begins that says what went wrong: of dtrain, of a traceback, of
 # the C library, and of TensorFlow where it aborts.
@@ -164,8 +165,15 @@ class Worker:
     def last_error(self) -> str:
         """Returns the last line that looks like an error, else the last."""
         lines = [line for line in list(self._lines) if line.strip()]
-        errors_only = [line for line in lines if _ERROR.search(line)]
-        return " ".join((errors_only or lines or [""])[-1].split())[:300]
+        places = [i for i, line in enumerate(lines) if _ERROR.search(line)]
+        found = lines[places[-1]] if places else lines[-1] if lines else ""
+        if places and found.endswith(":"):
+            # What it was stands at the end, behind a stack that is indented.
+            rest = lines[places[-1] + 1 :]
+            found += " ".join(
+                ["", *[x for x in rest if not x[0].isspace()][-1:]]
+            )
+        return " ".join(found.split())[:300]
 
     def _print_lines(self, stream: BinaryIO) -> None:
         is_open = True

@@ -155,6 +155,18 @@ def test_output_that_nobody_reads_stops_no_worker() -> None:
             ("MemoryError", "  raise ValueError(1)"),
             "MemoryError",
         ),
+        (
+            (
+                "x.InternalError: Graph:",
+                "",
+                "Detected:",
+                "  File x",
+                "it",
+                " y",
+            ),
+            "x.InternalError: Graph: it",
+        ),
+        (("KeyError:",), "KeyError:"),
         (("lost another worker (x)", "y"), "lost another worker (x)"),
         (("an error: in prose", "y"), "y"),
     ],

@@ -26,6 +26,9 @@ STRATEGIES = {
     "multi_worker": ("launch.main", "--num_workers=2", "--"),
 }
 
+# For a supervisor that does not start the workers again.
+ONCE = "--max_restarts=0"
+
 # Everything that a run can hold: labels, two discriminator updates, BatchNorm,
 # a penalty of second order.
 RICH = (
@@ -208,7 +211,8 @@ def test_signal_while_the_networks_are_built(
 def test_worker_lost_while_the_networks_are_built(
     tmp_path: pathlib.Path,
 ) -> None:
-    process = start_slow_run(tmp_path, *STRATEGIES["multi_worker"])
+    module, *arguments = STRATEGIES["multi_worker"]
+    process = start_slow_run(tmp_path, module, ONCE, *arguments)
     os.kill(children_of(process.pid)[1], signal.SIGKILL)
     code, output = runs.finish(process)
     # 78 would say that no other try can help.
@@ -326,6 +330,7 @@ def test_signal_reaches_all_workers(tmp_path: pathlib.Path) -> None:
 def test_lost_worker_ends_the_other_one(tmp_path: pathlib.Path) -> None:
     process = runs.start(
         "launch.main",
+        ONCE,
         "--num_workers=2",
         "--",
         *flags(tmp_path / "run", 100_000),
