@@ -750,6 +750,10 @@ IN_A_PROCESS = {
         TWO_REPLICAS + "--batch_size=6 --micro_batches=3",
         ("micro_batches (3) must be a multiple of the 2 replicas; try 0",),
     ),
+    "a tree that is cut": Bad(
+        TWO_REPLICAS + "--batch_size=6 --micro_batches=6 --reduction=ordered",
+        ("2 replicas cannot share 6 micro_batches", "use 1 or 3 or 6"),
+    ),
     "compiled BatchNorm": Bad(
         TWO_REPLICAS + "--batch_norm --jit_compile=on",
         ("jit_compile (on)", "use auto or off"),

@@ -187,6 +187,49 @@ def test_large_mean_does_not_drown_the_variance() -> None:
     np.testing.assert_allclose(np.mean(outputs, axis=0), 0.0, atol=1e-3)
 
 
+def test_a_ghost_batch_is_alone_and_moves_nothing() -> None:
+    strategy = _mirrored()
+    with strategy.scope():
+        layer = batch_norm.BatchNorm(momentum=0.5, epsilon=0.0)
+        layer.build((None, 1))
+    inputs = tf.constant([[0.0], [2.0], [10.0], [30.0]])
+
+    @tf.function
+    def run() -> Any:
+        def of_replica() -> Any:
+            context = tf.distribute.get_replica_context()
+            start = 2 * context.replica_id_in_sync_group
+            mine = inputs[start : start + 2]
+            with batch_norm.ghost_batch() as passes:
+                outputs = layer(mine, training=True)
+                layer(-mine, training=True)
+                layer(mine, training=False)
+            assert [each for each, _ in passes] == [layer, layer]
+            return outputs, [statistics for _, statistics in passes]
+
+        return strategy.run(of_replica)
+
+    outputs, passes = run()
+    for replica in _local(strategy, outputs):
+        np.testing.assert_allclose(replica, [[-1.0], [1.0]], rtol=1e-5)
+    for (first, second), mean, variance in zip(
+        zip(*(_local(strategy, value) for value in passes), strict=True),
+        (1.0, 20.0),
+        (1.0, 100.0),
+        strict=True,
+    ):
+        np.testing.assert_allclose(first, [[mean], [variance]], rtol=1e-5)
+        np.testing.assert_allclose(second, [[-mean], [variance]], rtol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean, [0.0])
+    layer.move(tf.constant([4.0]), tf.constant([3.0]))
+    np.testing.assert_array_equal(layer.moving_mean, [2.0])
+    np.testing.assert_array_equal(layer.moving_variance, [2.0])
+    with pytest.raises(ZeroDivisionError), batch_norm.ghost_batch():
+        raise ZeroDivisionError
+    layer(inputs, training=True)
+    assert layer.moving_mean.numpy() != [2.0]
+
+
 def test_outside_training_the_moving_statistics_normalize() -> None:
     strategy = _mirrored()
     with strategy.scope():

@@ -117,6 +117,16 @@ def test_num_steps_is_part_of_a_cosine_schedule() -> None:
     assert before.differences(now) == {"num_steps": (6000, 9000)}
 
 
+def test_micro_batches_are_part_of_an_ordered_sum() -> None:
+    before = Config(reduction="ordered")
+    assert before.micro_batches == 8
+    now = dataclasses.replace(before, micro_batches=4)
+    assert before.differences(now) == {"micro_batches": (8, 4)}
+    fast = Config(micro_batches=8)
+    assert fast.differences(Config(micro_batches=4)) == {}
+    assert set(fast.differences(before)) == {"reduction"}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

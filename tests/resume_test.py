@@ -97,6 +97,58 @@ def test_two_replicas_and_two_workers_are_the_same(
     assert digest(one, 4) == digest(two, 4)
 
 
+ELASTIC = ("--reduction=ordered", "--micro_batches=4")
+WITH_NORM = (
+    "--batch_norm",
+    "--conditional",
+    "--discriminator_steps=2",
+    "--r1_gamma=0",
+)
+
+
+def replicas(count: int) -> tuple[str, ...]:
+    return "--strategy=mirrored", f"--num_devices={count}"
+
+
+@pytest.mark.parametrize(
+    ("more", "num_workers"), [((), 4), (WITH_NORM, 2)], ids=["default", "norm"]
+)
+def test_replicas_that_come_and_go(
+    more: tuple[str, ...], num_workers: int, tmp_path: pathlib.Path
+) -> None:
+    """1 -> 2 -> 4 -> 1 by kills, four throughout, and workers: one digest.
+
+    A worker without GPUs is one replica: TensorFlow gives it one device.
+    """
+    num_steps = 12
+    changing, four, workers = (tmp_path / name for name in ("c", "f", "w"))
+    for number, count in enumerate((1, 2, 4)):
+        code, output = runs.run(
+            "tests.killed",
+            str(3 * (number + 1)),
+            killed.PHASES[number],
+            *replicas(count),
+            *flags(changing, num_steps),
+            *ELASTIC,
+            *more,
+        )
+        assert code == KILLED, output
+    for run_dir, module, *arguments in (
+        (changing, "dtrain.main", *replicas(1)),
+        (four, "dtrain.main", *replicas(4)),
+        (workers, "launch.main", f"--num_workers={num_workers}", "--"),
+    ):
+        code, output = runs.run(
+            module, *arguments, *flags(run_dir, num_steps), *ELASTIC, *more
+        )
+        assert code == errors.FINISHED, output
+        assert ("resumed from" in output) == (run_dir == changing)
+        assert digest(run_dir, num_steps) == digest(changing, num_steps)
+        assert (run_dir / "metrics.jsonl").read_bytes() == (
+            changing / "metrics.jsonl"
+        ).read_bytes()
+
+
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started, in their order."""
     listed = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
