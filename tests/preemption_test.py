@@ -420,6 +420,8 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         server = self.server
         assert isinstance(server, Metadata)
         key = self.path.removeprefix("/computeMetadata/v1/")
+        # Before the status, which a test changes first.
+        value = server.values.get(key, "")
         server.asked.append(key)
         if server.is_silent:
             time.sleep(20)
@@ -427,7 +429,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         known = self.headers["Metadata-Flavor"] == "Google"
         self.send_response(server.status if known else 403)
         self.end_headers()
-        self.wfile.write(server.values.get(key, "").encode())
+        self.wfile.write(value.encode())
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
         """Says nothing."""
