@@ -70,12 +70,10 @@ class _Stacks(NamedTuple):
     Attributes:
         path: of it.
         file: its descriptor, open as long as a crash may need it.
-        is_temporary: whether it is not in the run's directory.
     """
 
     path: str
     file: int
-    is_temporary: bool
 
 
 def _nothing() -> tuple[str, bool]:
@@ -88,7 +86,8 @@ class Watchdog:
     Args:
         stacks_path: where the stacks go, without `-<number>.txt`, in a
             directory of the run's own directory. Before that holds a run, or
-            if it is on a store, they go to a temporary file.
+            if it is on a store, those of a hang go to a temporary file, and
+            those of a crash to the standard error.
         hang_timeout_secs: seconds without progress that are too many, once
             the first loop of steps is done; 0 learns them: ten times the
             longest pause, or the time of `steps_per_loop`.
@@ -177,7 +176,7 @@ class Watchdog:
             # What is compiled later, as for a picture, may take as long.
             self._least_secs = max(self._least_secs, 2 * pause)
             # On this thread, for the disk may hang, and the other must not.
-            if self._stacks and self._stacks.is_temporary:
+            if self._thread.is_alive() and not self._stacks:
                 self._record_stacks()
         self._num_loops += num_steps > 0
         self._limit_secs = self._limit()
@@ -189,7 +188,7 @@ class Watchdog:
 
     def close(self) -> None:
         """Stops watching, and removes the file of stacks if it is empty."""
-        if self._is_closed or not self._stacks:
+        if self._is_closed or self._stderr < 0:
             return
         self._is_closed = True
         self._changed.set()
@@ -199,7 +198,8 @@ class Watchdog:
             faulthandler.enable(sys.__stderr__)
         else:
             faulthandler.disable()
-        _close_stacks(self._stacks)
+        if self._stacks:
+            _close_stacks(self._stacks)
         os.close(self._stderr)
 
     def _limit(self) -> float:
@@ -215,11 +215,9 @@ class Watchdog:
 
     def _record_stacks(self) -> None:
         """Opens the file that a crash writes to, which needs it open."""
-        before = self._stacks
         self._stacks = _open_stacks(self._stacks_path)
-        faulthandler.enable(self._stacks.file, all_threads=True)
-        if before:
-            _close_stacks(before)
+        file = self._stacks.file if self._stacks else self._stderr
+        faulthandler.enable(file, all_threads=True)
 
     def _watch(self) -> None:
         while not self._is_closed:
@@ -250,23 +248,32 @@ class Watchdog:
             status.write(self._status_file, now)
 
     def _end(self, idle: float) -> NoReturn:
-        assert self._stacks
-        stacks = self._stacks
         what = f"no progress for {idle:.0f} s at step {self._step}"
         frames = _main_frames()
         text = f"{what}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{_dump()}"
+        stacks = self._stacks or self._anywhere()
         # The disk may be what hangs.
         writer = threading.Thread(
             target=_write, args=(stacks.file, text.encode()), daemon=True
         )
         writer.start()
         writer.join(_STACKS_SECS)
+        # Last the line that says it all: a supervisor repeats that one.
         errors.end(
             errors.HUNG,
-            f"{what}; the stacks of all threads are in {stacks.path}; the main "
-            f"thread is at\n{frames}",
+            f"the main thread is stuck at\n{frames}\n{what}; the stacks of all "
+            f"threads are in {stacks.path}",
             self._stderr,
         )
+
+    def _anywhere(self) -> _Stacks:
+        """Makes a file for the stacks where there is no run on this disk."""
+        name = f"dtrain-stacks-{os.path.basename(self._stacks_path)}-"
+        try:
+            file, path = tempfile.mkstemp(prefix=name, suffix=".txt")
+        except OSError:
+            return _Stacks("the standard error", self._stderr)
+        return _Stacks(path, file)
 
 
 def _write(file: int, data: bytes) -> None:
@@ -300,21 +307,19 @@ def _main_frames() -> str:
     )
 
 
-def _open_stacks(stem: str) -> _Stacks:
-    """Opens an empty file that nobody else has."""
+def _open_stacks(stem: str) -> _Stacks | None:
+    """Opens an empty file that nobody else has; None where there is no run."""
     directory = os.path.dirname(stem)
     run_dir = os.path.dirname(directory)
+    # Anything else must stay as it is, if it turns out to be a mistake.
+    if not os.path.exists(os.path.join(run_dir, "config.json")):
+        return None
     try:
-        # Anything else must stay as it is, if it turns out to be a mistake.
-        if os.path.exists(os.path.join(run_dir, "config.json")):
-            os.makedirs(directory, exist_ok=True)
-            return _open_next(stem)
+        os.makedirs(directory, exist_ok=True)
+        return _open_next(stem)
     except OSError:
-        # A full disk, or one that may only be read: anywhere, then.
-        pass
-    name = f"dtrain-stacks-{os.path.basename(stem)}-"
-    file, path = tempfile.mkstemp(prefix=name, suffix=".txt")
-    return _Stacks(path, file, is_temporary=True)
+        # A full disk, or one that may only be read.
+        return None
 
 
 def _open_next(stem: str) -> _Stacks:
@@ -341,7 +346,7 @@ def _open_next(stem: str) -> _Stacks:
         found = os.fstat(file)
         # Without a name, for whoever had it removed it just now.
         if found.st_size == 0 and found.st_nlink:
-            return _Stacks(path, file, is_temporary=False)
+            return _Stacks(path, file)
         os.close(file)
 
 
@@ -351,6 +356,5 @@ def _close_stacks(stacks: _Stacks) -> None:
     with contextlib.suppress(OSError):
         if os.fstat(stacks.file).st_size == 0:
             os.remove(stacks.path)
-            if not stacks.is_temporary:
-                os.rmdir(os.path.dirname(stacks.path))
+            os.rmdir(os.path.dirname(stacks.path))
     os.close(stacks.file)

@@ -98,10 +98,11 @@ def test_stuck_process_is_ended(run_dir: pathlib.Path, where: str) -> None:
     process = start(run_dir, f"dog.beat(0, -1); dog.beat(120, 100); {where}()")
     code, printed = end(process)
     assert code == errors.HUNG
-    first, *frames = printed.splitlines()
-    assert first.startswith("no progress for ")
-    assert f" at step 120; the stacks of all threads are in {run_dir}" in first
-    assert f"in {where}" in frames[0]
+    head, first, *_, last = printed.splitlines()
+    assert head == "the main thread is stuck at"
+    assert f"in {where}" in first
+    assert last.startswith("no progress for ")
+    assert f" at step 120; the stacks of all threads are in {run_dir}" in last
     text = stacks(run_dir / "stacks")
     assert "at step 120" in text.splitlines()[0]
     for name in (where, "wait_in_vain", "_watch"):
@@ -190,6 +191,15 @@ def test_no_run_is_written_to(run_dir: pathlib.Path) -> None:
     assert str(run_dir / "tmp/dtrain-stacks-worker-0-") in printed
     assert "in stuck_in_python\n" in stacks(run_dir / "tmp")
     assert not (run_dir / "stacks").exists()
+
+
+def test_crash_before_there_is_a_run(run_dir: pathlib.Path) -> None:
+    (run_dir / "config.json").unlink()
+    code, printed = end(start(run_dir, "ctypes.string_at(0)"))
+    assert code == -signal.SIGSEGV
+    assert "in string_at\n" in printed
+    assert not (run_dir / "stacks").exists()
+    assert not list((run_dir / "tmp").iterdir())
 
 
 def test_stacks_move_to_the_run_when_there_is_one(
