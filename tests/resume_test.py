@@ -98,6 +98,7 @@ def test_two_replicas_and_two_workers_are_the_same(
 
 
 ELASTIC = ("--reduction=ordered", "--micro_batches=4")
+IS_LONG = "DTRAIN_NUM_KILLS" in os.environ
 WITH_NORM = (
     "--batch_norm",
     "--conditional",
@@ -111,10 +112,19 @@ def replicas(count: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("more", "num_workers"), [((), 4), (WITH_NORM, 2)], ids=["default", "norm"]
+    ("more", "counts", "num_workers"),
+    [
+        ((), (1, 2, 4), 4),
+        # The long form takes the whole way here too.
+        (WITH_NORM, (1, 2, 4) if IS_LONG else (4,), 2),
+    ],
+    ids=["default", "norm"],
 )
 def test_replicas_that_come_and_go(
-    more: tuple[str, ...], num_workers: int, tmp_path: pathlib.Path
+    more: tuple[str, ...],
+    counts: tuple[int, ...],
+    num_workers: int,
+    tmp_path: pathlib.Path,
 ) -> None:
     """1 -> 2 -> 4 -> 1 by kills, four throughout, and workers: one digest.
 
@@ -122,7 +132,7 @@ def test_replicas_that_come_and_go(
     """
     num_steps = 12
     changing, four, workers = (tmp_path / name for name in ("c", "f", "w"))
-    for number, count in enumerate((1, 2, 4)):
+    for number, count in enumerate(counts):
         code, output = runs.run(
             "tests.killed",
             str(3 * (number + 1)),
