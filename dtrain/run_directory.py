@@ -9,8 +9,9 @@ run_dir/samples/        grids of images
 run_dir/checkpoints/    kept history
 run_dir/backup/         the newest state of a run that is not finished
 run_dir/saved.json      the directories that it has saved to
-run_dir/stacks/         where a worker was when it hung or crashed
-run_dir/stop            tells the run to end
+run_dir/ledger/         where the time of each attempt went; see `goodput`
+run_dir/stacks/         of the threads of workers that were stuck or crashed
+run_dir/stop            made by a person who wants the run to end
 run_dir/.lock           held by the process that trains
 """
 
