@@ -97,6 +97,18 @@ def end(code: int, words: str, stderr: int = 2) -> NoReturn:
     os._exit(code)
 
 
+def code_of(error: BaseException) -> int:
+    """Returns the exit code of a program that an error ends."""
+    for kind, code in (
+        (UserError, USER_ERROR),
+        (StorageError, STORAGE_FAILED),
+        (KeyboardInterrupt, INTERRUPTED),
+    ):
+        if isinstance(error, kind):
+            return code
+    return 1
+
+
 def exit_with(
     main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit
 ) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import keras
@@ -30,6 +30,7 @@ from dtrain import (
     errors,
     files,
     images,
+    ledger,
     metrics,
     places,
     preemption,
@@ -72,6 +73,7 @@ class _Run(NamedTuple):
     progress: metrics.Progress
     watcher: preemption.Watcher
     watchdog: watchdog.Watchdog
+    ledger: ledger.Ledger
     claims: list[claim.Claim]
     # Kept to the end: taking one down may wait for threads for half a minute.
     inputs: list[Any]
@@ -117,6 +119,7 @@ def train(
             run.progress.say(_introduction(run, restored.prefix))
             _say(restored.notes)
             code = _loop(run)
+            run.ledger.close(code, watcher.notice)
         # A worker that leaves takes the collectives of the others with it.
         strategies.agree(strategy, cluster, (True,))
         return leave(code)
@@ -179,19 +182,22 @@ def _open(
     )
     if cluster.is_chief:
         _look_for_stop_file(config, watcher)
+    book = stack.enter_context(_ledger(config, cluster, strategy, watcher))
     checkpointer = checkpointer_lib.Checkpointer(
         gan.checkpoint,
         config,
         cluster,
         run=run_directory.to_dict(description),
     )
-    restored = checkpointer.restore(strategy)
+    with book.spending("restore"):
+        restored = checkpointer.restore(strategy)
     recorder = strategies.together(
         strategy, cluster, lambda: _begin(restored, description, gan, cluster)
     )
     stack.callback(recorder.close)
     # Before the recorder, which a save that is being written still needs.
     stack.callback(checkpointer.close)
+    book.restored(int(gan.step.numpy()))
     run = _Run(
         config=config,
         cluster=cluster,
@@ -205,11 +211,37 @@ def _open(
         ),
         watcher=watcher,
         watchdog=dog,
+        ledger=book,
         claims=claims,
         inputs=[],
     )
     notes = filter(None, (note, recorder.notice, *restored.notes))
     return run, restored._replace(notes=list(notes))
+
+
+@contextlib.contextmanager
+def _ledger(
+    config: Config,
+    cluster: Cluster,
+    strategy: tf.distribute.Strategy,
+    watcher: preemption.Watcher,
+) -> Iterator[ledger.Ledger]:
+    """Keeps the ledger of this attempt; an error that leaves ends it."""
+    book = ledger.Ledger(
+        config.run_dir,
+        is_chief=cluster.is_chief,
+        num_workers=cluster.num_workers,
+        num_replicas=strategy.num_replicas_in_sync,
+        batch_size=config.batch_size,
+    )
+    try:
+        yield book
+    except BaseException as error:
+        code = errors.code_of(error)
+        if cluster.num_workers > 1 and strategies.is_lost_worker(error):
+            code = errors.LOST_WORKER
+        book.close(code, watcher.notice)
+        raise
 
 
 def _look(
@@ -351,17 +383,21 @@ def _loop(run: _Run) -> int:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
             return errors.RUN_AGAIN
-        rows, verdict = _run_steps(run, iterator, step, num_steps)
+        with run.ledger.spending("train"):
+            rows, verdict = _run_steps(run, iterator, step, num_steps)
         names = run.gan.metric_names
         run.recorder.write(step + 1, names, rows)
         step += len(rows)
+        run.ledger.progress(step)
         run.watcher.begin(run.gan.stop)
         run.progress.update(step, _losses(names, rows[-1]))
         if verdict != divergence.FINE:
-            _roll_back(run, step, divergence.describe(verdict, config))
+            with run.ledger.spending("restore"):
+                _roll_back(run, step, divergence.describe(verdict, config))
             step, iterator = _input(run)
         elif _samples_due(run, step):
-            _draw_samples(run, step)
+            with run.ledger.spending("draw"):
+                _draw_samples(run, step)
         _beat(run, step)
         num_steps = _loop_length(config, step)
     _check_replicas(run, step)
@@ -374,7 +410,8 @@ def _loop(run: _Run) -> int:
 
 
 def _beat(run: _Run, step: int) -> None:
-    """Tells the watchdog, and through it a supervisor, how far the run is."""
+    """Tells how far the run is; a supervisor hears it from the watchdog."""
+    run.ledger.progress(step)
     run.watchdog.beat(step, run.checkpointer.saved_step)
 
 
@@ -506,7 +543,8 @@ def _stop_or_save(run: _Run, step: int) -> bool:
         _check_replicas(run, step)
     if not stop:
         if save:
-            run.checkpointer.save(step, _facts(run, step))
+            with run.ledger.spending("save"):
+                run.checkpointer.save(step, _facts(run, step))
         return False
     run.watcher.hear(is_over)
     _save_last(run, step)
@@ -531,10 +569,11 @@ def _save_last(run: _Run, step: int) -> None:
         # What is being written may fail, and is made good by this one.
         checkpointer.begin_last(step, _facts(run, step))
 
-    _wait_until_written(run)
-    strategies.together(run.strategy, run.cluster, begin)
-    _wait_until_written(run)
-    strategies.together(run.strategy, run.cluster, checkpointer.drain)
+    with run.ledger.spending("save"):
+        _wait_until_written(run)
+        strategies.together(run.strategy, run.cluster, begin)
+        _wait_until_written(run)
+        strategies.together(run.strategy, run.cluster, checkpointer.drain)
 
 
 def _wait_until_written(run: _Run) -> None:
