@@ -1,0 +1,65 @@
+"""Measures what it costs to judge every step.
+
+    python -m tests.benchmarks.divergence [--rounds=10] [--steps=100] [flags]
+
+Two GANs of `tests.benchmarks.train` take turns in one process: one as it is,
+one without the norms of the gradients and without a verdict.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain import cluster, divergence, sources, strategies
+from dtrain import config as config_lib
+from tests.benchmarks import train
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    own = {"rounds": 10, "steps": 100}
+    rest = []
+    for argument in sys.argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name in own:
+            own[name] = int(value)
+        else:
+            rest.append(argument)
+    noise = np.random.default_rng(0)
+    images = noise.integers(0, 256, (4096, 28, 28, 1), np.uint8)
+    with tempfile.TemporaryDirectory() as directory:
+        np.savez(f"{directory}/images.npz", images=images)
+        dataset = f"--dataset=npz:{directory}/images.npz"
+        config = config_lib.parse(
+            [sys.argv[0], "--strategy=mirrored", dataset, *rest]
+        )
+        strategy = strategies.make(config, cluster.ALONE)
+        source = sources.open_source(config)
+    turns = {
+        "judged": train.by_dtrain(config, strategy, source),
+        "not judged": train.by_dtrain(config, strategy, source),
+    }
+    turns["judged"](config.steps_per_loop + 1)
+    with (
+        mock.patch.object(
+            divergence.Divergence, "judge", lambda *_: divergence.FINE
+        ),
+        mock.patch.object(tf.linalg, "global_norm", lambda _: tf.constant(0.0)),
+    ):
+        # Traced here, and used below.
+        turns["not judged"](config.steps_per_loop + 1)
+    print("images/s\n  judged  not judged  ratio")
+    ratios = [
+        train.measure(turns, own["steps"], config) for _ in range(own["rounds"])
+    ]
+    print(f"median of the ratios {statistics.median(ratios):.4f}")
+
+
+if __name__ == "__main__":
+    main()
