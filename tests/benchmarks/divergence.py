@@ -21,6 +21,14 @@ from dtrain import config as config_lib
 from tests.benchmarks import train
 
 
+def _no_verdict(*_: object) -> tf.Tensor:
+    return tf.constant(divergence.FINE)
+
+
+def _no_norm(_: object) -> tf.Tensor:
+    return tf.constant(1.0)
+
+
 def main() -> None:
     """Measures and prints the table."""
     own = {"rounds": 10, "steps": 100}
@@ -47,10 +55,8 @@ def main() -> None:
     }
     turns["judged"](config.steps_per_loop + 1)
     with (
-        mock.patch.object(
-            divergence.Divergence, "judge", lambda *_: divergence.FINE
-        ),
-        mock.patch.object(tf.linalg, "global_norm", lambda _: tf.constant(0.0)),
+        mock.patch.object(divergence.Divergence, "judge", _no_verdict),
+        mock.patch.object(tf.linalg, "global_norm", _no_norm),
     ):
         # Traced here, and used below.
         turns["not judged"](config.steps_per_loop + 1)
