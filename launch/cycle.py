@@ -180,6 +180,7 @@ class _Member:
         self.status: status.Status | None = None
         self.is_told = False
         self.is_taken_down = False
+        self.restored_step: int | None = None
         self.silent_secs = 0.0
         self.kill_at = math.inf
         self._seen_at = time.monotonic()
@@ -220,6 +221,9 @@ class _Member:
         if version != self._version:
             self._version, self._seen_at = version, now
             self.status = status.read(self.status_path) or self.status
+            told = self.status
+            if told and told.step >= 0 and self.restored_step is None:
+                self.restored_step = told.saved_step
 
     def pardon(self, now: float) -> None:
         """Begins to wait for a sign of life anew."""
@@ -296,20 +300,25 @@ class _Cycle:
         self._notices = notices
         self._grace_secs = grace_secs
         self._leave_secs = leave_secs
-        self._endings: list[Ending] = []
         self._looked_at = time.monotonic()
-        self._restored_step: int | None = None
+        self._ended: list[_Member] = []
         # When the first failed, ended with 75, and when all were told.
         self._failed_at = self._saved_at = self._told_at = math.inf
         self.running: list[_Member] = []
 
     def result(self) -> Result:
         """Returns how the workers ended."""
-        told = [each.status for each in self._endings if each.status]
+        told = [each.status for each in self._ended if each.status]
+        # Only the chief may know of saves that the chief alone makes.
+        found = [
+            each.restored_step
+            for each in self._ended
+            if each.restored_step is not None
+        ]
         return Result(
-            tuple(self._endings),
+            tuple(each.ending for each in self._ended if each.ending),
             self._notices.first,
-            self._restored_step,
+            max(found, default=None),
             max([each.saved_step for each in told], default=-1),
         )
 
@@ -327,14 +336,10 @@ class _Cycle:
     def _see(self, now: float) -> None:
         for member in self.running[:]:
             member.look(now)
-            if member.status and member.status.step >= 0:
-                seen = member.status.saved_step
-                if self._restored_step is None:
-                    self._restored_step = seen
             if member.ending is None:
                 continue
             self.running.remove(member)
-            self._endings.append(member.ending)
+            self._ended.append(member)
             if _is_failure(member.ending):
                 self._failed_at = min(self._failed_at, now)
             elif member.ending.code != errors.FINISHED:

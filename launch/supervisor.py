@@ -119,7 +119,12 @@ class Record:
         if failure is None:
             # Told by somebody else than this process: no failure of its own.
             self._suspect = -1
-            return self._again(result.endings[0].describe(), self._all)
+            told = [
+                each.describe()
+                for each in result.endings
+                if each.code == errors.RUN_AGAIN
+            ]
+            return self._again((told or ["all were told to end"])[0], self._all)
         self._crashes = 0 if has_progress else self._crashes + 1
         cause = failure.describe()
         because = f"{cause}, its last error: {failure.last_error or 'none'}"
