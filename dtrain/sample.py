@@ -121,7 +121,6 @@ def draw(request: Request) -> list[str]:
         run_dir=request.run_dir,
         strategy="default",
         num_devices=0,
-        micro_batches=0,
         jit_compile="off",
     )
     strategy = strategies.make(config, cluster.ALONE)
