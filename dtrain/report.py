@@ -1,0 +1,292 @@
+"""Says where the wall time of a run went, and draws it.
+
+python -m dtrain.report --run_dir=runs/default
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from dtrain import config as config_lib
+from dtrain import errors, goodput, startup
+
+if TYPE_CHECKING:
+    from dtrain.plotting import Floats
+
+_HELP = """usage: python -m dtrain.report --run_dir=DIR [--output=FILE]
+
+Accounts for all wall time of all attempts of a run, and draws its losses, its
+throughput and its restarts on one time line. See docs/goodput.md.
+
+  --run_dir=DIR
+      Directory of the run, on a disk or gs://. It may be training.
+
+  --output=FILE  (default: DIR/report.png)
+      PNG file that the picture is written to."""
+
+_WORDS = {
+    None: "no end written (killed, or still running)",
+    errors.FINISHED: "finished",
+    errors.HUNG: "was stuck (70)",
+    errors.STORAGE_FAILED: "a disk or a store failed (74)",
+    errors.RUN_AGAIN: "saved and stopped (75)",
+    errors.LOST_WORKER: "lost another worker (76)",
+    errors.USER_ERROR: "a mistake of the user (78)",
+    errors.INTERRUPTED: "interrupted (130)",
+}
+
+_LABELS = {
+    "useful": "useful steps",
+    "redone": "steps redone",
+    "save": "save stalls",
+    "draw": "pictures",
+    "restore": "restore",
+    "start": "start-up",
+    "compile": "compile",
+    "other": "other",
+    "idle": "idle",
+}
+
+
+def _parse(arguments: Sequence[str]) -> tuple[str, str]:
+    """Returns the run's directory, and the file to write.
+
+    Raises:
+        UserError: a flag is unknown, malformed or missing.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("run_dir", "", "", flag_values=values)
+    flags.DEFINE_string("output", "", "", flag_values=values)
+    config_lib.parse_flags(values, arguments)
+    # No shell does it behind an equals sign.
+    run_dir = os.path.expanduser(str(values["run_dir"].value))
+    output = os.path.expanduser(str(values["output"].value))
+    if not run_dir:
+        raise errors.UserError("run_dir is missing; use --run_dir=DIR")
+    run_dir = run_dir.rstrip("/") or "/"
+    return run_dir, output or f"{run_dir}/report.png"
+
+
+def _names(directory: str) -> list[str]:
+    """Lists a directory, sorted; nothing if it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    if "://" in directory:
+        # TensorFlow takes seconds to import, and a disk does not need it.
+        from dtrain import files
+
+        with files.storage_errors(directory):
+            return files.names(directory)
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise errors.StorageError(f"{directory}: {error.strerror}") from error
+
+
+def _read(path: str) -> bytes:
+    """Reads a file; nothing if it is not there.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if "://" in path:
+        from dtrain import files
+
+        with files.storage_errors(path):
+            return files.read(path) or b""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+
+
+def _write(path: str, data: bytes) -> None:
+    """Writes the picture.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if "://" in path:
+        from dtrain import files
+
+        with files.storage_errors(path):
+            files.write(path, data)
+        return
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+
+
+def read(run_dir: str) -> list[goodput.Attempt]:
+    """Reads the ledger of a run; what is damaged is told and left out.
+
+    Args:
+        run_dir: local, or on a store if TensorFlow is imported.
+
+    Returns:
+        The attempts, one at least.
+
+    Raises:
+        UserError: there is no run, no ledger, or none that can be read.
+        StorageError: the disk or the store failed.
+    """
+    names = _names(run_dir)
+    if not {"config.json", "ledger"} & set(names):
+        raise errors.UserError(
+            f"run_dir ({run_dir}) holds no run; name the directory that it "
+            "was started with"
+        )
+    attempts = []
+    for name in _names(f"{run_dir}/ledger"):
+        path = f"{run_dir}/ledger/{name}"
+        if not name.endswith(".json"):
+            continue
+        try:
+            attempts.append(goodput.loads(_read(path)))
+        except goodput.FutureError as error:
+            raise errors.UserError(
+                f"{path}: {error}; use the version of dtrain that wrote it"
+            ) from error
+        except goodput.DamagedError as error:
+            print(f"{path} is left out: {error}", file=sys.stderr)
+    if not attempts:
+        raise errors.UserError(
+            f"run_dir ({run_dir}) holds no ledger that can be read; a run "
+            "writes one in ledger/ when it has started"
+        )
+    return attempts
+
+
+def read_losses(run_dir: str) -> dict[str, tuple[Floats, Floats]]:
+    """Reads the losses of a run; a line that is no line is left out.
+
+    Args:
+        run_dir: see `read`.
+
+    Returns:
+        By name, two float64 arrays [n]: the steps, ascending, and the values.
+
+    Raises:
+        StorageError: the disk or the store failed.
+    """
+    import numpy as np
+
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for line in _read(f"{run_dir}/metrics.jsonl").splitlines():
+        try:
+            row = json.loads(line)
+            step = float(row["step"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        for name, value in row.items():
+            if name.endswith("_loss") and isinstance(value, (int, float)):
+                columns.setdefault(name, []).append((step, float(value)))
+    losses = {}
+    for name, pairs in columns.items():
+        steps, values = np.array(sorted(pairs)).T
+        losses[name] = (steps, values)
+    return losses
+
+
+def table(account: goodput.Account, run_dir: str) -> str:
+    """Returns what is printed.
+
+    Args:
+        account: of the run.
+        run_dir: to be named.
+    """
+    wall = max(account.wall_secs, 1e-9)
+    seconds = account.seconds
+    train = max(seconds["useful"], 1e-9)
+    rows = [
+        f"{label:<14}{_clock(seconds[kind]):>11}{seconds[kind] / wall:>9.1%}"
+        for kind, label in _LABELS.items()
+    ]
+    return "\n".join(
+        (
+            f"run       {run_dir}: {account.num_steps:,} useful steps, "
+            f"{account.num_redone:,} redone",
+            f"attempts  {len(account.placed):,}: {_ends(account)}",
+            "",
+            f"{'':<14}{'h:mm:ss':>11}{'share':>9}",
+            *rows,
+            f"{'all':<14}{_clock(account.wall_secs):>11}{1:>9.1%}",
+            "",
+            f"images/s  {account.num_images / train:,.0f} in useful steps, "
+            f"{account.num_images / wall:,.0f} over all",
+            f"goodput   {account.goodput:.1%}",
+        )
+    )
+
+
+def _clock(secs: float) -> str:
+    whole = round(secs)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def _ends(account: goodput.Account) -> str:
+    """Says how the attempts ended, and how many did so."""
+    ends = collections.Counter(
+        _end(each.attempt) for each in account.placed
+    ).most_common()
+    return ", ".join(f"{count:,} {words}" for words, count in ends)
+
+
+def _end(attempt: goodput.Attempt) -> str:
+    code = attempt.exit_code
+    words = _WORDS.get(code, f"crashed ({code})")
+    return f"{words}: {attempt.notice}" if attempt.notice else words
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Reports on a run as a command line says.
+
+    Args:
+        arguments: the command line, the program's name first.
+
+    Returns:
+        The exit code of the process.
+
+    Raises:
+        UserError: the command line is wrong, or there is nothing to report.
+        StorageError: the disk or the store failed.
+    """
+    if {"--help", "-h"} & set(arguments[1:]):
+        print(_HELP)
+        return errors.FINISHED
+    run_dir, output = _parse(arguments)
+    if "://" in run_dir + output:
+        startup.import_tensorflow()
+    account = goodput.account(read(run_dir))
+    print(table(account, run_dir), flush=True)
+    from dtrain import plotting
+
+    name = os.path.basename(os.path.abspath(run_dir))
+    _write(output, plotting.draw(account, read_losses(run_dir), name))
+    print(f"picture   {output}")
+    return errors.FINISHED
+
+
+def main() -> None:
+    """Runs the program."""
+    errors.exit_with(lambda: run(sys.argv))
+
+
+if __name__ == "__main__":
+    main()
