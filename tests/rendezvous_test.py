@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dtrain import rendezvous
+from dtrain import errors, rendezvous
 from dtrain.cluster import ALONE, Cluster
 from dtrain.errors import LostWorkerError
 from launch import local
@@ -251,6 +252,29 @@ def test_a_notice_ends_the_wait() -> None:
     told.set()
     assert [worker.wait() for worker in workers] == [False, False]
     assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize(
+    ("index", "missing"),
+    [
+        (0, "error: worker 1 ({workers[1]}) did not come within 2 s"),
+        (1, "error: worker 1 waited 2 s (--start_timeout_secs) for the chief "),
+    ],
+)
+def test_a_run_says_who_is_missing(
+    index: int, missing: str, tmp_path: pathlib.Path
+) -> None:
+    cluster = dataclasses.replace(make_cluster(2), index=index)
+    code, output = runs.run(
+        "dtrain.main",
+        "--strategy=multi_worker",
+        "--start_timeout_secs=2",
+        f"--run_dir={tmp_path}/run",
+        TF_CONFIG=cluster.to_tf_config(),
+    )
+    assert code == errors.LOST_WORKER, output
+    assert missing.format(workers=cluster.workers) in output.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_chief_is_killed_and_comes_back() -> None:
