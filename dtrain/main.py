@@ -6,11 +6,20 @@ python -m dtrain.main --help
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 
-from dtrain import cluster, config, errors, preemption, rendezvous, startup
+from dtrain import (
+    cluster,
+    config,
+    errors,
+    preemption,
+    rendezvous,
+    startup,
+    watchdog,
+)
 
 _SUMMARY = """\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
@@ -38,8 +47,12 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         return errors.FINISHED
     parsed = config.parse(arguments)
     workers = cluster.from_environment(os.environ)
-    # From here on a signal ends the process with 75, and not with its own.
-    with preemption.watch(parsed.stop_after_secs, parsed.grace_secs) as watcher:
+    with contextlib.ExitStack() as stack:
+        # From here on a signal ends the process with 75, not with its own.
+        watcher = stack.enter_context(
+            preemption.watch(parsed.stop_after_secs, parsed.grace_secs)
+        )
+        dog = stack.enter_context(_watchdog(parsed, workers, watcher))
         # TensorFlow takes seconds to import, and a wrong command needs none.
         startup.import_tensorflow()
         from dtrain import train
@@ -49,7 +62,24 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
             rendezvous.meet(
                 workers, parsed.start_timeout_secs, lambda: watcher.requested
             )
-        return train.train(parsed, workers, watcher, leave)
+        return train.train(parsed, workers, watcher, dog, leave)
+
+
+def _watchdog(
+    parsed: config.Config, workers: cluster.Cluster, watcher: preemption.Watcher
+) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
+    """Starts the watchdog, which also tells a supervisor that this lives."""
+    dog = watchdog.Watchdog(
+        os.path.join(parsed.run_dir, "stacks", f"worker-{workers.index}"),
+        parsed.hang_timeout_secs,
+        os.environ.get("DTRAIN_STATUS_FILE", ""),
+        lambda: (watcher.notice, watcher.is_over),
+        steps_per_loop=parsed.steps_per_loop,
+        start_up_secs=watchdog.START_UP_SECS + parsed.start_timeout_secs,
+    )
+    dog.start()
+    watcher.before_end = dog.tell
+    return contextlib.closing(dog)
 
 
 def main() -> None:

@@ -83,6 +83,7 @@ def train(
     config: Config,
     cluster: Cluster,
     watcher: preemption.Watcher,
+    dog: watchdog.Watchdog,
     leave: Callable[[int], int] = int,
 ) -> int:
     """Trains a GAN, from the newest state of its run directory if it has one.
@@ -93,6 +94,7 @@ def train(
         config: the run's settings.
         cluster: the workers, and which of them this is.
         watcher: started; sees the notices.
+        dog: started; sees the progress.
         leave: called with the exit code when all is done, before the input
             is taken down; a program passes `errors.leave`. The default goes
             on and returns the code.
@@ -109,7 +111,6 @@ def train(
     """
     try:
         with contextlib.ExitStack() as stack:
-            dog = stack.enter_context(_watchdog(config, cluster, watcher))
             strategy = strategies.make(config, cluster)
             # Building it may have put TensorFlow's own handlers in place.
             watcher.arm()
@@ -127,22 +128,6 @@ def train(
         if cluster.num_workers > 1 and strategies.is_lost_worker(error):
             _leave_at_once(error)
         raise
-
-
-def _watchdog(
-    config: Config, cluster: Cluster, watcher: preemption.Watcher
-) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
-    """Starts the watchdog of this worker."""
-    dog = watchdog.Watchdog(
-        os.path.join(config.run_dir, "stacks", f"worker-{cluster.index}"),
-        config.hang_timeout_secs,
-        os.environ.get("DTRAIN_STATUS_FILE", ""),
-        lambda: (watcher.notice, watcher.is_over),
-        steps_per_loop=config.steps_per_loop,
-    )
-    dog.start()
-    watcher.before_end = dog.tell
-    return contextlib.closing(dog)
 
 
 def _open(

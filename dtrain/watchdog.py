@@ -33,7 +33,7 @@ from typing import NamedTuple, NoReturn
 from dtrain import errors, status
 
 # Building, restoring and compiling a large GAN on a slow machine.
-_START_UP_SECS = 1800.0
+START_UP_SECS = 1800.0
 _LEAST_SECS = 60.0
 _TIMES_THE_LONGEST = 10.0
 _PERIOD_SECS = 1.0
@@ -109,7 +109,7 @@ class Watchdog:
         describe: Callable[[], tuple[str, bool]] = _nothing,
         *,
         steps_per_loop: int = 1,
-        start_up_secs: float = _START_UP_SECS,
+        start_up_secs: float = START_UP_SECS,
         least_secs: float = _LEAST_SECS,
         period_secs: float = _PERIOD_SECS,
     ) -> None:

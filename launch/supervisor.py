@@ -174,7 +174,9 @@ class Record:
     def _again(self, cause: str, workers: tuple[int, ...]) -> Decision:
         delay_secs = 0.0
         if self._idle_starts:
-            delay_secs = min(2.0 ** (self._idle_starts - 1), _MAX_BACKOFF_SECS)
+            # A power of thousands is no float.
+            power = min(self._idle_starts - 1, 16)
+            delay_secs = min(2.0**power, _MAX_BACKOFF_SECS)
         self.attempt += 1
         where = (
             f"goes on from step {self.saved_step:,}"
