@@ -111,6 +111,8 @@ def train(
     """
     try:
         with contextlib.ExitStack() as stack:
+            # Here, for `leave` does not come back.
+            stack.callback(dog.close)
             strategy = strategies.make(config, cluster)
             # Building it may have put TensorFlow's own handlers in place.
             watcher.arm()

@@ -247,7 +247,7 @@ def learn(
     return limits
 
 
-START_UP = watchdog._START_UP_SECS
+START_UP = watchdog.START_UP_SECS
 
 
 def test_limit_is_learned() -> None:
