@@ -374,12 +374,11 @@ class _Cycle:
         for member in self.running:
             secs = member.silence(now)
             if secs and not member.silent_secs and not member.is_taken_down:
-                print(
+                local.say(
                     f"{member.worker.name} gives no sign of life for "
                     f"{secs:.0f} s: it is stopped, or stuck where Python "
                     "cannot run; it is ended",
-                    file=sys.stderr,
-                    flush=True,
+                    sys.stderr,
                 )
                 member.abort(now, secs)
 

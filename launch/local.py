@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from dtrain import errors
 from dtrain.cluster import Cluster
@@ -35,6 +35,7 @@ _KEPT = 2000
 
 # How the line begins that says what went wrong: of dtrain, of a traceback, of
 # the C library, and of TensorFlow where it aborts.
+_LINE_BYTES = 1 << 16
 _ERROR = re.compile(
     r"^(error: |lost another worker|Fatal |F\d{4} |terminate called|"
     r"([\w]+\.)*\w*(Error|Exception|Exhausted)\b)"
@@ -176,24 +177,23 @@ class Worker:
         return " ".join(found.split())[:300]
 
     def _print_lines(self, stream: BinaryIO) -> None:
-        is_open = True
-        for line in stream:
+        # In pieces, for a line may have no end.
+        for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
             text = line.decode(errors="replace").rstrip("\n")
             self._lines.append(text)
-            # Goes on reading when nobody listens, as behind `| head`: a worker
-            # waits for ever to write into a pipe that is full.
-            if is_open:
-                is_open = _print(f"[{self.name}] {text}\n")
+            say(f"[{self.name}] {text}", sys.stdout)
 
 
-def _print(line: str) -> bool:
-    """Prints a line in one piece; returns whether that was possible."""
-    try:
-        sys.stdout.write(line)
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
+def say(line: str, stream: TextIO) -> None:
+    """Prints a line in one piece, if anybody listens.
+
+    Where nobody does, as behind `| head` or on a disk that is full, it is lost:
+    a run must not end for it, and a worker would wait for ever to write into a
+    pipe that nobody reads.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(f"{line}\n")
+        stream.flush()
 
 
 def combine(codes: Sequence[int]) -> int:

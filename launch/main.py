@@ -6,6 +6,7 @@ python -m launch.main --num_workers=2 -- --run_dir=runs/two --num_steps=500
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -171,15 +172,21 @@ def _fits(parsed: config.Config) -> Callable[[int], bool]:
     def fits(num_workers: int) -> bool:
         replicas = num_workers * (parsed.num_devices or 1)
         # Without micro-batches there is one for each replica.
-        return not (
-            parsed.batch_size % replicas or parsed.micro_batches % replicas
-        )
+        share, rest = divmod(parsed.micro_batches, replicas)
+        if parsed.batch_size % replicas or rest:
+            return False
+        is_power_of_two = share & (share - 1) == 0
+        return parsed.reduction == "fast" or replicas == 1 or is_power_of_two
 
     return fits
 
 
 def main() -> None:
     """Runs the program."""
+    # A worker may print what the terminal cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     errors.exit_with(lambda: run(sys.argv))
 
 

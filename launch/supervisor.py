@@ -298,4 +298,4 @@ def _wait(delay_secs: float, notices: cycle.Notices) -> bool:
 
 def _say(line: str) -> None:
     if line:
-        print(line, file=sys.stderr, flush=True)
+        local.say(line, sys.stderr)

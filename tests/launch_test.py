@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import resource
 import shlex
@@ -249,3 +250,58 @@ def test_help_needs_no_tensorflow() -> None:
         env=runs.environment(),
         stdout=subprocess.DEVNULL,
     )
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "closed pipe"])
+def test_nobody_listens(where: str, tmp_path: pathlib.Path) -> None:
+    """A run does not end because its lines cannot be shown."""
+    program = (
+        "import sys\n"
+        "from launch import local, supervisor\n"
+        f"marks = {str(tmp_path / 'marks')!r}\n"
+        "worker = f\"open({marks!r}, 'a').write('x')\\n\"\n"
+        "worker += \"print('gr\\\\u00f6\\\\u00dfe \\\\u2603' * 9999)\\n\"\n"
+        'worker += f"exit(len(open({marks!r}).read()) < 3)"\n'
+        "def plan(_):\n"
+        "    command = (sys.executable, '-c', worker)\n"
+        "    return [local.Process('worker 0', command, {})]\n"
+        "sys.exit(supervisor.run(supervisor.Options(), plan))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = os.open(where, os.O_WRONLY) if where == "/dev/full" else writer
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        env=runs.environment(PYTHONIOENCODING="utf-8"),
+        stdout=target,
+        stderr=target,
+        check=False,
+    )
+    # 120: Python could not write the end of its own output.
+    assert child.returncode in (errors.FINISHED, 120)
+    assert (tmp_path / "marks").read_text() == "xxx"
+
+
+def test_a_line_that_the_terminal_cannot_show() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "launch.main", "--help"],
+        env=runs.environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        check=True,
+        cwd=runs.ROOT,
+    )
+    assert b"usage" in child.stdout
+    program = (
+        "import sys\n"
+        "from launch import local, main\n"
+        "sys.argv = ['main', '--help']\n"
+        "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
+        "local.say('[worker 0] \\u2603', sys.stdout)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        env=runs.environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        check=True,
+    )
+    assert child.stdout.endswith(b"[worker 0] \\u2603\n")
