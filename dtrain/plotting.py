@@ -108,7 +108,13 @@ def _draw_losses(
         axes.set_yscale("symlog")
     axes.set_ylabel("loss")
     if lows:
-        axes.legend(loc="upper right")
+        # Above, where it hides no curve.
+        axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=len(losses),
+            frameon=False,
+        )
 
 
 def _on_time_line(
