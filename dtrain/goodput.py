@@ -91,7 +91,7 @@ class Attempt:
 
 def dumps(attempt: Attempt) -> bytes:
     """Writes an attempt as JSON, in at most 40 kB for 1,000 points."""
-    body = {"schema": SCHEMA, **dataclasses.asdict(attempt)}
+    body = {"schema": SCHEMA, **vars(attempt)}
     body["points"] = [
         [round(secs, 3), step, round(train_secs, 3)]
         for secs, step, train_secs in attempt.points

@@ -1,0 +1,82 @@
+"""Compares the goodput of a run with what its own costs allow.
+
+    python -m tests.benchmarks.goodput --run_dir=DIR --faults=N [--interval=S]
+
+allowed = 1 - save cost / interval
+            - (mean restart time + interval / 2) x faults / wall time
+
+The costs are those of the run's ledger. The interval between two saves is the
+run's mean one, in seconds of training, unless it is given. The restart time is
+that of start-up, restore, compiling and idling, per attempt.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+from dtrain import errors, goodput, report
+
+
+class Comparison(NamedTuple):
+    """What a run did with its time, and what it could have done.
+
+    Attributes:
+        measured: the goodput of the run.
+        allowed: what its costs allow.
+        restart_secs: mean time from an end to the next useful step.
+        wall_secs: of the run.
+    """
+
+    measured: float
+    allowed: float
+    restart_secs: float
+    wall_secs: float
+
+    @property
+    def ratio(self) -> float:
+        """Returns the measured goodput as a share of the allowed one."""
+        return self.measured / max(self.allowed, 1e-9)
+
+
+def compare(
+    account: goodput.Account, num_faults: int, interval_secs: float = 0.0
+) -> Comparison:
+    """Compares a run with what it could have been; see `goodput.allowed`."""
+    return Comparison(
+        measured=account.goodput,
+        allowed=goodput.allowed(account, num_faults, interval_secs),
+        restart_secs=goodput.restart_secs(account),
+        wall_secs=account.wall_secs,
+    )
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the comparison; returns the exit code.
+
+    Raises:
+        UserError: the command line is wrong, or there is no ledger.
+    """
+    options = {"run_dir": "", "faults": "", "interval": "0"}
+    for argument in arguments[1:]:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name not in options:
+            raise errors.UserError(f"{argument} is no flag\n{__doc__}")
+        options[name] = value
+    if not options["run_dir"] or not options["faults"].isdecimal():
+        raise errors.UserError("--run_dir=DIR and --faults=N are needed")
+    account = goodput.account(report.read(options["run_dir"]))
+    found = compare(account, int(options["faults"]), float(options["interval"]))
+    print(
+        f"wall      {found.wall_secs:>9.1f} s, "
+        f"{len(account.placed)} attempts, {options['faults']} faults\n"
+        f"restart   {found.restart_secs:>9.1f} s\n"
+        f"measured  {found.measured:>9.1%}\n"
+        f"allowed   {found.allowed:>9.1%}\n"
+        f"ratio     {found.ratio:>9.1%}"
+    )
+    return errors.FINISHED
+
+
+if __name__ == "__main__":
+    errors.exit_with(lambda: run(sys.argv))
