@@ -7,8 +7,9 @@ the same steps on every host.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -242,7 +243,7 @@ class Checkpointer:
         return Restored(found.prefix, found.manifest, mine.notes)
 
     def roll_back(
-        self, strategy: tf.distribute.Strategy, step: int
+        self, strategy: tf.distribute.Strategy, step: int, limits: Sequence[int]
     ) -> Manifest:
         """Restores the last good state of a run that has diverged.
 
@@ -253,6 +254,8 @@ class Checkpointer:
         Args:
             strategy: the run's strategy.
             step: at which it diverged.
+            limits: a state is good below one of these steps, the first for
+                which there is one.
 
         Returns:
             What was restored.
@@ -268,9 +271,11 @@ class Checkpointer:
             with files.storage_errors(config.run_dir):
                 there = _places(config, self._cluster)
                 every = config.checkpoint_every_steps
-                seen = recovery.search(there, config.verify, step, every)
-                if seen.found is None:
-                    seen = recovery.search(there, config.verify, step)
+                seen = recovery.Search(None, [], holds_something=False)
+                for below, of in itertools.product(limits, (every, 1)):
+                    seen = recovery.search(there, config.verify, below, of)
+                    if seen.found:
+                        break
             return seen
 
         mine = strategies.together(strategy, self._cluster, search)

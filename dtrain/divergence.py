@@ -12,12 +12,15 @@ all-reduce: every worker sees the same and decides alike. The rule:
   `collapse_steps` steps in a row: it learns nothing any more, such as a
   discriminator whose hinge loss is zero everywhere.
 
-The run then goes back to the last good checkpoint and skips the steps' data
+The run then goes back to the last good checkpoint (to an older one where three
+starts from one did not help) and skips the steps' data
 up to the one that failed: images, latents and all else that is drawn for step
 s of the run are those of s + skipped_steps.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -31,6 +34,51 @@ COLLAPSE = 3
 _HALF_LIFE_STEPS = 100
 _RATE = 1.0 - 0.5 ** (1.0 / _HALF_LIFE_STEPS)
 _NO_GRADIENT = 1e-7
+
+
+class Counts(NamedTuple):
+    """How often a run went back, and where.
+
+    Attributes:
+        skipped_steps: steps whose data it has left out.
+        rollbacks: how often it went back.
+        target: to which step it went last.
+        times: how often in a row it went there.
+    """
+
+    skipped_steps: int
+    rollbacks: int
+    target: int
+    times: int
+
+
+_NUM_COUNTS = len(Counts._fields)
+# A state that leads to a divergence whatever the data is itself no good.
+_MOST_TIMES = 3
+
+
+def healthy_below(
+    verdict: int, step: int, counts: Counts, config: Config
+) -> list[int]:
+    """Says which states a run may go back to.
+
+    Args:
+        verdict: of `Divergence.judge`, not `FINE`.
+        step: the steps that were done.
+        counts: what is known of the rollbacks so far.
+        config: the run's settings.
+
+    Returns:
+        Steps, below which a state is taken for good; the first for which
+        there is one counts.
+    """
+    # Without a gradient a network was no good for all of that time.
+    ill_steps = config.collapse_steps - 1 if verdict == COLLAPSE else 0
+    below = step - ill_steps
+    limits = [below]
+    if counts.times >= _MOST_TIMES and 0 < counts.target < below:
+        limits.insert(0, counts.target)
+    return limits
 
 
 def describe(verdict: int, config: Config) -> str:
@@ -52,10 +100,11 @@ class Divergence:
     """Judges each step; part of the state, to be made in a strategy's scope.
 
     Attributes:
-        state: float64 [2 + 2 networks]: steps whose data the run has left
-            out, how often it went back, and by network, the moving average of
-            its loss's magnitude and how many steps it had no gradient for.
-            One variable, for whoever reads a checkpoint without dtrain.
+        state: float64 [4 + 2 networks]: steps whose data the run has left
+            out, how often it went back, to which step it went last, how often
+            in a row to that one; and by network, the moving average of its
+            loss's magnitude and how many steps it had no gradient for. One
+            variable, for whoever reads a checkpoint without dtrain.
     """
 
     def __init__(self, config: Config, num_networks: int = 2) -> None:
@@ -67,7 +116,7 @@ class Divergence:
         """
         self._config = config
         self.state = tf.Variable(
-            tf.zeros([2 + 2 * num_networks], tf.float64),
+            tf.zeros([_NUM_COUNTS + 2 * num_networks], tf.float64),
             trainable=False,
             name="divergence",
             # Every replica assigns the same.
@@ -83,6 +132,12 @@ class Divergence:
     def rollbacks(self) -> tf.Tensor:
         """How often the run went back; int64 scalar."""
         return tf.cast(self.state[1], tf.int64)
+
+    @property
+    def counts(self) -> Counts:
+        """What is known of the rollbacks so far."""
+        numbers = self.state[:_NUM_COUNTS].numpy().tolist()
+        return Counts(*(int(number) for number in numbers))
 
     def judge(
         self,
@@ -105,7 +160,7 @@ class Divergence:
         config = self._config
         sizes = tf.cast(tf.abs(losses), tf.float64)
         count = losses.shape[0]
-        kept, averages, idle = tf.split(self.state, [2, count, count])
+        kept, averages, idle = tf.split(self.state, [_NUM_COUNTS, count, count])
         is_spike = sizes > config.spike_factor * tf.maximum(averages, 1.0)
         idle = tf.where(norms < _NO_GRADIENT, idle + 1.0, tf.zeros_like(idle))
         rate = tf.maximum(1.0 / (tf.cast(step, tf.float64) + 1.0), _RATE)
@@ -121,16 +176,22 @@ class Divergence:
             verdict = tf.where(has_spike, SPIKE, verdict)
         return tf.where(finite, verdict, NOT_FINITE)
 
-    def skip(self, num_steps: int, rollbacks: int, skipped_steps: int) -> None:
+    def roll_back(self, before: Counts, restored: int, step: int) -> None:
         """Leaves out some data, after a state was restored.
 
         Every worker calls this.
 
         Args:
-            num_steps: how many steps' more than before.
-            rollbacks: how often the run had gone back before.
-            skipped_steps: how many it had left out before.
+            before: the `counts` before it was restored.
+            restored: step of the state.
+            step: at which the run diverged.
         """
-        counts = [skipped_steps + num_steps, rollbacks + 1]
-        counts = tf.constant(counts, tf.float64)
-        self.state.assign(tf.concat([counts, self.state[2:]], 0))
+        again = restored == before.target and before.rollbacks > 0
+        after = Counts(
+            skipped_steps=before.skipped_steps + step - restored,
+            rollbacks=before.rollbacks + 1,
+            target=restored,
+            times=before.times + 1 if again else 1,
+        )
+        counts = tf.constant(after, tf.float64)
+        self.state.assign(tf.concat([counts, self.state[_NUM_COUNTS:]], 0))

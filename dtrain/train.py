@@ -380,7 +380,7 @@ def _loop(run: _Run) -> int:
         run.progress.update(step, _losses(names, rows[-1]))
         if verdict != divergence.FINE:
             with run.ledger.spending("restore"):
-                _roll_back(run, step, divergence.describe(verdict, config))
+                _roll_back(run, step, verdict)
             step, iterator = _input(run)
         elif _samples_due(run, step):
             with run.ledger.spending("draw"):
@@ -445,7 +445,7 @@ def _run_steps(
         raise mistake from error
 
 
-def _roll_back(run: _Run, step: int, reason: str) -> None:
+def _roll_back(run: _Run, step: int, verdict: int) -> None:
     """Goes back to the last good checkpoint, and leaves out what led here.
 
     Every worker does, since all have seen the same numbers.
@@ -454,25 +454,25 @@ def _roll_back(run: _Run, step: int, reason: str) -> None:
         UserError: it has done so often enough, or there is none.
         StorageError: the disk or the store failed.
     """
-    judged = run.gan.divergence
-    rollbacks = int(judged.rollbacks.numpy())
-    skipped = int(judged.skipped_steps.numpy())
-    if rollbacks >= run.config.max_rollbacks:
+    config, judged = run.config, run.gan.divergence
+    reason, counts = divergence.describe(verdict, config), judged.counts
+    if counts.rollbacks >= config.max_rollbacks:
         raise errors.UserError(
             f"diverged at step {step:,}: {reason}. The run has gone back "
-            f"{rollbacks} times (max_rollbacks) and left out the data of "
-            f"{skipped:,} steps; lower the learning rates, or look at "
-            "metrics.jsonl"
+            f"{counts.rollbacks} times (max_rollbacks) and left out the data "
+            f"of {counts.skipped_steps:,} steps; lower the learning rates, or "
+            "look at metrics.jsonl"
         )
     _wait_until_written(run)
-    made = run.checkpointer.roll_back(run.strategy, step)
-    judged.skip(step - made.step, rollbacks, skipped)
-    with files.storage_errors(run.config.run_dir):
+    limits = divergence.healthy_below(verdict, step, counts, config)
+    made = run.checkpointer.roll_back(run.strategy, step, limits)
+    judged.roll_back(counts, made.step, step)
+    with files.storage_errors(config.run_dir):
         run.recorder.rewind(made.step, made.log)
     run.progress.say(
         f"diverged at step {step:,}: {reason}; back to step {made.step:,}, "
-        f"without the data that led there ({rollbacks + 1} of at most "
-        f"{run.config.max_rollbacks})"
+        f"without the data that led there ({counts.rollbacks + 1} of at most "
+        f"{config.max_rollbacks})"
     )
 
 

@@ -189,3 +189,44 @@ def test_a_spike_cuts_the_learning_rates(tmp_path: pathlib.Path) -> None:
         if name.startswith("generator_optimizer") and "learning_rate/" in name
     ]
     assert reader.get_tensor(name) == pytest.approx(0.5e-3)
+
+
+def test_where_a_run_may_go_back_to() -> None:
+    settings = config.Config(collapse_steps=100)
+    counts = divergence.Counts(0, 0, 0, 0)
+    below = divergence.healthy_below(divergence.SPIKE, 500, counts, settings)
+    assert below == [500]
+    # A network that had no gradient from step 401 on was well at step 400.
+    below = divergence.healthy_below(divergence.COLLAPSE, 500, counts, settings)
+    assert below == [401]
+    thrice = divergence.Counts(60, 3, 480, 3)
+    below = divergence.healthy_below(
+        divergence.NOT_FINITE, 500, thrice, settings
+    )
+    assert below == [480, 500]
+
+
+def test_a_collapse_is_left_behind(tmp_path: pathlib.Path) -> None:
+    """Every checkpoint since the gradient was lost is as bad as the last."""
+    code, output = runs.run(
+        "dtrain.main",
+        *flags(tmp_path / "run", "--collapse_steps=10", "--r1_gamma=0"),
+        DTRAIN_TEST_SPOIL="18=dead",
+    )
+    assert code == errors.FINISHED, output
+    [line] = backs(output)
+    assert "a network had no gradient for 10 steps; back to step 15," in line
+
+
+def test_three_times_from_one_checkpoint_is_enough(
+    tmp_path: pathlib.Path,
+) -> None:
+    spoil = ",".join(f"{step}=nan" for step in (12, 13, 14, 15))
+    code, output = runs.run(
+        "dtrain.main", *flags(tmp_path / "run"), DTRAIN_TEST_SPOIL=spoil
+    )
+    assert code == errors.FINISHED, output
+    steps = [
+        line.split("back to step ")[1].split(",")[0] for line in backs(output)
+    ]
+    assert steps == ["10", "10", "10", "5"]
