@@ -252,6 +252,8 @@ def account(attempts: Iterable[Attempt]) -> Account:
         idle = after.start - each.end if after else 0.0
         seconds["idle"] += idle - each.unwritten_secs
         useful = sum(stretch.useful_secs for stretch in each.stretches)
+        # The points are of whole milliseconds.
+        useful = min(useful, each.seconds["train"])
         seconds["useful"] += useful + each.unwritten_secs
         seconds["redone"] += each.seconds["train"] - useful
         num_steps += each.unwritten_steps

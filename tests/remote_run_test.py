@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import time
@@ -269,8 +270,14 @@ def test_run_is_killed_and_goes_on(tmp_path: pathlib.Path) -> None:
         assert left <= {
             *("", "checkpoints", "config.json", "discriminator.json"),
             *("events", "generator.json", "metrics.jsonl", "samples"),
-            "saved.json",
+            *("ledger", "saved.json"),
         }
+        code, output = runs.run(
+            "dtrain.report", f"--run_dir={run_dir}", **environment
+        )
+        assert code == errors.FINISHED, output
+        assert re.search("^attempts .*1 finished", output, re.MULTILINE)
+        assert store.read("run/report.png").startswith(b"\x89PNG")
 
 
 def test_history_on_a_store_and_backups_on_a_disk(
