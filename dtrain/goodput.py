@@ -126,7 +126,11 @@ def loads(data: bytes) -> Attempt:
         attempt = Attempt(points=points, **body)
     except FutureError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        *(ValueError, TypeError, KeyError, AttributeError),
+        # Of a step such as 1e999, and of brackets in brackets without end.
+        *(OverflowError, RecursionError),
+    ) as error:
         raise DamagedError("it is not what was written") from error
     if not _is_sound(attempt):
         raise DamagedError("its numbers make no sense")
@@ -152,6 +156,11 @@ def _is_sound(attempt: Attempt) -> bool:
                 and a.train_secs <= b.train_secs < math.inf
                 and b.step >= 0
                 for a, b in later
+            )
+            # The points are rounded.
+            and all(
+                point.train_secs <= attempt.seconds["train"] + 0.001
+                for point in attempt.points[-1:]
             )
             and isinstance(attempt.notice, str)
             and isinstance(attempt.boot_id, str)
