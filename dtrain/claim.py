@@ -28,6 +28,8 @@ from dtrain import access, files, run_directory
 from dtrain.errors import StorageError, UserError
 
 _LEASE_SECS = 30.0
+# A step and a save to a slow disk.
+_ORPHAN_SECS = 120.0
 _SETTLE_SECS = 1.0
 _NUM_TRIES = 4
 _MAX_BYTES = 64 * 1024
@@ -99,7 +101,7 @@ def claim(
             lease.release()
         return
     run_directory.make(name, run_dir)
-    with _locked(run_dir, name) as locked:
+    with _locked(run_dir, name, report) as locked:
         yield locked
 
 
@@ -109,7 +111,9 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _locked(run_dir: str, name: str) -> Iterator[_Lock]:
+def _locked(
+    run_dir: str, name: str, report: Callable[[str], object]
+) -> Iterator[_Lock]:
     path = os.path.join(run_dir, ".lock")
     try:
         # For writing: a network disk gives no lock on anything else.
@@ -121,16 +125,42 @@ def _locked(run_dir: str, name: str) -> Iterator[_Lock]:
         ) from error
     try:
         with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            _lock(file, run_dir, name, report)
+        yield _Lock()
+    finally:
+        os.close(file)
+
+
+def _lock(
+    file: int, run_dir: str, name: str, report: Callable[[str], object]
+) -> None:
+    """Locks a file.
+
+    Raises:
+        UserError: another process has it.
+        OSError: the disk has no locks.
+    """
+    # The workers of a supervisor that was killed save and end by themselves.
+    is_supervised = bool(os.environ.get("DTRAIN_SUPERVISOR_PID"))
+    end = time.monotonic() + (_ORPHAN_SECS if is_supervised else 0.0)
+    has_said = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
                 raise UserError(
                     f"another process trains in {name} ({run_dir}); stop it, "
                     f"or name another {name}"
                 ) from error
-        yield _Lock()
-    finally:
-        os.close(file)
+        if not has_said:
+            report(
+                f"another process trains in {name} ({run_dir}); waiting "
+                f"{_ORPHAN_SECS:.0f} s for it to end"
+            )
+            has_said = True
+        time.sleep(0.2)
 
 
 class Holder(NamedTuple):

@@ -47,16 +47,20 @@ class Last:
 
     Attributes:
         num: how many, at least 1.
+        of_steps: only those at a multiple of this count, at least 1.
     """
 
     num: int
+    of_steps: int = 1
 
     def __post_init__(self) -> None:
         _check_whole("Last.num", self.num, at_least=1)
+        _check_whole("Last.of_steps", self.of_steps, at_least=1)
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
-        return {each.step for each in saved[-self.num :]}
+        steps = [each.step for each in saved if not each.step % self.of_steps]
+        return set(steps[-self.num :])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -471,3 +472,21 @@ def test_virtual_machine_whose_credentials_do_not_come() -> None:
 
 def test_a_disk_needs_no_call(tmp_path: pathlib.Path) -> None:
     access.check("run_dir", str(tmp_path / "nothing"))
+
+
+def test_a_supervised_worker_waits_for_one_that_is_leaving(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor was killed and started again; 78 would end the run."""
+    monkeypatch.setenv("DTRAIN_SUPERVISOR_PID", "1")
+    said: list[str] = []
+    orphan = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(orphan, fcntl.LOCK_EX)
+
+    def leave(line: str) -> None:
+        said.append(line)
+        os.close(orphan)
+
+    with claim.claim(str(tmp_path), report=leave):
+        assert len(said) == 1
+        assert "waiting 120 s for it to end" in said[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
+import time
 
 import pytest
 import tensorflow as tf
@@ -123,6 +124,7 @@ def test_a_run_that_diverges_finishes(
     if strategy != "default":
         return
     process = runs.start(module, *arguments, *flags(cut), **spoil)
+    assert process.stdout
     assert any("diverged at step 8" in line for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     runs.finish(process)
@@ -229,3 +231,31 @@ def test_three_times_from_one_checkpoint_is_enough(
         line.split("back to step ")[1].split(",")[0] for line in backs(output)
     ]
     assert steps == ["10", "10", "10", "5"]
+
+
+def test_notices_leave_the_checkpoint_that_a_rollback_needs(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Each one saves; three of them are all that --max_to_keep keeps."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    spoil = {"DTRAIN_TEST_SPOIL": "38=nan"}
+    more = ("--checkpoint_every_steps=20", "--steps_per_loop=1")
+    code, output = runs.run("dtrain.main", *flags(whole, *more), **spoil)
+    assert code == errors.FINISHED, output
+    for number in range(3):
+        process = runs.start("dtrain.main", *flags(cut, *more), **spoil)
+        step = 22 + 3 * number
+        while not list(cut.glob(f"*/ckpt-{step}.json")):
+            assert process.poll() is None, runs.finish(process)
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        code, output = runs.finish(process)
+        if code == errors.FINISHED:
+            break
+    code, output = runs.run("dtrain.main", *flags(cut, *more), **spoil)
+    assert code == errors.FINISHED, output
+    digests = [
+        checkpoint_reader.digest(f"{run}/checkpoints/ckpt-{NUM_STEPS}")
+        for run in (whole, cut)
+    ]
+    assert digests[0] == digests[1]

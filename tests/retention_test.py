@@ -44,6 +44,8 @@ RATED = saves(
         (Last(3), HUNDREDS, {800, 900, 1000}),
         (Last(30), HUNDREDS, set(range(100, 1001, 100))),
         (Last(3), [], set()),
+        (Last(2, of_steps=300), HUNDREDS, {600, 900}),
+        (Last(2, of_steps=300), saves(0, 301, 302, 303), {0}),
         (EverySteps(300), HUNDREDS, {300, 600, 900}),
         (EverySteps(7), saves(0, 3, 7), {0, 7}),
         (EveryHours(4), HUNDREDS, {100, 500, 900}),
