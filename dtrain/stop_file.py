@@ -66,7 +66,7 @@ def write(run_dir: str) -> None:
         raise errors.StorageError(f"{run_dir}: {error.strerror}") from error
 
 
-def remove(run_dir: str) -> None:
+def remove(run_dir: str, older_than_secs: float) -> None:
     """Lets a run go on that was told to stop.
 
     The chief of a run that a person starts calls this, before any worker
@@ -74,18 +74,27 @@ def remove(run_dir: str) -> None:
 
     Args:
         run_dir: the run's directory.
+        older_than_secs: a file of a later time stays, in seconds since 1970:
+            it is meant for the process that has just been started.
 
     Raises:
         StorageError: it cannot be changed.
     """
+    name = path(run_dir)
     if _is_remote(run_dir):
+        import tensorflow as tf
+
         from dtrain import files
 
         with files.storage_errors(run_dir):
-            files.remove(path(run_dir))
+            if files.size(name) is None:
+                return
+            if tf.io.gfile.stat(name).mtime_nsec / 1e9 < older_than_secs:
+                files.remove(name)
         return
     try:
-        os.remove(path(run_dir))
+        if os.stat(name).st_mtime < older_than_secs:
+            os.remove(name)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -300,7 +300,7 @@ def _look_for_stop_file(config: Config, watcher: preemption.Watcher) -> None:
     """
     is_first = os.environ.get("DTRAIN_ATTEMPT", "0") == "0"
     if is_first and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-        stop_file.remove(config.run_dir)
+        stop_file.remove(config.run_dir, ledger.process_start_secs())
     watcher.look_for(
         stop_file.path(config.run_dir),
         stop_file.secs_between_looks(config.run_dir),
@@ -364,8 +364,9 @@ def _loop(run: _Run) -> int:
     config = run.config
     step, iterator = _input(run)
     _beat(run, step)
-    # One step, for there is nothing to save before it is done.
-    num_steps = 1
+    # One step, for there is nothing to save before it is done; then more and
+    # more, for the watchdog to learn how long a step takes.
+    num_steps = ramp = 1
     while step < config.num_steps:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
@@ -386,7 +387,8 @@ def _loop(run: _Run) -> int:
             with run.ledger.spending("draw"):
                 _draw_samples(run, step)
         _beat(run, step)
-        num_steps = _loop_length(config, step)
+        ramp = min(2 * ramp, config.steps_per_loop)
+        num_steps = min(ramp, _loop_length(config, step))
     _check_replicas(run, step)
     _save_last(run, step)
     _say(filter(None, [run.checkpointer.complete()]))

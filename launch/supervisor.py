@@ -86,7 +86,8 @@ class Record:
         self.attempt = 0
         self.restarts = 0
         self.saved_step = -1
-        self._has_begun = False
+        # The newest ever.
+        self._best = -1
         # Crashes in a row, and starts in a row, that saved nothing new.
         self._crashes = 0
         self._idle_starts = 0
@@ -144,20 +145,31 @@ class Record:
         return self._again(cause, self._choose(failure, has_progress))
 
     def _note(self, result: cycle.Result) -> bool:
-        """Takes note of the saves; returns whether there is a new one."""
-        if not self._has_begun and result.restored_step is not None:
+        """Takes note of the saves; returns whether there is a new one.
+
+        It is newer than all before, or than what this start began with, for a
+        run that diverged goes back. The state of step 0 is no progress.
+        """
+        restored = result.restored_step
+        if self._best < 0 and restored is not None:
             # What was there before this supervisor is none of its progress.
-            self._has_begun = True
-            self.saved_step = result.restored_step
-        before = self.saved_step
-        self.saved_step = max(before, result.saved_step)
-        return self.saved_step > before
+            self._best = max(restored, 0)
+        if result.saved_step >= 0:
+            self.saved_step = result.saved_step
+        is_best = result.saved_step > self._best
+        self._best = max(self._best, result.saved_step)
+        return is_best or (
+            restored is not None and result.saved_step > max(restored, 0)
+        )
 
     def _choose(
         self, failure: cycle.Ending, has_progress: bool
     ) -> tuple[int, ...]:
         """Returns the workers of the next start."""
-        is_own = failure.code != errors.LOST_WORKER
+        # One that is stuck has the others stand still with it, and any of them
+        # may be the first to find that it does.
+        is_stuck = failure.code == errors.HUNG and not failure.silent_secs
+        is_own = failure.code != errors.LOST_WORKER and not is_stuck
         at_fault = -1
         if is_own and not has_progress:
             at_fault = self.workers[failure.place]

@@ -66,7 +66,7 @@ def test_disk_that_fails_is_one_line(
     assert code == errors.STORAGE_FAILED
     assert line == f"error: {tmp_path}: Is a directory\n"
     with pytest.raises(errors.StorageError, match="Is a directory"):
-        stop_file.remove(str(tmp_path))
+        stop_file.remove(str(tmp_path), time.time() + 1)
 
 
 @pytest.mark.parametrize("name", ["config.json", ".lock", "checkpoints"])
@@ -87,8 +87,8 @@ def test_local_run_needs_no_tensorflow(
     path = stop_file.path(str(tmp_path))
     assert set(json.loads(pathlib.Path(path).read_text())) == {"time", "host"}
     assert stop_file.exists(path)
-    stop_file.remove(str(tmp_path))
-    stop_file.remove(str(tmp_path))
+    stop_file.remove(str(tmp_path), time.time() + 1)
+    stop_file.remove(str(tmp_path), time.time() + 1)
     assert not stop_file.exists(path)
 
 
@@ -181,7 +181,7 @@ def exists(path: str) -> bool:
 
 
 def remove(run_dir: str) -> None:
-    stop_file.remove(run_dir)
+    stop_file.remove(run_dir, time.time() + 60)
 
 
 def test_run_on_a_store() -> None:
@@ -210,3 +210,10 @@ def test_run_on_a_store() -> None:
         ) as client:
             store.inject("503", "stop", count=1000)
             assert not client.call(exists, path)
+
+
+def test_a_file_of_a_later_time_stays(tmp_path: pathlib.Path) -> None:
+    """Somebody stops a run that is just being started."""
+    stop_file.write(str(tmp_path))
+    stop_file.remove(str(tmp_path), time.time() - 10)
+    assert stop_file.exists(stop_file.path(str(tmp_path)))

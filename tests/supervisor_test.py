@@ -520,3 +520,21 @@ os.kill(os.getpid(), signal.SIGKILL)
     stat = pathlib.Path(f"/proc/{pid.read_text()}/stat")
     # Gone, or a zombie that nobody has asked for yet.
     assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_a_run_that_went_back_makes_progress_from_there() -> None:
+    """Its saves are older than what it had before it diverged."""
+    record = supervisor.Record(supervisor.Options())
+    record.next(result(ending(1), restored=0, saved=1900))
+    for saved in (1300, 1600, 1890):
+        crash = result(ending(1), restored=saved - 300, saved=saved)
+        assert record.next(crash).delay_secs == 0.0
+        assert record.saved_step == saved
+
+
+def test_who_is_stuck_is_not_told_by_who_finds_it() -> None:
+    options = supervisor.Options(num_workers=2, min_workers=1)
+    record = supervisor.Record(options)
+    for _ in range(2):
+        decision = record.next(result(ending(errors.HUNG, 0)))
+    assert decision.workers == (0, 1)
