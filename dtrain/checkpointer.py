@@ -479,6 +479,14 @@ class Checkpointer:
         """
         return self._writer.wait(secs)
 
+    def wait_for_room(self, secs: float) -> bool:
+        """Waits until `save` would not wait, or for some seconds.
+
+        Returns:
+            Whether it would not.
+        """
+        return self._writer.wait_for_room(secs)
+
     def failure(self) -> str:
         """Tells, once, why something could not be saved; empty if all was."""
         try:

@@ -380,18 +380,22 @@ def _loop(run: _Run) -> int:
         run.watcher.begin(run.gan.stop)
         run.progress.update(step, _losses(names, rows[-1]))
         if verdict != divergence.FINE:
-            with run.ledger.spending("restore"):
+            with run.ledger.spending("restore"), run.watchdog.patience():
                 _roll_back(run, step, verdict)
             step, iterator = _input(run)
         elif _samples_due(run, step):
-            with run.ledger.spending("draw"):
+            with run.ledger.spending("draw"), run.watchdog.patience():
+                # To a store that is away, it is tried for minutes.
                 _draw_samples(run, step)
+                # The others must be as patient.
+                strategies.agree(run.strategy, run.cluster, (True,))
         _beat(run, step)
         ramp = min(2 * ramp, config.steps_per_loop)
         num_steps = min(ramp, _loop_length(config, step))
     _check_replicas(run, step)
     _save_last(run, step)
-    _say(filter(None, [run.checkpointer.complete()]))
+    with run.watchdog.patience():
+        _say(filter(None, [run.checkpointer.complete()]))
     run.progress.say(
         f"finished: step {step:,}, the last grid is {_grid_path(config, step)}"
     )
@@ -465,7 +469,7 @@ def _roll_back(run: _Run, step: int, verdict: int) -> None:
             f"of {counts.skipped_steps:,} steps; lower the learning rates, or "
             "look at metrics.jsonl"
         )
-    _wait_until_written(run)
+    _wait(run, run.checkpointer.wait)
     limits = divergence.healthy_below(verdict, step, counts, config)
     made = run.checkpointer.roll_back(run.strategy, step, limits)
     judged.roll_back(counts, made.step, step)
@@ -522,8 +526,9 @@ def _stop_or_save(run: _Run, step: int) -> bool:
         run.watcher.is_over,
         run.checkpointer.due(step),
         bool(failure) and run.config.on_save_error == "stop",
+        not run.checkpointer.wait_for_room(0.0),
     )
-    stop, is_over, save, give_up = strategies.agree(
+    stop, is_over, save, give_up, is_full = strategies.agree(
         run.strategy, run.cluster, mine
     )
     if give_up:
@@ -533,6 +538,8 @@ def _stop_or_save(run: _Run, step: int) -> bool:
     if not stop:
         if save:
             with run.ledger.spending("save"):
+                if is_full:
+                    _wait(run, run.checkpointer.wait_for_room)
                 run.checkpointer.save(step, _facts(run, step))
         return False
     run.watcher.hear(is_over)
@@ -559,20 +566,27 @@ def _save_last(run: _Run, step: int) -> None:
         checkpointer.begin_last(step, _facts(run, step))
 
     with run.ledger.spending("save"):
-        _wait_until_written(run)
+        _wait(run, run.checkpointer.wait)
         strategies.together(run.strategy, run.cluster, begin)
-        _wait_until_written(run)
+        _wait(run, run.checkpointer.wait)
         strategies.together(run.strategy, run.cluster, checkpointer.drain)
 
 
-def _wait_until_written(run: _Run) -> None:
-    """Waits until no worker is writing."""
-    is_writing = True
-    # A slow store may take longer than a collective waits for a worker.
-    while is_writing:
-        mine = (not run.checkpointer.wait(1.0),)
+def _wait(run: _Run, is_ready: Callable[[float], bool]) -> None:
+    """Waits until all workers are ready.
+
+    A slow store may take longer than a collective waits for a worker, and
+    than the watchdog waits for a step.
+
+    Args:
+        run: the run.
+        is_ready: waits for some seconds; returns whether this worker is.
+    """
+    is_waiting = True
+    while is_waiting:
+        mine = (not is_ready(1.0),)
         _beat(run, int(run.gan.step.numpy()))
-        [is_writing] = strategies.agree(run.strategy, run.cluster, mine)
+        [is_waiting] = strategies.agree(run.strategy, run.cluster, mine)
 
 
 def _facts(run: _Run, step: int) -> checkpoint.Facts:

@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 from dtrain import errors, status
@@ -118,7 +118,8 @@ class Watchdog:
         self._status_file = status_file
         self._describe = describe
         self._steps_per_loop = steps_per_loop
-        self._limit_secs = start_up_secs
+        self._limit_secs = self._start_up_secs = start_up_secs
+        self._is_patient = False
         self._least_secs = least_secs
         self._period_secs = period_secs
         self._clock = _Clock(period_secs)
@@ -144,7 +145,19 @@ class Watchdog:
     @property
     def limit_secs(self) -> float:
         """Seconds without progress that are too many, as of now."""
+        if self._is_patient:
+            return max(self._limit_secs, self._start_up_secs)
         return self._limit_secs
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """Allows a block as much time as a start-up."""
+        self._is_patient = True
+        try:
+            yield
+        finally:
+            self._last_beat = self._clock.now()
+            self._is_patient = False
 
     def start(self) -> None:
         """Watches from now on."""
@@ -224,7 +237,7 @@ class Watchdog:
             self._clock.tick()
             self.tell()
             idle = self._clock.now() - self._last_beat
-            if idle > self._limit_secs:
+            if idle > self.limit_secs:
                 self._end(idle)
             time.sleep(min(_STATUS_PAUSE_SECS, self._period_secs))
             self._changed.wait(self._period_secs)
@@ -239,13 +252,16 @@ class Watchdog:
             pid=os.getpid(),
             step=self._step,
             saved_step=self._saved_step,
-            limit_secs=self._limit_secs,
+            limit_secs=self.limit_secs,
             notice=notice,
             is_over=is_over,
         )
-        # A full disk is no reason to stop; the next one may be written.
         with self._telling, contextlib.suppress(OSError):
-            status.write(self._status_file, now)
+            try:
+                status.write(self._status_file, now)
+            except OSError:
+                # A full disk: the sign of life that takes no place on it.
+                os.utime(self._status_file)
 
     def _end(self, idle: float) -> NoReturn:
         what = f"no progress for {idle:.0f} s at step {self._step}"

@@ -92,6 +92,24 @@ class Writer:
         futures.wait(self._started, secs)
         return self.is_idle
 
+    def wait_for_room(self, secs: float) -> bool:
+        """Waits until something that must be kept would be taken at once.
+
+        Args:
+            secs: how long at most.
+
+        Returns:
+            Whether it would.
+        """
+        if self._is_full():
+            running = [each for each in self._started if not each.done()]
+            futures.wait(running, secs, futures.FIRST_COMPLETED)
+        return not self._is_full()
+
+    def _is_full(self) -> bool:
+        waiting = self._waiting
+        return waiting is not None and waiting.keep
+
     def drain(self) -> None:
         """Waits until all is written; raises what a job has raised."""
         self.wait()

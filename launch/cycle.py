@@ -215,6 +215,9 @@ class _Member:
         try:
             found = os.stat(self.status_path)
         except FileNotFoundError:
+            if self._version:
+                # Not the worker: something has tidied up the disk.
+                self.pardon(now)
             return
         # Not the time that it bears: the clock may be set.
         version = (found.st_mtime_ns, found.st_ino)

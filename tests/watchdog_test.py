@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import math
 import os
@@ -335,3 +336,34 @@ def test_full_disk_for_the_status_is_survived(tmp_path: pathlib.Path) -> None:
     dog.start()
     dog.beat(0, -1)
     dog.close()
+
+
+def test_patience_allows_as_much_as_a_start_up(tmp_path: pathlib.Path) -> None:
+    dog = watchdog.Watchdog(
+        str(tmp_path / "stacks" / "worker-0"), 0.5, start_up_secs=30.0
+    )
+    dog.start()
+    for step in range(3):
+        dog.beat(step, -1)
+    assert dog.limit_secs == 0.5
+    with dog.patience():
+        assert dog.limit_secs == 30.0
+        time.sleep(2.5)
+    assert dog.limit_secs == 0.5
+    dog.close()
+
+
+def test_a_full_disk_is_no_silence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "status.json"
+    dog = watchdog.Watchdog(str(tmp_path / "worker-0"), 0.0, str(path))
+    dog.tell()
+    os.utime(path, (0, 0))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(status, "write", full)
+    dog.tell()
+    assert path.stat().st_mtime > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -101,3 +102,18 @@ def test_a_mistake_of_ours_is_no_exception() -> None:
     writer.submit(lambda: [][0], keep=True)
     with pytest.raises(IndexError):
         writer.drain()
+
+
+def test_room_for_what_must_be_kept() -> None:
+    writer = Writer()
+    gate = threading.Event()
+    assert writer.wait_for_room(0.0)
+    writer.submit(gate.wait, keep=True)
+    while writer._waiting:
+        time.sleep(0.01)
+    assert writer.wait_for_room(0.0)
+    writer.submit(lambda: None, keep=True)
+    assert not writer.wait_for_room(0.05)
+    gate.set()
+    assert writer.wait_for_room(10.0)
+    writer.close()
