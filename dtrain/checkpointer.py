@@ -369,7 +369,7 @@ class Checkpointer:
         """Tells whether the run is to save at `step`; the chief knows."""
         if not self._cluster.is_chief or step == self._saved_step:
             return False
-        return self._checkpoint_due(step) or self._backup_due()
+        return self._checkpoint_due(step) or self._backup_due(step)
 
     def _checkpoint_due(self, step: int) -> bool:
         config, now = self._config, self._clock()
@@ -383,9 +383,11 @@ class Checkpointer:
         waited = now - self._checkpoint_secs
         return 0 < config.checkpoint_every_secs <= waited
 
-    def _backup_due(self) -> bool:
-        waited = self._clock() - self._backup_secs
-        return 0 < self._config.backup_every_secs <= waited
+    def _backup_due(self, step: int) -> bool:
+        every_secs = self._config.backup_every_secs
+        # The start, too, for a run that diverges to go back to.
+        waited = self._clock() - self._backup_secs if step else every_secs
+        return 0 < every_secs <= waited
 
     def save(self, step: int, facts: Facts | None = None) -> None:
         """Saves what is due, or a backup if nothing is. Does not wait.

@@ -450,16 +450,16 @@ class GAN:
         # Known when this is traced, and the same in every trace.
         self._layers[index] = [layer for layer, _ in passes]
         return _Part(
-            # As they travel, or a sum would be rounded where it leaves.
-            [
-                tf.cast(value, tf.float32)
-                if self._ordered
-                else tf.convert_to_tensor(value)
-                for value in gradients
-            ],
+            [self._as_it_travels(value) for value in gradients],
             sums,
             [statistics for _, statistics in passes],
         )
+
+    def _as_it_travels(self, gradient: Any) -> tf.Tensor:
+        # That of an Embedding is sparse.
+        dense = tf.convert_to_tensor(gradient)
+        # Or an ordered sum would be rounded where it leaves.
+        return tf.cast(dense, tf.float32) if self._ordered else dense
 
     def _all_reduce(self, part: _Part) -> _Part:
         """Sums a phase over the replicas in one exchange."""

@@ -49,7 +49,7 @@ _HELP = """usage: python -m tests.chaos [--flag=value ...]
 Kinds of fault:
 """
 
-_AGENT = pathlib.Path(__file__).parent / "chaos_agent"
+AGENT = pathlib.Path(__file__).parent / "chaos_agent"
 _NUM_WORKERS = 2
 _HANG_SECS = 15
 # Enough to be started, found stuck, and started again.
@@ -106,7 +106,7 @@ class Victim:
     def _start(self, host: int) -> subprocess.Popen[bytes]:
         workers = _NUM_WORKERS if self.hosts == 1 else 1
         environment = runs.environment(
-            PYTHONPATH=f"{_AGENT}:{runs.ROOT}",
+            PYTHONPATH=f"{AGENT}:{runs.ROOT}",
             DTRAIN_CHAOS_DIR=str(self.orders),
         )
         command = [

@@ -242,7 +242,15 @@ def digest(gan: gan_lib.GAN) -> str:
         ({"batch_norm": True}, (1, 4)),
         # Three leaves: no power of two, on as many replicas or on one.
         ({"micro_batches": 3, "batch_size": 6}, (1, 3)),
-        ({"loss": "wgan_gp", "jit_compile": "on", "batch_norm": True}, (1, 2)),
+        (
+            {
+                "loss": "wgan_gp",
+                "jit_compile": "on",
+                "batch_norm": True,
+                "conditional": True,
+            },
+            (1, 2),
+        ),
         ({"precision": "mixed_float16", "micro_batches": 2}, (1, 2)),
     ],
     ids=str,
