@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
-from dtrain import config, errors, startup
+from dtrain import config, errors, goodput, report, startup
 from dtrain.cluster import Cluster
 from tests import runs
+from tests.benchmarks import goodput as benchmark
 
 _HELP = """usage: python -m tests.chaos [--flag=value ...]
 
@@ -525,6 +526,18 @@ def _table(record: Record) -> str:
     return "\n".join(lines)
 
 
+def _goodput(victim: Victim) -> str:
+    """Says how much of the time was of use, and how much could have been."""
+    account = goodput.account(report.read(str(victim.run_dir)))
+    restarts = len(account.placed) - 1
+    found = benchmark.compare(account, restarts)
+    return (
+        f"goodput {found.measured:.1%} of {found.wall_secs:.0f} s with "
+        f"{restarts} restarts of {found.restart_secs:.1f} s each; these and the "
+        f"saves allow {found.allowed:.1%}: {found.ratio:.1%} of that"
+    )
+
+
 def run(options: Options) -> None:
     """Does all of it, and prints what came of it.
 
@@ -553,6 +566,7 @@ def run(options: Options) -> None:
         ends = ", ".join(f"{code}: {n}" for code, n in record.ends.items())
         print(f"supervisors that ended, by exit code: {ends or 'none'}")
         compare(victim, record.step)
+        print(_goodput(victim))
     if not options.keep:
         shutil.rmtree(place)
 
