@@ -533,8 +533,8 @@ def _goodput(victim: Victim) -> str:
     found = benchmark.compare(account, restarts)
     return (
         f"goodput {found.measured:.1%} of {found.wall_secs:.0f} s with "
-        f"{restarts} restarts of {found.restart_secs:.1f} s each; these and the "
-        f"saves allow {found.allowed:.1%}: {found.ratio:.1%} of that"
+        f"{restarts} restarts of {found.restart_secs:.1f} s each; these and "
+        f"the saves allow {found.allowed:.1%}: {found.ratio:.1%} of that"
     )
 
 
