@@ -383,7 +383,7 @@ def _loop(run: _Run) -> int:
             with run.ledger.spending("restore"), run.watchdog.patience():
                 _roll_back(run, step, verdict)
             step, iterator = _input(run)
-        elif _samples_due(run, step):
+        elif _samples_due(config, step):
             with run.ledger.spending("draw"), run.watchdog.patience():
                 # To a store that is away, it is tried for minutes.
                 _draw_samples(run, step)
@@ -408,10 +408,7 @@ def _beat(run: _Run, step: int) -> None:
     run.watchdog.beat(step, run.checkpointer.saved_step)
 
 
-def _samples_due(run: _Run, step: int) -> bool:
-    config = run.config
-    if run.watcher.secs_left < _DRAWING_SECS:
-        return False
+def _samples_due(config: Config, step: int) -> bool:
     return step >= config.num_steps or _due(config.sample_every_steps, step)
 
 
@@ -473,8 +470,12 @@ def _roll_back(run: _Run, step: int, verdict: int) -> None:
     limits = divergence.healthy_below(verdict, step, counts, config)
     made = run.checkpointer.roll_back(run.strategy, step, limits)
     judged.roll_back(counts, made.step, step)
-    with files.storage_errors(config.run_dir):
-        run.recorder.rewind(made.step, made.log)
+
+    def rewind() -> None:
+        with files.storage_errors(config.run_dir):
+            run.recorder.rewind(made.step, made.log)
+
+    strategies.together(run.strategy, run.cluster, rewind)
     run.progress.say(
         f"diverged at step {step:,}: {reason}; back to step {made.step:,}, "
         f"without the data that led there ({counts.rollbacks + 1} of at most "
@@ -621,8 +622,8 @@ def _check_replicas(run: _Run, step: int) -> None:
 
 
 def _draw_samples(run: _Run, step: int) -> None:
-    """Writes the grid of the fixed latents; the chief does."""
-    if not run.cluster.is_chief:
+    """Writes the grid of the fixed latents; the chief does, if it has time."""
+    if not run.cluster.is_chief or run.watcher.secs_left < _DRAWING_SECS:
         return
     grid = drawing.fixed_grid(
         run.gan.ema_generator, run.config, run.source.num_classes
