@@ -48,6 +48,12 @@ GROUPS = (
 # As many replicas can share a batch, to the bit.
 _ORDERED_MICRO_BATCHES = 8
 
+_DEFINE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 # By absl's name of a flag's type.
 _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 
@@ -666,14 +672,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     Args:
         flag_values: where the flags are defined; in a main, `flags.FLAGS`.
     """
-    define: dict[type, Callable[..., Any]] = {
-        bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-    }
     for field in dataclasses.fields(Config):
-        define[type(field.default)](
+        _DEFINE[type(field.default)](
             field.name,
             field.default,
             field.metadata["help"],
@@ -704,6 +704,40 @@ def parse(argv: Sequence[str]) -> Config:
     # No shell does it behind an equals sign.
     values["run_dir"] = os.path.expanduser(values["run_dir"])
     return Config(**values)
+
+
+def parse_values(
+    argv: Sequence[str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Parses the command line of a program beside the trainer.
+
+    Args:
+        argv: the command line, the program's name first.
+        defaults: a flag for each; its type is that of its default. One that
+            is called `run_dir` has to be given.
+
+    Returns:
+        The values by name; `run_dir` with the home directory for `~`, and
+        without a slash at its end.
+
+    Raises:
+        UserError: a flag is unknown or malformed, run_dir is missing, or
+            something that is no flag is left over.
+    """
+    flag_values = flags.FlagValues()
+    for name, default in defaults.items():
+        _DEFINE[type(default)](name, default, "", flag_values=flag_values)
+    parse_flags(flag_values, argv)
+    values: dict[str, Any] = {
+        name: flag_values[name].value for name in defaults
+    }
+    if "run_dir" in values:
+        # No shell does it behind an equals sign.
+        run_dir = os.path.expanduser(values["run_dir"])
+        if not run_dir:
+            raise UserError("run_dir is missing; use --run_dir=DIR")
+        values["run_dir"] = run_dir.rstrip("/") or "/"
+    return values
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:

@@ -12,10 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import flags
-
-from dtrain import config as config_lib
-from dtrain import errors, goodput, startup
+from dtrain import config, errors, goodput, startup
 
 if TYPE_CHECKING:
     from dtrain.plotting import Floats
@@ -53,25 +50,6 @@ _LABELS = {
     "other": "other",
     "idle": "idle",
 }
-
-
-def _parse(arguments: Sequence[str]) -> tuple[str, str]:
-    """Returns the run's directory, and the file to write.
-
-    Raises:
-        UserError: a flag is unknown, malformed or missing.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("run_dir", "", "", flag_values=values)
-    flags.DEFINE_string("output", "", "", flag_values=values)
-    config_lib.parse_flags(values, arguments)
-    # No shell does it behind an equals sign.
-    run_dir = os.path.expanduser(str(values["run_dir"].value))
-    output = os.path.expanduser(str(values["output"].value))
-    if not run_dir:
-        raise errors.UserError("run_dir is missing; use --run_dir=DIR")
-    run_dir = run_dir.rstrip("/") or "/"
-    return run_dir, output or f"{run_dir}/report.png"
 
 
 def _names(directory: str) -> list[str]:
@@ -270,7 +248,9 @@ def run(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments[1:]):
         print(_HELP)
         return errors.FINISHED
-    run_dir, output = _parse(arguments)
+    values = config.parse_values(arguments, {"run_dir": "", "output": ""})
+    run_dir = values["run_dir"]
+    output = os.path.expanduser(values["output"]) or f"{run_dir}/report.png"
     if "://" in run_dir + output:
         startup.import_tensorflow()
     account = goodput.account(read(run_dir))

@@ -9,9 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from absl import flags
+from typing import TYPE_CHECKING
 
 from dtrain import cluster, errors, startup
 from dtrain import config as config_lib
@@ -50,7 +48,7 @@ checkpoint, and writes them with an animation to a directory.
 class Request:
     """What is to be drawn; see the help page."""
 
-    run_dir: str
+    run_dir: str = ""
     num_images: int = 64
     grid: bool = True
     gif: bool = True
@@ -68,22 +66,10 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         UserError: a flag is unknown, malformed or out of its range.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("run_dir", "", "", flag_values=values)
-    flags.DEFINE_integer("num_images", 64, "", flag_values=values)
-    flags.DEFINE_boolean("grid", True, "", flag_values=values)
-    flags.DEFINE_boolean("gif", True, "", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "", flag_values=values)
-    flags.DEFINE_integer("step", -1, "", flag_values=values)
-    flags.DEFINE_string("output_dir", "", "", flag_values=values)
-    config_lib.parse_flags(values, arguments)
-    chosen: dict[str, Any] = {
-        field.name: values[field.name].value
-        for field in dataclasses.fields(Request)
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(Request)
     }
-    request = Request(**chosen)
-    if not request.run_dir:
-        raise errors.UserError("run_dir is missing; use --run_dir=DIR")
+    request = Request(**config_lib.parse_values(arguments, defaults))
     if not 1 <= request.num_images <= 100_000:
         raise errors.UserError(
             f"num_images ({request.num_images}) must be between 1 and 100000"

@@ -10,12 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from absl import flags
-
-from dtrain import config as config_lib
-from dtrain import errors, startup, stop_file
+from dtrain import config, errors, startup, stop_file
 
 _HELP = """usage: python -m dtrain.stop --run_dir=DIR [--wait]
 
@@ -30,24 +26,6 @@ start it again. The command that started it goes on from there.
 
 # What a run has in its directory, from its very beginning on.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
-
-
-def _parse(arguments: Sequence[str]) -> tuple[str, bool]:
-    """Returns the run's directory, and whether to wait.
-
-    Raises:
-        UserError: a flag is unknown, malformed or missing.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("run_dir", "", "", flag_values=values)
-    flags.DEFINE_boolean("wait", False, "", flag_values=values)
-    config_lib.parse_flags(values, arguments)
-    chosen: dict[str, Any] = {name: values[name].value for name in values}
-    # No shell does it behind an equals sign.
-    run_dir = os.path.expanduser(chosen["run_dir"])
-    if not run_dir:
-        raise errors.UserError("run_dir is missing; use --run_dir=DIR")
-    return run_dir.rstrip("/") or "/", chosen["wait"]
 
 
 def _names(run_dir: str) -> set[str]:
@@ -102,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments[1:]):
         print(_HELP)
         return errors.FINISHED
-    run_dir, wait = _parse(arguments)
+    values = config.parse_values(arguments, {"run_dir": "", "wait": False})
+    run_dir, wait = values["run_dir"], values["wait"]
     if "://" in run_dir:
         startup.import_tensorflow()
     if not _OF_A_RUN & _names(run_dir):

@@ -158,17 +158,14 @@ def _open(
         StorageError: see `train`.
     """
     _check_same_flags(config, cluster, strategy)
-
     source, description, note = strategies.together(
         strategy, cluster, lambda: _look(config, cluster)
     )
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = strategies.together(
-        strategy, cluster, lambda: _claim(config, cluster, stack)
+        strategy, cluster, lambda: _claim(config, cluster, stack, watcher)
     )
-    if cluster.is_chief:
-        _look_for_stop_file(config, watcher)
     book = stack.enter_context(_ledger(config, cluster, strategy, watcher))
     checkpointer = checkpointer_lib.Checkpointer(
         gan.checkpoint,
@@ -202,8 +199,8 @@ def _open(
         claims=claims,
         inputs=[],
     )
-    notes = filter(None, (note, recorder.notice, *restored.notes))
-    return run, restored._replace(notes=list(notes))
+    notes = [each for each in (note, recorder.notice) if each]
+    return run, restored._replace(notes=[*notes, *restored.notes])
 
 
 @contextlib.contextmanager
@@ -279,18 +276,23 @@ def _begin(
 
 
 def _claim(
-    config: Config, cluster: Cluster, stack: contextlib.ExitStack
+    config: Config,
+    cluster: Cluster,
+    stack: contextlib.ExitStack,
+    watcher: preemption.Watcher,
 ) -> list[claim.Claim]:
-    """Claims what the chief alone may write to."""
+    """Claims what the chief alone may write to; a person may then stop it."""
     if not cluster.is_chief:
         return []
-    return [
+    claims = [
         stack.enter_context(claim.claim(directory, name=name))
         for name, directory in (
             ("run_dir", config.run_dir),
             ("checkpoint_dir", places.checkpoint_dir(config)),
         )
     ]
+    _look_for_stop_file(config, watcher)
+    return claims
 
 
 def _look_for_stop_file(config: Config, watcher: preemption.Watcher) -> None:

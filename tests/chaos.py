@@ -30,8 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import flags
-
 from dtrain import config, errors, goodput, report, startup
 from dtrain.cluster import Cluster
 from tests import runs
@@ -577,24 +575,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UserError: it is wrong.
     """
-    values = flags.FlagValues()
-    define = {
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-        bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
-    }
-    for field in dataclasses.fields(Options):
-        define[type(field.default)](
-            field.name, field.default, "", flag_values=values
-        )
-    config.parse_flags(values, arguments)
-    return Options(
-        **{
-            field.name: values[field.name].value
-            for field in dataclasses.fields(Options)
-        }
-    )
+    defaults = dataclasses.asdict(Options())
+    return Options(**config.parse_values(arguments, defaults))
 
 
 def main() -> int:
