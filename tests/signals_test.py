@@ -10,13 +10,14 @@ import pathlib
 import random
 import re
 import signal
+import threading
 import time
 
 import pytest
 
 from dtrain import errors
 from dtrain.checkpoint_directory import CheckpointDirectory
-from tests import runs
+from tests import preemption_test, runs
 
 NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "3"))
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -121,3 +122,34 @@ def test_stop_program_and_the_next_start(tmp_path: pathlib.Path) -> None:
     code, output = runs.finish(process)
     assert code == errors.RUN_AGAIN, output
     assert "stopped by SIGTERM and saved" in output
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("instance/preempted", "TRUE"),
+        ("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"),
+    ],
+)
+def test_a_machine_that_is_taken_away(
+    key: str, value: str, tmp_path: pathlib.Path
+) -> None:
+    """Both workers save, and the supervisor starts nothing there again."""
+    run_dir = tmp_path / "run"
+    with preemption_test.Metadata() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        process = runs.start(
+            *PROGRAMS["two workers"],
+            *flags(run_dir),
+            GCE_METADATA_HOST=server.host,
+        )
+        _wait_for_new_step(run_dir, 20)
+        server.values[key] = value
+        code, output = runs.finish(process)
+        server.shutdown()
+        thread.join()
+    assert code == errors.RUN_AGAIN, output
+    assert f"stopped by GCE: {key} and saved at step" in output
+    directory = CheckpointDirectory(str(run_dir / "checkpoints"))
+    assert directory.steps()[-1] == runs.metrics(run_dir)[-1]["step"]
