@@ -168,9 +168,11 @@ def test_before_there_is_anything_to_save_it_ends_at_once(
 
 def test_words_come_out_while_tensorflow_is_imported(start: Start) -> None:
     """Its noise is caught meanwhile, and with it what goes to 2."""
-    quiet = (
-        "from dtrain import startup; catch = startup.quiet(); catch.__enter__()"
-    )
+    quiet = """
+from dtrain import startup
+catch = startup.quiet()
+catch.__enter__()
+"""
     child = start("{}", quiet)
     child.send(signal.SIGTERM)
     code, printed = child.end()
