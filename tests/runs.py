@@ -39,7 +39,7 @@ def start(module: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
 
 
 def finish(
-    process: subprocess.Popen[str], timeout: float = 300
+    process: subprocess.Popen[str], timeout: float | None = 300
 ) -> tuple[int, str]:
     """Waits for a process; returns its exit code and what it printed."""
     output, _ = process.communicate(timeout=timeout)
