@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
-import time
 
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_reader, config, divergence, errors
+from dtrain import (
+    checkpoint_reader,
+    checkpointer,
+    config,
+    divergence,
+    errors,
+    retention,
+)
 from tests import runs
 
 STRATEGIES = {
@@ -233,29 +239,12 @@ def test_three_times_from_one_checkpoint_is_enough(
     assert steps == ["10", "10", "10", "5"]
 
 
-def test_notices_leave_the_checkpoint_that_a_rollback_needs(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_notices_leave_the_checkpoint_that_a_rollback_needs() -> None:
     """Each one saves; three of them are all that --max_to_keep keeps."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    spoil = {"DTRAIN_TEST_SPOIL": "38=nan"}
-    more = ("--checkpoint_every_steps=20", "--steps_per_loop=1")
-    code, output = runs.run("dtrain.main", *flags(whole, *more), **spoil)
-    assert code == errors.FINISHED, output
-    for number in range(3):
-        process = runs.start("dtrain.main", *flags(cut, *more), **spoil)
-        step = 22 + 3 * number
-        while not list(cut.glob(f"*/ckpt-{step}.json")):
-            assert process.poll() is None, runs.finish(process)
-            time.sleep(0.001)
-        process.send_signal(signal.SIGTERM)
-        code, output = runs.finish(process)
-        if code == errors.FINISHED:
-            break
-    code, output = runs.run("dtrain.main", *flags(cut, *more), **spoil)
-    assert code == errors.FINISHED, output
-    digests = [
-        checkpoint_reader.digest(f"{run}/checkpoints/ckpt-{NUM_STEPS}")
-        for run in (whole, cut)
+    settings = config.Config(checkpoint_every_steps=20, max_to_keep=3)
+    saved = [
+        retention.Saved(step, float(step), {})
+        for step in (0, 20, 40, 41, 43, 45)
     ]
-    assert digests[0] == digests[1]
+    kept = retention.kept(saved, checkpointer.policies(settings))
+    assert kept == {20, 40, 41, 43, 45}
