@@ -167,21 +167,9 @@ def _open(
         strategy, cluster, lambda: _claim(config, cluster, stack, watcher)
     )
     book = stack.enter_context(_ledger(config, cluster, strategy, watcher))
-    checkpointer = checkpointer_lib.Checkpointer(
-        gan.checkpoint,
-        config,
-        cluster,
-        run=run_directory.to_dict(description),
+    checkpointer, recorder, restored = _restore(
+        gan, description, strategy, cluster, book, stack
     )
-    with book.spending("restore"):
-        restored = checkpointer.restore(strategy)
-    recorder = strategies.together(
-        strategy, cluster, lambda: _begin(restored, description, gan, cluster)
-    )
-    stack.callback(recorder.close)
-    # Before the recorder, which a save that is being written still needs.
-    stack.callback(checkpointer.close)
-    book.restored(int(gan.step.numpy()))
     run = _Run(
         config=config,
         cluster=cluster,
@@ -201,6 +189,35 @@ def _open(
     )
     notes = [each for each in (note, recorder.notice) if each]
     return run, restored._replace(notes=[*notes, *restored.notes])
+
+
+def _restore(
+    gan: gan_lib.GAN,
+    description: run_directory.Description,
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    book: ledger.Ledger,
+    stack: contextlib.ExitStack,
+) -> tuple[
+    checkpointer_lib.Checkpointer, metrics.Recorder, checkpointer_lib.Restored
+]:
+    """Restores the newest state, and opens what is written from there on."""
+    checkpointer = checkpointer_lib.Checkpointer(
+        gan.checkpoint,
+        description.config,
+        cluster,
+        run=run_directory.to_dict(description),
+    )
+    with book.spending("restore"):
+        restored = checkpointer.restore(strategy)
+    recorder = strategies.together(
+        strategy, cluster, lambda: _begin(restored, description, gan, cluster)
+    )
+    stack.callback(recorder.close)
+    # Before the recorder, which a save that is being written still needs.
+    stack.callback(checkpointer.close)
+    book.restored(int(gan.step.numpy()))
+    return checkpointer, recorder, restored
 
 
 @contextlib.contextmanager
