@@ -28,7 +28,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from dtrain import errors
+from dtrain import errors, status
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Schedulers signal a process and its group, and launchers hand on: both come.
@@ -216,7 +216,7 @@ class Watcher:
             is_over: that worker's.
         """
         if not self._notices:
-            self._add("another worker's notice", is_over, False)
+            self._add(status.ANOTHERS_NOTICE, is_over, False)
 
     def close(self) -> None:
         """Stops watching; puts the previous handlers back. Idempotent.

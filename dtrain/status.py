@@ -12,6 +12,9 @@ import dataclasses
 import json
 import os
 
+# What a worker tells that was told by the others.
+ANOTHERS_NOTICE = "another worker's notice"
+
 
 @dataclasses.dataclass(frozen=True)
 class Status:

@@ -562,6 +562,9 @@ def _stop_or_save(run: _Run, step: int) -> bool:
                     _wait(run, run.checkpointer.wait_for_room)
                 run.checkpointer.save(step, _facts(run, step))
         return False
+    if run.watcher.requested and not run.cluster.is_chief:
+        # The chief may know no more than that it was not its own.
+        _say([f"told to end by {run.watcher.notice} at step {step:,}"])
     run.watcher.hear(is_over)
     _save_last(run, step)
     run.progress.say(

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from dtrain import errors
+from dtrain import errors, status
 from launch import cycle, local
 
 # A crash every six hours for almost a month. A run that comes forward and
@@ -224,9 +224,16 @@ def _end(result: cycle.Result) -> Decision | None:
         each for each in result.endings if each.status and each.status.is_over
     ]
     if over and (failure is None or failure.code == errors.LOST_WORKER):
-        line = f"{over[0].describe()}; it is not started again here"
+        # The one that knows why.
+        told = min(over, key=_was_told_by_another)
+        line = f"{told.describe()}; it is not started again here"
         return Decision(line, errors.RUN_AGAIN)
     return None
+
+
+def _was_told_by_another(ending: cycle.Ending) -> bool:
+    told = ending.status
+    return bool(told and told.notice == status.ANOTHERS_NOTICE)
 
 
 def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:

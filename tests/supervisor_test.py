@@ -6,6 +6,7 @@ dtrain itself comes back to is shown in recoveries_test.py.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -162,9 +163,10 @@ def test_a_mistake_is_never_tried_again() -> None:
 
 def test_a_notice_that_is_for_the_machine_ends_the_run() -> None:
     told = status.Status(1, 5, 5, notice="the time limit", is_over=True)
+    heard = dataclasses.replace(told, notice=status.ANOTHERS_NOTICE)
     record = supervisor.Record(supervisor.Options(num_workers=2))
     decision = record.next(
-        result(ending(75, 0, status=told), ending(75, 1), saved=5)
+        result(ending(75, 1, status=heard), ending(75, 0, status=told), saved=5)
     )
     assert decision.code == errors.RUN_AGAIN
     assert decision.line.startswith(
