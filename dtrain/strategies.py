@@ -13,11 +13,6 @@ from dtrain.cluster import Cluster
 from dtrain.config import Config
 from dtrain.errors import StorageError, UserError
 
-# Longer than any pause a worker makes on purpose (compiling, saving), so that
-# a collective that waits this long waits for a worker that is gone.
-COLLECTIVE_TIMEOUT_SECS = 600.0
-
-
 # Errors of a collective whose other worker is gone.
 _LOST_WORKER = (
     tf.errors.UnavailableError,
@@ -80,11 +75,11 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     if config.strategy == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                timeout_seconds=COLLECTIVE_TIMEOUT_SECS
-            )
-        )
+        # Without a timeout for collectives: TensorFlow 2.21 has a thread sleep
+        # for each until then, also when it is done (SchedClosureAfter of
+        # xla/tsl/platform/default/env.cc), and a process may have 32,768. The
+        # watchdog ends a worker that waits for one that never comes.
+        return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()
 
 

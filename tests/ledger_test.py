@@ -325,7 +325,7 @@ def test_a_start_that_waited_for_the_one_before_is_not_counted_twice() -> None:
 
 
 def test_what_is_allowed_is_what_restarts_and_saves_leave() -> None:
-    # A save of 1 s each 10 s; a restart takes 20 s.
+    # A save of 1 s each 10 s; a restart takes 20 s, and the first start, too.
     attempts = [
         make(
             each * 100,
@@ -337,8 +337,10 @@ def test_what_is_allowed_is_what_restarts_and_saves_leave() -> None:
     ]
     account = goodput.account(attempts)
     assert goodput.restart_secs(account) == 20
-    expected = 1 - 1 / 10 - (20 + 5) * 10 / 1000
-    assert goodput.allowed(account, 10) == pytest.approx(expected)
+    expected = 1 - 1 / 10 - (20 + (20 + 5) * 9) / 1000
+    assert goodput.allowed(account, 9) == pytest.approx(expected)
+    hung = goodput.allowed(account, 9, hung_secs=60)
+    assert hung == pytest.approx(expected - 0.06)
     assert goodput.allowed(account, 1000) == 0
 
 

@@ -72,6 +72,34 @@ def test_killed_workers_come_back(tmp_path: pathlib.Path) -> None:
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
 
 
+def test_a_long_run_needs_no_more_threads(tmp_path: pathlib.Path) -> None:
+    """With a timeout for its collectives it needed three for each, for long.
+
+    TensorFlow lets a thread sleep until the timeout, whether the collective is
+    done or not; a process of 32,768 threads ended in std::system_error.
+    """
+    process = runs.start(
+        "launch.main",
+        *("--num_workers=2", "--", *runs.SMALL, f"--run_dir={tmp_path}"),
+        "--num_steps=100000",
+    )
+
+    def num_threads() -> list[int]:
+        return [
+            len(os.listdir(f"/proc/{pid}/task"))
+            for pid in children_of(process.pid)
+        ]
+
+    wait_for_step(tmp_path, 50)
+    before = num_threads()
+    wait_for_step(tmp_path, 300)
+    after = num_threads()
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    assert max(after) < max(before) + 50, (before, after)
+
+
 # Counts its steps, as a part of its state, and fails always at the same.
 FAILING_MODEL = """
 import keras

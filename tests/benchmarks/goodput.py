@@ -1,13 +1,15 @@
 """Compares the goodput of a run with what its own costs allow.
 
-    python -m tests.benchmarks.goodput --run_dir=DIR --faults=N [--interval=S]
+    python -m tests.benchmarks.goodput --run_dir=DIR --faults=N
+        [--interval=SECS] [--hung=SECS]
 
 allowed = 1 - save cost / interval
-            - (mean restart time + interval / 2) x faults / wall time
+            - (restart + (restart + interval / 2) x faults + hung) / wall time
 
 The costs are those of the run's ledger. The interval between two saves is the
-run's mean one, in seconds of training, unless it is given. The restart time is
-that of start-up, restore, compiling and idling, per attempt.
+run's mean one, in seconds of training, unless it is given. A restart is what
+start-up, restore, compiling and idling take in the mean of all attempts; the
+first start has no fault, and its cost. Hung is what it took to see all hangs.
 """
 
 from __future__ import annotations
@@ -40,12 +42,15 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    account: goodput.Account, num_faults: int, interval_secs: float = 0.0
+    account: goodput.Account,
+    num_faults: int,
+    interval_secs: float = 0.0,
+    hung_secs: float = 0.0,
 ) -> Comparison:
     """Compares a run with what it could have been; see `goodput.allowed`."""
     return Comparison(
         measured=account.goodput,
-        allowed=goodput.allowed(account, num_faults, interval_secs),
+        allowed=goodput.allowed(account, num_faults, interval_secs, hung_secs),
         restart_secs=goodput.restart_secs(account),
         wall_secs=account.wall_secs,
     )
@@ -57,7 +62,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: the command line is wrong, or there is no ledger.
     """
-    options = {"run_dir": "", "faults": "", "interval": "0"}
+    options = {"run_dir": "", "faults": "", "interval": "0", "hung": "0"}
     for argument in arguments[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
         if name not in options:
@@ -66,7 +71,12 @@ def run(arguments: list[str]) -> int:
     if not options["run_dir"] or not options["faults"].isdecimal():
         raise errors.UserError("--run_dir=DIR and --faults=N are needed")
     account = goodput.account(report.read(options["run_dir"]))
-    found = compare(account, int(options["faults"]), float(options["interval"]))
+    found = compare(
+        account,
+        int(options["faults"]),
+        float(options["interval"]),
+        float(options["hung"]),
+    )
     print(
         f"wall      {found.wall_secs:>9.1f} s, "
         f"{len(account.placed)} attempts, {options['faults']} faults\n"
