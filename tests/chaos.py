@@ -89,7 +89,7 @@ class Victim:
             "--base_channels=2",
             "--latent_size=4",
             "--sample_every_steps=0",
-            "--steps_per_loop=5",
+            "--steps_per_loop=20",
             "--reduction=ordered",
             "--micro_batches=4",
             f"--run_dir={self.run_dir}",
@@ -534,6 +534,7 @@ def _goodput(victim: Victim, record: Record) -> str:
     hung_secs = _HANG_SECS * num_hangs
     found = benchmark.compare(account, restarts, hung_secs=hung_secs)
     return (
+        f"{report.table(account, str(victim.run_dir))}\n"
         f"goodput {found.measured:.1%} of {found.wall_secs:.0f} s with "
         f"{restarts} restarts of {found.restart_secs:.1f} s each and "
         f"{hung_secs} s to see {num_hangs} hangs; these and the saves allow "
