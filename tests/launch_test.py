@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import resource
 import shlex
 import signal
 import subprocess
@@ -224,23 +223,13 @@ def test_a_worker_of_a_larger_cluster_is_started_alone() -> None:
         main.run(["main", "--dry_run"], {"TF_CONFIG": "{"})
 
 
-def test_it_starts_in_well_under_a_second() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code, output = runs.run("launch.main", "--num_workers=8", "--dry_run")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert code == errors.FINISHED
-    assert len(output.splitlines()) == 8
-    # Of the CPU, which other tests take from the clock on the wall.
-    secs = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert secs < 0.8
-
-
-def test_help_needs_no_tensorflow() -> None:
+def test_nothing_heavy_is_imported_before_the_start() -> None:
     script = (
         "import sys\n"
         "from dtrain import main as trainer\n"
         "from launch import main as launcher\n"
         "launcher.run(['main', '--help'])\n"
+        "launcher.run(['main', '--num_workers=8', '--dry_run'])\n"
         "trainer.run(['main', '--help'])\n"
         "assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
     )

@@ -975,8 +975,13 @@ def main() -> None:
             seed=flags.seed,
         ) as store,
     ):
-        for name, value in store.environment().items():
-            print(f"export {name}={shlex.quote(value)}")
+        # In one piece, for whoever interrupts this after the first line.
+        sys.stdout.write(
+            "".join(
+                f"export {name}={shlex.quote(value)}\n"
+                for name, value in store.environment().items()
+            )
+        )
         sys.stdout.flush()
         threading.Event().wait()
 
