@@ -530,7 +530,7 @@ def _goodput(victim: Victim, record: Record) -> str:
     """Says how much of the time was of use, and how much could have been."""
     account = goodput.account(report.read(str(victim.run_dir)))
     restarts = len(account.placed) - 1
-    num_hangs = sum(len(record.pauses[kind]) for kind in _HANGS)
+    num_hangs = sum(len(record.pauses.get(kind, [])) for kind in _HANGS)
     hung_secs = _HANG_SECS * num_hangs
     found = benchmark.compare(account, restarts, hung_secs=hung_secs)
     return (
