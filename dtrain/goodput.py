@@ -378,22 +378,18 @@ def _interpolate(points: Sequence[Point], step: float) -> Point:
 
 
 def allowed(
-    account: Account,
-    num_faults: int,
-    interval_secs: float = 0.0,
-    hung_secs: float = 0.0,
+    account: Account, num_faults: int, interval_secs: float = 0.0
 ) -> float:
     """Returns the goodput that the costs of a run allow for its faults.
 
     The first start has its cost. A fault costs a restart and, on average, half
-    of what lies between two saves, and one that makes the run hang what it
-    takes to see that it does; a save costs what it keeps the training waiting.
+    of what lies between two saves; a save costs what it keeps the training
+    waiting. What it took to see a hang is idle time, and so in the restarts.
 
     Args:
         account: of the run.
         num_faults: that it suffered.
         interval_secs: between two saves; 0 takes the mean of the run.
-        hung_secs: what all faults that were hangs took to be seen.
 
     Returns:
         A share of the wall time; 0 if the costs are higher than that.
@@ -405,7 +401,7 @@ def allowed(
     interval = interval_secs or busy / max(num_saves, 1)
     restart = restart_secs(account)
     wall = max(account.wall_secs, 1e-9)
-    lost_secs = restart + (restart + interval / 2) * num_faults + hung_secs
+    lost_secs = restart + (restart + interval / 2) * num_faults
     return max(0.0, 1 - save_secs / max(interval, 1e-9) - lost_secs / wall)
 
 

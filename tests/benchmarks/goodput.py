@@ -1,15 +1,14 @@
 """Compares the goodput of a run with what its own costs allow.
 
-    python -m tests.benchmarks.goodput --run_dir=DIR --faults=N
-        [--interval=SECS] [--hung=SECS]
+    python -m tests.benchmarks.goodput --run_dir=DIR --faults=N [--interval=S]
 
 allowed = 1 - save cost / interval
-            - (restart + (restart + interval / 2) x faults + hung) / wall time
+            - (restart + (restart + interval / 2) x faults) / wall time
 
 The costs are those of the run's ledger. The interval between two saves is the
 run's mean one, in seconds of training, unless it is given. A restart is what
 start-up, restore, compiling and idling take in the mean of all attempts; the
-first start has no fault, and its cost. Hung is what it took to see all hangs.
+first start has no fault, and its cost.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from dtrain import errors, goodput, report
+from dtrain import config, errors, goodput, report
 
 
 class Comparison(NamedTuple):
@@ -42,15 +41,12 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    account: goodput.Account,
-    num_faults: int,
-    interval_secs: float = 0.0,
-    hung_secs: float = 0.0,
+    account: goodput.Account, num_faults: int, interval_secs: float = 0.0
 ) -> Comparison:
     """Compares a run with what it could have been; see `goodput.allowed`."""
     return Comparison(
         measured=account.goodput,
-        allowed=goodput.allowed(account, num_faults, interval_secs, hung_secs),
+        allowed=goodput.allowed(account, num_faults, interval_secs),
         restart_secs=goodput.restart_secs(account),
         wall_secs=account.wall_secs,
     )
@@ -62,21 +58,13 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: the command line is wrong, or there is no ledger.
     """
-    options = {"run_dir": "", "faults": "", "interval": "0", "hung": "0"}
-    for argument in arguments[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if name not in options:
-            raise errors.UserError(f"{argument} is no flag\n{__doc__}")
-        options[name] = value
-    if not options["run_dir"] or not options["faults"].isdecimal():
-        raise errors.UserError("--run_dir=DIR and --faults=N are needed")
-    account = goodput.account(report.read(options["run_dir"]))
-    found = compare(
-        account,
-        int(options["faults"]),
-        float(options["interval"]),
-        float(options["hung"]),
+    options = config.parse_values(
+        arguments, {"run_dir": "", "faults": -1, "interval": 0.0}
     )
+    if options["faults"] < 0:
+        raise errors.UserError("faults is missing; use --faults=N")
+    account = goodput.account(report.read(options["run_dir"]))
+    found = compare(account, options["faults"], options["interval"])
     print(
         f"wall      {found.wall_secs:>9.1f} s, "
         f"{len(account.placed)} attempts, {options['faults']} faults\n"
