@@ -121,11 +121,10 @@ class Record:
             # Told by somebody else than this process: no failure of its own.
             self._suspect = -1
             told = [
-                each.describe()
-                for each in result.endings
-                if each.code == errors.RUN_AGAIN
+                each for each in result.endings if each.code == errors.RUN_AGAIN
             ]
-            return self._again((told or ["all were told to end"])[0], self._all)
+            cause = _why(told) if told else "all were told to end"
+            return self._again(cause, self._all)
         self._crashes = 0 if has_progress else self._crashes + 1
         cause = failure.describe()
         because = f"{cause}, its last error: {failure.last_error or 'none'}"
@@ -224,16 +223,19 @@ def _end(result: cycle.Result) -> Decision | None:
         each for each in result.endings if each.status and each.status.is_over
     ]
     if over and (failure is None or failure.code == errors.LOST_WORKER):
-        # The one that knows why.
-        told = min(over, key=_was_told_by_another)
-        line = f"{told.describe()}; it is not started again here"
+        line = f"{_why(over)}; it is not started again here"
         return Decision(line, errors.RUN_AGAIN)
     return None
 
 
-def _was_told_by_another(ending: cycle.Ending) -> bool:
-    told = ending.status
-    return bool(told and told.notice == status.ANOTHERS_NOTICE)
+def _why(told: Iterable[cycle.Ending]) -> str:
+    """Describes the first that was told to end, and not by the others."""
+
+    def knows_no_more(ending: cycle.Ending) -> bool:
+        found = ending.status
+        return bool(found and found.notice == status.ANOTHERS_NOTICE)
+
+    return min(told, key=knows_no_more).describe()
 
 
 def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:

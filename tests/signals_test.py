@@ -124,6 +124,26 @@ def test_stop_program_and_the_next_start(tmp_path: pathlib.Path) -> None:
     assert "stopped by SIGTERM and saved" in output
 
 
+def test_one_worker_alone_is_told(tmp_path: pathlib.Path) -> None:
+    """It says by what, and all of them start again."""
+    run_dir = tmp_path / "run"
+    process = runs.start(*PROGRAMS["two workers"], *flags(run_dir))
+    _wait_for_new_step(run_dir, 20)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    second = int(pathlib.Path(children).read_text().split()[1])
+    os.kill(second, signal.SIGTERM)
+    deadline = time.monotonic() + 120
+    while len(list((run_dir / "ledger").glob("*.json"))) < 2:
+        assert time.monotonic() < deadline, "no second start"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    assert "[worker 1] told to end by SIGTERM at step" in output
+    assert "[worker 0] stopped by another worker's notice and saved" in output
+    assert "\nworker 1 was told to end by SIGTERM; start 2 goes on" in output
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -151,7 +171,10 @@ def test_a_machine_that_is_taken_away(
         thread.join()
     assert code == errors.RUN_AGAIN, output
     # By the chief, or by the other one if that one saw it first.
-    assert f" by GCE: {key}" in output
+    assert re.search(
+        rf"(stopped by GCE: {key} and saved|told to end by GCE: {key}) at step",
+        output,
+    ), output
     assert "and saved at step" in output
     assert f"told to end by GCE: {key}; it is not started again" in output
     directory = CheckpointDirectory(str(run_dir / "checkpoints"))
