@@ -110,21 +110,23 @@ def train(
         OpError: TensorFlow failed, and not for want of another worker.
     """
     try:
-        with contextlib.ExitStack() as stack:
-            # Here, for `leave` does not come back.
-            stack.callback(dog.close)
-            strategy = strategies.make(config, cluster)
-            # Building it may have put TensorFlow's own handlers in place.
-            watcher.arm()
-            run, restored = _open(
-                config, cluster, strategy, watcher, dog, stack
-            )
-            run.progress.say(_introduction(run, restored.prefix))
-            _say(restored.notes)
-            code = _loop(run)
-            run.ledger.close(code, watcher.notice)
-        # A worker that leaves takes the collectives of the others with it.
-        strategies.agree(strategy, cluster, (True,))
+        # Here, for `leave` does not come back.
+        with contextlib.closing(dog):
+            with contextlib.ExitStack() as stack:
+                strategy = strategies.make(config, cluster)
+                # Building it may have put TensorFlow's own handlers in place.
+                watcher.arm()
+                run, restored = _open(
+                    config, cluster, strategy, watcher, dog, stack
+                )
+                run.progress.say(_introduction(run, restored.prefix))
+                _say(restored.notes)
+                code = _loop(run)
+                run.ledger.close(code, watcher.notice)
+            # A worker that leaves takes the collectives of the others with it.
+            # One of them may still have a store to wait for.
+            with dog.patience():
+                strategies.agree(strategy, cluster, (True,))
         return leave(code)
     except Exception as error:
         if cluster.num_workers > 1 and strategies.is_lost_worker(error):
