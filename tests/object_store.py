@@ -976,13 +976,11 @@ def main() -> None:
         ) as store,
     ):
         # In one piece, for whoever interrupts this after the first line.
-        sys.stdout.write(
-            "".join(
-                f"export {name}={shlex.quote(value)}\n"
-                for name, value in store.environment().items()
-            )
+        lines = (
+            f"export {name}={shlex.quote(value)}\n"
+            for name, value in store.environment().items()
         )
-        sys.stdout.flush()
+        print("".join(lines), end="", flush=True)
         threading.Event().wait()
 
 
