@@ -336,7 +336,7 @@ def test_a_worker_that_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
 
 SILENT = {
     # As a debugger, a scheduler or a person does.
-    "stopped": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "stopped": "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
     # PyDLL keeps Python's lock: no other thread of it runs.
     "in C": "import ctypes; ctypes.PyDLL(None).sleep(60)",
 }
