@@ -536,9 +536,9 @@ class _Fit:
         step = found.manifest.step
         with (
             files.storage_errors(found.prefix),
-            found.directory.reading(step),
+            found.directory.reading(step) as prefix,
         ):
-            self._checkpoint.restore(found.prefix).assert_consumed()
+            self._checkpoint.restore(prefix).assert_consumed()
         self.step = step
         self._position = self._resumed = _Position(
             **{

@@ -39,16 +39,12 @@ from dtrain.snapshot import Snapshot
 # What is in a file of a checkpoint, after `ckpt-<step>.`; a manifest is last.
 DATA, INDEX, MANIFEST = "data-00000-of-00001", "index", "json"
 
-# Says that what was read is not what was written. What an overloaded network
-# or a full memory makes of a good file is not among them.
+# Says that a file on a disk is not what was written. What a full memory makes
+# of a good one is not among them.
 _DAMAGE = (
     tf.errors.DataLossError,
     tf.errors.OutOfRangeError,
     tf.errors.InvalidArgumentError,
-)
-# On a disk these are damage too; on a store they are the network's.
-_DAMAGE_ON_DISK = (
-    *_DAMAGE,
     tf.errors.NotFoundError,
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
@@ -217,7 +213,18 @@ class CheckpointDirectory:
         if not files.is_remote(self.path):
             yield self._pending
             return
-        with tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as made:
+        with self._temporary() as made:
+            yield made
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[str]:
+        """Yields a directory on the disk of this machine."""
+        with (
+            tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as made,
+            # Says that whoever made it lives. In the moment before, another
+            # process that cleans may take it: what is made in it then fails.
+            _lock(made, fcntl.LOCK_SH),
+        ):
             yield made
 
     def _staging_prefix(self) -> str:
@@ -236,7 +243,11 @@ class CheckpointDirectory:
         if files.is_remote(self.path):
             root = f"{tempfile.gettempdir()}/{self._staging_prefix()}"
             for left in glob.glob(f"{glob.escape(root)}*"):
-                files.remove_tree(left)
+                with (
+                    contextlib.suppress(BlockingIOError, FileNotFoundError),
+                    _lock(left, fcntl.LOCK_EX),
+                ):
+                    files.remove_tree(left)
         pending = files.names(self._pending)
         for name in pending:
             # One that is committed is that of a remote commit that was killed
@@ -373,54 +384,70 @@ class CheckpointDirectory:
         return made
 
     def _verify_tensors(self, made: Manifest) -> None:
-        prefix = self.prefix(made.step)
-        index = files.read(f"{prefix}.{INDEX}") or b""
-        if hashlib.sha256(index).hexdigest() != made.index_sha256:
-            raise DamagedError("its index does not have its checksum")
-        remote = files.is_remote(self.path)
-        damage = _DAMAGE if remote else _DAMAGE_ON_DISK
-        for keys in _batches(made):
-            tensors = [made.tensors[key] for key in keys]
-            try:
-                # Not by a CheckpointReader, which makes one error of a file
-                # that is damaged and a network that is down.
-                values = tf.raw_ops.RestoreV2(
-                    prefix=prefix,
-                    tensor_names=keys,
-                    shape_and_slices=[""] * len(keys),
-                    dtypes=[tensor.dtype for tensor in tensors],
-                )
-            except damage as error:
-                raise DamagedError(files.reason(error)) from error
-            for key, tensor, value in zip(keys, tensors, values, strict=True):
-                if manifest.describe(np.asarray(value)) != tensor:
-                    raise DamagedError(f"{key} does not have its checksum")
+        with self._on_disk(made.step) as prefix:
+            index = files.read(f"{prefix}.{INDEX}") or b""
+            if hashlib.sha256(index).hexdigest() != made.index_sha256:
+                raise DamagedError("its index does not have its checksum")
+            for keys in _batches(made):
+                tensors = [made.tensors[key] for key in keys]
+                try:
+                    # Not by a CheckpointReader, which makes one error of a
+                    # file that is damaged and a memory that is full.
+                    values = tf.raw_ops.RestoreV2(
+                        prefix=prefix,
+                        tensor_names=keys,
+                        shape_and_slices=[""] * len(keys),
+                        dtypes=[tensor.dtype for tensor in tensors],
+                    )
+                except _DAMAGE as error:
+                    raise DamagedError(files.reason(error)) from error
+                for key, tensor, value in zip(
+                    keys, tensors, values, strict=True
+                ):
+                    if manifest.describe(np.asarray(value)) != tensor:
+                        raise DamagedError(f"{key} does not have its checksum")
 
     @contextlib.contextmanager
-    def reading(self, step: int) -> Iterator[None]:
-        """Keeps a checkpoint from being removed, on a local disk."""
-        with self._locked(step, fcntl.LOCK_SH):
-            yield
+    def _on_disk(self, step: int) -> Iterator[str]:
+        """Yields the prefix of a checkpoint, or of a copy of a remote one.
+
+        TensorFlow looks for a checkpoint in a listing of its directory, and an
+        object store may list what was there a while ago.
+        """
+        if not files.is_remote(self.path):
+            yield self.prefix(step)
+            return
+        with self._temporary() as directory:
+            copy = f"{directory}/ckpt-{step}"
+            for suffix in (INDEX, DATA):
+                files.copy(f"{self.prefix(step)}.{suffix}", f"{copy}.{suffix}")
+            yield copy
+
+    @contextlib.contextmanager
+    def reading(self, step: int) -> Iterator[str]:
+        """Keeps a checkpoint from being removed while it is read.
+
+        Args:
+            step: which.
+
+        Yields:
+            The prefix that TensorFlow restores from, on the disk of this
+            machine.
+
+        Raises:
+            OSError: the directory cannot be read.
+            OpError: likewise.
+        """
+        with self._locked(step, fcntl.LOCK_SH), self._on_disk(step) as prefix:
+            yield prefix
 
     @contextlib.contextmanager
     def _locked(self, step: int, kind: int) -> Iterator[None]:
         if files.is_remote(self.path):
             yield
             return
-        # A network disk locks for writing only what is open for writing.
-        mode = os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY
-        descriptor = os.open(f"{self.prefix(step)}.{MANIFEST}", mode)
-        try:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:
-                # A disk without locks: whoever reads takes the risk.
-                pass
+        with _lock(f"{self.prefix(step)}.{MANIFEST}", kind):
             yield
-        finally:
-            os.close(descriptor)
 
     def quarantine(self, step: int, reason: str) -> str:
         """Puts a checkpoint that does not verify aside.
@@ -452,6 +479,30 @@ class CheckpointDirectory:
             files.move(f"{self.path}/{each}", f"{target}/{each}")
         files.sync(self.path)
         return target
+
+
+@contextlib.contextmanager
+def _lock(path: str, kind: int) -> Iterator[None]:
+    """Locks a file or a directory of a disk.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: there is none.
+    """
+    # A network disk locks for writing only what is open for writing.
+    is_shared = kind == fcntl.LOCK_SH or os.path.isdir(path)
+    descriptor = os.open(path, os.O_RDONLY if is_shared else os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # A disk without locks: whoever reads takes the risk.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _batches(made: Manifest) -> Iterator[list[str]]:

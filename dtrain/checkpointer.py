@@ -122,8 +122,8 @@ def _restore(
     """
     with files.storage_errors(found.prefix):
         try:
-            with found.directory.reading(found.manifest.step):
-                checkpoint.restore(found.prefix).assert_consumed()
+            with found.directory.reading(found.manifest.step) as prefix:
+                checkpoint.restore(prefix).assert_consumed()
         except _MISFITS as error:
             # Or TensorFlow adds, at exit, a line for each value that has no
             # place.

@@ -89,6 +89,17 @@ def use_stock(directory: str) -> list:
     return [newest, int(step.numpy()), len(held.get_variable_to_shape_map())]
 
 
+def clean_while_it_is_read(directory: str, step: int) -> list[bool]:
+    """Returns whether it is on the disk before, after, and in the end."""
+    opened = CheckpointDirectory(directory)
+    with opened.reading(step) as prefix:
+        index = pathlib.Path(f"{prefix}.index")
+        seen = [index.exists()]
+        opened.clean()
+        seen.append(index.exists())
+    return [*seen, index.exists()]
+
+
 def digest(prefix: str) -> str:
     return checkpoint_reader.digest(prefix)
 
@@ -174,6 +185,33 @@ def test_save_that_ends_at_any_request(last: str) -> None:
             "checkpoint",
         ]
         assert len(names) == 2 + 6
+
+
+def test_listings_are_of_a_while_ago() -> None:
+    """What was just written is there all the same."""
+    with (
+        object_store.ObjectStore() as store,
+        opened(store) as saving,
+        opened(store) as restoring,
+    ):
+        store.inject("stale", r"/o\?", count=10**9, lag=8)
+        saved = saving.call(save, HISTORY, 1, 5)
+        assert saved == [[step, ""] for step in range(1, 6)]
+        step, is_right, notes = restoring.call(restore, HISTORY)
+        assert is_right, notes
+        assert step >= 3, notes
+        store.calm()
+        # Now only those that would find out whether there is a checkpoint.
+        store.inject("stale", r"/o\?(?!.*delimiter)", count=10**9)
+        step, is_right, notes = restoring.call(restore, HISTORY)
+        assert (step, is_right, notes) == (5, True, [])
+
+
+def test_what_is_read_is_not_swept() -> None:
+    with object_store.ObjectStore() as store, opened(store) as client:
+        client.call(save, HISTORY, 1, 1)
+        seen = client.call(clean_while_it_is_read, HISTORY, 1)
+        assert seen == [True, True, False]
 
 
 def test_process_killed_while_it_saves() -> None:
