@@ -581,16 +581,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _pieces(self) -> Iterator[bytes]:
         # TensorFlow sends both headers; the encoding is what counts.
         if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline().partition(b";")[0], 16):
+            while size := int(self._line().partition(b";")[0], 16):
                 yield self._read(size)
-                self.rfile.readline()
-            self.rfile.readline()
+                self._line()
+            self._line()
             return
         left = int(self.headers.get("Content-Length") or 0)
         while left:
             piece = self._read(min(left, _PIECE))
             left -= len(piece)
             yield piece
+
+    def _line(self) -> bytes:
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("the client left")
+        return line
 
     def _read(self, size: int) -> bytes:
         data = self.rfile.read(size)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import pathlib
 import re
 import shlex
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -421,6 +424,29 @@ def test_rate_is_a_function_of_the_seed() -> None:
             faults = [store.draw(read("/bucket/c")) for _ in range(50)]
         drawn.append([fault and fault.kind for fault in faults])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("said", [b"", b"4\r\nab", b"4\r\nabcd", b"4"])
+def test_client_that_is_killed_while_it_sends(said: bytes) -> None:
+    """It is no mistake of the store, which goes on."""
+    others = set(threading.enumerate())
+    with object_store.ObjectStore() as store:
+        certificate = store.environment()["CURL_CA_BUNDLE"]
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1",
+            store.port,
+            context=ssl.create_default_context(cafile=certificate),
+        )
+        connection.set_tunnel(API, 443)
+        connection.putrequest("POST", "/upload/storage/v1/b/bucket/o")
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders(said)
+        connection.close()
+        for thread in set(threading.enumerate()) - others:
+            if "process_request" in thread.name:
+                thread.join(30)
+        assert not store.broken
+        assert not store.names()
 
 
 # Where it lives.
