@@ -69,14 +69,16 @@ def restore(directory: str) -> list:
             found = recovery.search([recovery.Place(opened, True)], "full")
             if found.found is None:
                 return [0, not found.holds_something, found.notes]
-            state.restore(found.found.prefix).assert_consumed()
+            newest = found.found.manifest.step
+            with found.found.directory.reading(newest) as prefix:
+                state.restore(prefix).assert_consumed()
             break
         except files.FAILURES:
             if not left:
                 raise
     step = int(state.step.numpy())
     is_right = bool(np.array_equal(state.weights.numpy(), weights_at(step)))
-    is_right = is_right and step == found.found.manifest.step
+    is_right = is_right and step == newest
     return [step, is_right, found.notes]
 
 
@@ -201,8 +203,9 @@ def test_listings_are_of_a_while_ago() -> None:
         assert is_right, notes
         assert step >= 3, notes
         store.calm()
-        # Now only those that would find out whether there is a checkpoint.
-        store.inject("stale", r"/o\?(?!.*delimiter)", count=10**9)
+        # Now only those that would find out whether there is a checkpoint, of
+        # before the last one was begun.
+        store.inject("stale", r"/o\?(?!.*delimiter)", count=10**9, lag=14)
         step, is_right, notes = restoring.call(restore, HISTORY)
         assert (step, is_right, notes) == (5, True, [])
 
