@@ -12,16 +12,11 @@ and hand a validated `Config` on; nothing else in the package reads a flag.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import os
-import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import flags
-
+from dtrain import flag_fields
 from dtrain.errors import UserError
 
 RUN = "Run"
@@ -48,47 +43,6 @@ GROUPS = (
 # As many replicas can share a batch, to the bit.
 _ORDERED_MICRO_BATCHES = 8
 
-_DEFINE: dict[type, Callable[..., Any]] = {
-    bool: flags.DEFINE_boolean,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
-# By absl's name of a flag's type.
-_KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
-
-
-def _field(
-    default: Any,
-    group: str,
-    help_text: str,
-    *,
-    choices: Sequence[str] = (),
-    minimum: float | None = None,
-    below: float | None = None,
-    may_change: bool = False,
-) -> Any:
-    """Declares a flag: its group on the help page, its rule, its text.
-
-    Args:
-        default: the value when the flag is not given; its type is the flag's.
-        group: one of `GROUPS`.
-        help_text: what `--help` says.
-        choices: the strings allowed; empty means any.
-        minimum: the smallest number allowed.
-        below: a number that the value must stay under.
-        may_change: whether a run may be resumed with another value.
-    """
-    metadata = {
-        "group": group,
-        "help": help_text,
-        "choices": tuple(choices),
-        "minimum": minimum,
-        "below": below,
-        "may_change": may_change,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -98,14 +52,14 @@ class Config:
     bits, however often either was killed.
     """
 
-    run_dir: str = _field(
+    run_dir: str = flag_fields.field(
         "runs/default",
         RUN,
         "Directory of the run: its checkpoints, metrics and samples. The same "
         "command with the same directory goes on where the run stopped.",
         may_change=True,
     )
-    resume: str = _field(
+    resume: str = flag_fields.field(
         "auto",
         RUN,
         "auto goes on if the run directory holds a checkpoint and starts "
@@ -114,7 +68,7 @@ class Config:
         choices=("auto", "never", "must"),
         may_change=True,
     )
-    num_steps: int = _field(
+    num_steps: int = flag_fields.field(
         6000,
         RUN,
         "Steps of the whole run, resumed parts included. May be raised later "
@@ -122,24 +76,24 @@ class Config:
         minimum=1,
         may_change=True,
     )
-    batch_size: int = _field(
+    batch_size: int = flag_fields.field(
         64, RUN, "Images per step over all replicas.", minimum=1
     )
-    seed: int = _field(
+    seed: int = flag_fields.field(
         0,
         RUN,
         "Seed of the initial weights, the order of the data and the latents.",
         minimum=0,
         below=2**31,
     )
-    deterministic: bool = _field(
+    deterministic: bool = flag_fields.field(
         True,
         RUN,
         "Makes every TensorFlow operation reproducible, so that a resumed run "
         "ends with the bits of an uninterrupted one.",
         may_change=True,
     )
-    sample_every_steps: int = _field(
+    sample_every_steps: int = flag_fields.field(
         500,
         RUN,
         "Steps between two grids in run_dir/samples; 0 draws only the last.",
@@ -147,7 +101,7 @@ class Config:
         may_change=True,
     )
 
-    strategy: str = _field(
+    strategy: str = flag_fields.field(
         "default",
         DEVICES,
         "default: the first device. one_device: the same by OneDeviceStrategy. "
@@ -156,7 +110,7 @@ class Config:
         choices=("default", "one_device", "mirrored", "multi_worker"),
         may_change=True,
     )
-    num_devices: int = _field(
+    num_devices: int = flag_fields.field(
         0,
         DEVICES,
         "Devices that this worker uses; 0 is all GPUs, or one CPU. On a "
@@ -165,7 +119,7 @@ class Config:
         below=65,
         may_change=True,
     )
-    precision: str = _field(
+    precision: str = flag_fields.field(
         "float32",
         DEVICES,
         "Type that the networks compute in; their weights stay float32. "
@@ -173,14 +127,14 @@ class Config:
         "GPU has it.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    jit_compile: str = _field(
+    jit_compile: str = flag_fields.field(
         "auto",
         DEVICES,
         "Compiles the gradients with XLA; auto does so on GPUs.",
         choices=("auto", "on", "off"),
         may_change=True,
     )
-    steps_per_loop: int = _field(
+    steps_per_loop: int = flag_fields.field(
         50,
         DEVICES,
         "Steps that run on the devices between two looks at the clock, the "
@@ -188,7 +142,7 @@ class Config:
         minimum=1,
         may_change=True,
     )
-    start_timeout_secs: float = _field(
+    start_timeout_secs: float = flag_fields.field(
         600.0,
         DEVICES,
         "With several workers: seconds that each waits for the others to come "
@@ -196,7 +150,7 @@ class Config:
         minimum=1.0,
         may_change=True,
     )
-    micro_batches: int = _field(
+    micro_batches: int = flag_fields.field(
         0,
         DEVICES,
         "Equal parts of a batch, each with a gradient of its own; more than "
@@ -205,7 +159,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    reduction: str = _field(
+    reduction: str = flag_fields.field(
         "fast",
         DEVICES,
         "How gradients are added. fast: in the order that the strategy "
@@ -214,33 +168,33 @@ class Config:
         choices=("fast", "ordered"),
     )
 
-    dataset: str = _field(
+    dataset: str = flag_fields.field(
         "digits",
         DATA,
         "digits (embedded), any TFDS image set as name[:config], "
         "folder:/path (PNG and JPEG, optionally one folder per class), "
         "idx:/path (MNIST's files) or npz:/path.",
     )
-    split: str = _field("train", DATA, "Split of the data set.")
-    data_dir: str = _field(
+    split: str = flag_fields.field("train", DATA, "Split of the data set.")
+    data_dir: str = flag_fields.field(
         "",
         DATA,
         "Where TFDS keeps prepared data sets; empty is its own default.",
         may_change=True,
     )
-    manual_dir: str = _field(
+    manual_dir: str = flag_fields.field(
         "",
         DATA,
         "Where you put archives that TFDS cannot download by itself.",
         may_change=True,
     )
-    download: bool = _field(
+    download: bool = flag_fields.field(
         False,
         DATA,
         "Lets TFDS download and prepare the data set if it is not there.",
         may_change=True,
     )
-    image_size: int = _field(
+    image_size: int = flag_fields.field(
         0,
         DATA,
         "Crops images to a square and resizes them to this many pixels a "
@@ -248,14 +202,14 @@ class Config:
         minimum=0,
         below=4097,
     )
-    channels: int = _field(
+    channels: int = flag_fields.field(
         0,
         DATA,
         "Converts images to 1 (grey) or 3 (RGB) channels; 0 keeps them.",
         minimum=0,
         below=4,
     )
-    cache_gib: float = _field(
+    cache_gib: float = flag_fields.field(
         4.0,
         DATA,
         "Keeps the images in memory if they take at most this many GiB; "
@@ -264,30 +218,30 @@ class Config:
         may_change=True,
     )
 
-    model: str = _field(
+    model: str = flag_fields.field(
         "dcgan",
         MODEL,
         "dcgan, or your own as package.module:make.",
     )
-    latent_size: int = _field(
+    latent_size: int = flag_fields.field(
         64, MODEL, "Numbers in the latent vector of an image.", minimum=1
     )
-    base_channels: int = _field(
+    base_channels: int = flag_fields.field(
         32,
         MODEL,
         "Channels of the networks at the full image size; each halving of "
         "the size doubles them.",
         minimum=1,
     )
-    conditional: bool = _field(
+    conditional: bool = flag_fields.field(
         False, MODEL, "Conditions both networks on the class labels."
     )
-    batch_norm: bool = _field(
+    batch_norm: bool = flag_fields.field(
         False,
         MODEL,
         "Adds BatchNorm over the whole batch to the generator of dcgan.",
     )
-    ema_half_life_images: float = _field(
+    ema_half_life_images: float = flag_fields.field(
         50000.0,
         MODEL,
         "Images after which a weight of the generator counts half in its "
@@ -296,7 +250,7 @@ class Config:
         minimum=1.0,
     )
 
-    loss: str = _field(
+    loss: str = flag_fields.field(
         "non_saturating",
         OBJECTIVE,
         "The adversarial loss.",
@@ -308,24 +262,24 @@ class Config:
             "relativistic",
         ),
     )
-    r1_gamma: float = _field(
+    r1_gamma: float = flag_fields.field(
         0.3,
         OBJECTIVE,
         "Weight of the R1 penalty, on the discriminator's gradient at real "
         "images.",
         minimum=0.0,
     )
-    r2_gamma: float = _field(
+    r2_gamma: float = flag_fields.field(
         0.0,
         OBJECTIVE,
         "Weight of the R2 penalty, on the discriminator's gradient at fake "
         "images.",
         minimum=0.0,
     )
-    gradient_penalty: float = _field(
+    gradient_penalty: float = flag_fields.field(
         10.0, OBJECTIVE, "Weight of wgan_gp's own penalty.", minimum=0.0
     )
-    discriminator_steps: int = _field(
+    discriminator_steps: int = flag_fields.field(
         1,
         OBJECTIVE,
         "Discriminator updates, each with fresh images, per generator update.",
@@ -333,61 +287,61 @@ class Config:
         below=101,
     )
 
-    generator_learning_rate: float = _field(
+    generator_learning_rate: float = flag_fields.field(
         1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
     )
-    discriminator_learning_rate: float = _field(
+    discriminator_learning_rate: float = flag_fields.field(
         1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
     )
-    beta_1: float = _field(
+    beta_1: float = flag_fields.field(
         0.5,
         OPTIMIZERS,
         "Adam's decay of the mean gradient.",
         minimum=0.0,
         below=1.0,
     )
-    beta_2: float = _field(
+    beta_2: float = flag_fields.field(
         0.99,
         OPTIMIZERS,
         "Adam's decay of the mean squared gradient.",
         minimum=0.0,
         below=1.0,
     )
-    learning_rate_schedule: str = _field(
+    learning_rate_schedule: str = flag_fields.field(
         "constant",
         OPTIMIZERS,
         "constant, or cosine: falls to zero at --num_steps.",
         choices=("constant", "cosine"),
     )
-    warmup_steps: int = _field(
+    warmup_steps: int = flag_fields.field(
         0,
         OPTIMIZERS,
         "Steps over which the learning rates first rise from zero.",
         minimum=0,
     )
 
-    checkpoint_every_steps: int = _field(
+    checkpoint_every_steps: int = flag_fields.field(
         1000,
         SAVING,
         "Steps between two checkpoints; 0 saves by the clock alone.",
         minimum=0,
         may_change=True,
     )
-    checkpoint_every_secs: float = _field(
+    checkpoint_every_secs: float = flag_fields.field(
         0.0,
         SAVING,
         "Seconds between two checkpoints; 0 saves by the steps alone.",
         minimum=0.0,
         may_change=True,
     )
-    max_to_keep: int = _field(
+    max_to_keep: int = flag_fields.field(
         3,
         SAVING,
         "Newest checkpoints that are kept.",
         minimum=1,
         may_change=True,
     )
-    keep_every_n_steps: int = _field(
+    keep_every_n_steps: int = flag_fields.field(
         0,
         SAVING,
         "Also keeps, for ever, each checkpoint whose step is a multiple of "
@@ -395,7 +349,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    keep_every_hours: float = _field(
+    keep_every_hours: float = flag_fields.field(
         0.0,
         SAVING,
         "Also keeps, for ever, checkpoints at least this many hours apart; 0 "
@@ -403,7 +357,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    keep_best: int = _field(
+    keep_best: int = flag_fields.field(
         0,
         SAVING,
         "Also keeps this many checkpoints with the best --best_metric; 0 keeps "
@@ -411,27 +365,27 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    best_metric: str = _field(
+    best_metric: str = flag_fields.field(
         "generator_loss",
         SAVING,
         "Metric that --keep_best goes by, as it is called in metrics.jsonl.",
         may_change=True,
     )
-    best_mode: str = _field(
+    best_mode: str = flag_fields.field(
         "min",
         SAVING,
         "Whether the smallest or the largest --best_metric is the best.",
         choices=("min", "max"),
         may_change=True,
     )
-    checkpoint_dir: str = _field(
+    checkpoint_dir: str = flag_fields.field(
         "",
         SAVING,
         "Where the checkpoints are kept, on a disk or gs://; empty is "
         "run_dir/checkpoints. The chief writes there.",
         may_change=True,
     )
-    backup_every_secs: float = _field(
+    backup_every_secs: float = flag_fields.field(
         60.0,
         SAVING,
         "Seconds between two backups, from which a killed run goes on; they "
@@ -440,7 +394,7 @@ class Config:
         may_change=True,
     )
 
-    backup_dir: str = _field(
+    backup_dir: str = flag_fields.field(
         "",
         SAVING,
         "Fast local directory of each host, where every worker backs up: a "
@@ -448,7 +402,7 @@ class Config:
         "run_dir/backup, by the chief alone.",
         may_change=True,
     )
-    verify: str = _field(
+    verify: str = flag_fields.field(
         "full",
         SAVING,
         "How a checkpoint is checked before it is restored, or an older one "
@@ -456,7 +410,7 @@ class Config:
         choices=("full", "sizes"),
         may_change=True,
     )
-    on_save_error: str = _field(
+    on_save_error: str = flag_fields.field(
         "continue",
         SAVING,
         "What to do when a save fails, as on a full disk: continue says so, "
@@ -465,7 +419,7 @@ class Config:
         choices=("continue", "stop"),
         may_change=True,
     )
-    stop_after_secs: float = _field(
+    stop_after_secs: float = flag_fields.field(
         0.0,
         SAVING,
         "Saves and exits with 75 this many seconds after the process was "
@@ -474,7 +428,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    grace_secs: float = _field(
+    grace_secs: float = flag_fields.field(
         0.0,
         SAVING,
         "Seconds between a notice, such as SIGTERM, and the kill that follows "
@@ -483,7 +437,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    hang_timeout_secs: float = _field(
+    hang_timeout_secs: float = flag_fields.field(
         0.0,
         SAVING,
         "Seconds without progress after which the process writes the stacks "
@@ -495,7 +449,7 @@ class Config:
         may_change=True,
     )
 
-    max_rollbacks: int = _field(
+    max_rollbacks: int = flag_fields.field(
         10,
         DIVERGENCE,
         "How often a run that diverges goes back to its last good checkpoint "
@@ -504,7 +458,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    spike_factor: float = _field(
+    spike_factor: float = flag_fields.field(
         100.0,
         DIVERGENCE,
         "A loss this many times over its moving average, and over this "
@@ -512,7 +466,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    collapse_steps: int = _field(
+    collapse_steps: int = flag_fields.field(
         1000,
         DIVERGENCE,
         "A network that had no gradient (a norm below 1e-7) for this many "
@@ -520,7 +474,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    rollback_learning_rate_factor: float = _field(
+    rollback_learning_rate_factor: float = flag_fields.field(
         1.0,
         DIVERGENCE,
         "What both learning rates are multiplied by each time the run goes "
@@ -536,8 +490,7 @@ class Config:
             object.__setattr__(self, name, path.rstrip("/") or path[:1])
         if self.reduction == "ordered" and not self.micro_batches:
             object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
-        for field in dataclasses.fields(self):
-            _check_value(field, getattr(self, field.name))
+        flag_fields.check(self)
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -557,7 +510,7 @@ class Config:
         fixed = [
             field.name
             for field in dataclasses.fields(self)
-            if not field.metadata["may_change"]
+            if not field.metadata.get("may_change")
         ]
         if self.learning_rate_schedule != "constant":
             fixed.append("num_steps")
@@ -568,23 +521,6 @@ class Config:
             for name in fixed
             if getattr(self, name) != getattr(other, name)
         }
-
-
-def _check_value(field: dataclasses.Field[Any], value: Any) -> None:
-    rule = field.metadata
-    name = field.name
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} ({value}) must be a finite number")
-    if rule["choices"] and value not in rule["choices"]:
-        raise UserError(
-            f"{name} ({value}) must be one of {', '.join(rule['choices'])}"
-        )
-    if rule["minimum"] is not None and value < rule["minimum"]:
-        raise UserError(
-            f"{name} ({value}) must be at least {rule['minimum']:.10g}"
-        )
-    if rule["below"] is not None and value >= rule["below"]:
-        raise UserError(f"{name} ({value}) must be below {rule['below']:.10g}")
 
 
 def _check_together(config: Config) -> None:
@@ -666,21 +602,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return Config(**values)
 
 
-def define_flags(flag_values: flags.FlagValues) -> None:
-    """Defines one flag per field of `Config`.
-
-    Args:
-        flag_values: where the flags are defined; in a main, `flags.FLAGS`.
-    """
-    for field in dataclasses.fields(Config):
-        _DEFINE[type(field.default)](
-            field.name,
-            field.default,
-            field.metadata["help"],
-            flag_values=flag_values,
-        )
-
-
 def parse(argv: Sequence[str]) -> Config:
     """Parses a command line into a `Config`.
 
@@ -694,13 +615,7 @@ def parse(argv: Sequence[str]) -> Config:
         UserError: a flag is unknown, malformed, out of its range or
             contradicts another; or something that is no flag is left over.
     """
-    flag_values = flags.FlagValues()
-    define_flags(flag_values)
-    parse_flags(flag_values, argv)
-    values: dict[str, Any] = {
-        field.name: flag_values[field.name].value
-        for field in dataclasses.fields(Config)
-    }
+    values = flag_fields.parse(Config, argv)
     # No shell does it behind an equals sign.
     values["run_dir"] = os.path.expanduser(values["run_dir"])
     return Config(**values)
@@ -724,13 +639,9 @@ def parse_values(
         UserError: a flag is unknown or malformed, run_dir is missing, or
             something that is no flag is left over.
     """
-    flag_values = flags.FlagValues()
-    for name, default in defaults.items():
-        _DEFINE[type(default)](name, default, "", flag_values=flag_values)
-    parse_flags(flag_values, argv)
-    values: dict[str, Any] = {
-        name: flag_values[name].value for name in defaults
-    }
+    values = flag_fields.parse_flags(
+        argv, {name: (default, "") for name, default in defaults.items()}
+    )
     if "run_dir" in values:
         # No shell does it behind an equals sign.
         run_dir = os.path.expanduser(values["run_dir"])
@@ -738,46 +649,6 @@ def parse_values(
             raise UserError("run_dir is missing; use --run_dir=DIR")
         values["run_dir"] = run_dir.rstrip("/") or "/"
     return values
-
-
-def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Parses a command line that holds nothing but flags.
-
-    Args:
-        flag_values: the flags that there are; they take their values.
-        argv: the command line, the program's name first.
-
-    Raises:
-        UserError: a flag is unknown or malformed, or something that is no
-            flag is left over.
-    """
-    names = list(flag_values)
-    try:
-        rest = flag_values(list(argv))
-    except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, names, n=1)
-        hint = f"did you mean --{near[0]}? " if near else ""
-        raise UserError(
-            f"there is no flag --{error.flagname}; {hint}--help lists them all"
-        ) from error
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{_flag_problem(flag_values, str(error))}; --help lists the flags"
-        ) from error
-    if len(rest) > 1:
-        raise UserError(
-            f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
-        )
-
-
-def _flag_problem(flag_values: flags.FlagValues, text: str) -> str:
-    """Says what absl says of a flag, without the words of Python's errors."""
-    illegal = re.match(r"flag --(\w+)=(.*?): ", text, re.DOTALL)
-    if not illegal:
-        return text.removeprefix("ERROR:: ")
-    name, value = illegal.groups()
-    kind = _KINDS.get(flag_values[name].flag_type(), "another value")
-    return f"{name} ({value}) must be {kind}"
 
 
 def help_page(program: str, summary: str) -> str:
@@ -790,9 +661,9 @@ def help_page(program: str, summary: str) -> str:
     parts = [f"usage: {program} [--flag=value ...]", "", summary]
     for group in GROUPS:
         parts += ["", group]
-        for field in dataclasses.fields(Config):
-            if field.metadata["group"] == group:
-                parts += _help_entry(field)
+        parts += flag_fields.help_lines(
+            Config, group, lambda field: " *" if field.get("may_change") else ""
+        )
     return "\n".join(
         [
             *parts,
@@ -801,25 +672,3 @@ def help_page(program: str, summary: str) -> str:
             "--flagfile=FILE reads flags from a file, one on each line.",
         ]
     )
-
-
-def _help_entry(field: dataclasses.Field[Any]) -> list[str]:
-    value = field.default
-    if isinstance(value, bool):
-        head = f"  --[no]{field.name}  (default: {str(value).lower()})"
-    elif field.metadata["choices"]:
-        head = f"  --{field.name}={'|'.join(field.metadata['choices'])}"
-        head += f"  (default: {value})"
-    else:
-        shown = '""' if value == "" else value
-        head = f"  --{field.name}  (default: {shown})"
-    indent = " " * 6
-    return [
-        f"{head} *" if field.metadata["may_change"] else head,
-        textwrap.fill(
-            field.metadata["help"],
-            width=78,
-            initial_indent=indent,
-            subsequent_indent=indent,
-        ),
-    ]

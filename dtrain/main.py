@@ -18,6 +18,7 @@ from dtrain import (
     preemption,
     rendezvous,
     startup,
+    stop_file,
     watchdog,
 )
 
@@ -55,14 +56,32 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         dog = stack.enter_context(_watchdog(parsed, workers, watcher))
         # TensorFlow takes seconds to import, and a wrong command needs none.
         startup.import_tensorflow()
-        from dtrain import train
+        from dtrain import ledger, train
 
+        started_secs = ledger.process_start_secs()
+        _look_for_stop_file(parsed.run_dir, watcher, started_secs)
         # Another strategy is a mistake, which nobody need wait for.
         if parsed.strategy == "multi_worker":
             rendezvous.meet(
                 workers, parsed.start_timeout_secs, lambda: watcher.requested
             )
         return train.train(parsed, workers, watcher, dog, leave)
+
+
+def _look_for_stop_file(
+    run_dir: str, watcher: preemption.Watcher, started_secs: float
+) -> None:
+    """Lets a person stop the run by a file in its directory.
+
+    All workers look, from now on: one that waits for the others is told by
+    nobody else.
+    """
+    since_secs = stop_file.since_secs(started_secs)
+    watcher.look_for(
+        stop_file.path(run_dir),
+        stop_file.secs_between_looks(run_dir),
+        lambda path: stop_file.exists(path, since_secs),
+    )
 
 
 def _watchdog(

@@ -193,7 +193,7 @@ class Watcher:
         """Takes a file for a notice, as soon as it is there.
 
         Args:
-            path: of the file; an earlier run's is to be removed before.
+            path: of the file.
             every_secs: seconds between two looks.
             exists: tells whether there is one; it must not raise.
         """

@@ -230,8 +230,9 @@ def _check_same(
 def _check_empty(run_dir: str) -> None:
     if not tf.io.gfile.isdir(run_dir):
         raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
-    # What a run that was killed at its very start leaves behind.
-    ours = {"config.json.tmp", ".lock", "lease.json"}
+    # What a run that was killed at its very start leaves behind, and the job
+    # that starts it.
+    ours = {"config.json.tmp", ".lock", "lease.json", "launch"}
     names = [
         name
         for name in files.names(run_dir)

@@ -1,8 +1,9 @@
 """The file by which a person stops a run: `run_dir/stop`.
 
 It works wherever the run's directory is, from any machine that can write there.
-It is a notice as long as it is there, also to workers that start again, so the
-first start by a person removes it. No TensorFlow is needed for a local one.
+It is a notice as long as it is there, to all workers, also to those that start
+again, so the next start by a person removes it. No TensorFlow is needed for a
+local one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from dtrain import errors
 
@@ -25,20 +27,47 @@ def secs_between_looks(run_dir: str) -> float:
     return 10.0 if _is_remote(run_dir) else 1.0
 
 
-def exists(name: str) -> bool:
+def exists(name: str, since_secs: float = 0.0) -> bool:
     """Tells whether the file is there; not, if that cannot be told.
 
     Args:
         name: what `path` returned.
+        since_secs: an older one does not count, in seconds since 1970.
     """
     if not _is_remote(name):
-        return os.path.exists(name)
+        try:
+            return _mtime_secs(name) >= since_secs
+        except OSError:
+            return False
     from dtrain import files
 
     try:
-        return files.size(name) is not None
+        return _mtime_secs(name) >= since_secs
     except files.FAILURES:
         return False
+
+
+def since_secs(
+    start_secs: float, environment: Mapping[str, str] = os.environ
+) -> float:
+    """Returns from when on a file is meant for this process.
+
+    A start by a person makes older ones void, a start of a supervisor none.
+    The starts of a job are by a scheduler: it began with its submission.
+
+    Args:
+        start_secs: when this process began, in seconds since 1970.
+        environment: the variables of the process.
+
+    Returns:
+        Seconds since 1970.
+    """
+    submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
+    if submitted.isascii() and submitted.isdigit():
+        return float(submitted)
+    is_restart = environment.get("DTRAIN_ATTEMPT", "0") != "0"
+    is_requeued = environment.get("SLURM_RESTART_COUNT", "0") != "0"
+    return 0.0 if is_restart or is_requeued else start_secs
 
 
 def write(run_dir: str) -> None:
@@ -69,8 +98,7 @@ def write(run_dir: str) -> None:
 def remove(run_dir: str, older_than_secs: float) -> None:
     """Lets a run go on that was told to stop.
 
-    The chief of a run that a person starts calls this, before any worker
-    looks for it.
+    The chief of a run calls this, as nobody else may change its directory.
 
     Args:
         run_dir: the run's directory.
@@ -82,23 +110,29 @@ def remove(run_dir: str, older_than_secs: float) -> None:
     """
     name = path(run_dir)
     if _is_remote(run_dir):
-        import tensorflow as tf
-
         from dtrain import files
 
         with files.storage_errors(run_dir):
-            if files.size(name) is None:
-                return
-            if tf.io.gfile.stat(name).mtime_nsec / 1e9 < older_than_secs:
+            if files.size(name) is not None and (
+                _mtime_secs(name) < older_than_secs
+            ):
                 files.remove(name)
         return
     try:
-        if os.stat(name).st_mtime < older_than_secs:
+        if _mtime_secs(name) < older_than_secs:
             os.remove(name)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise errors.StorageError(f"{run_dir}: {error.strerror}") from error
+
+
+def _mtime_secs(name: str) -> float:
+    if not _is_remote(name):
+        return os.stat(name).st_mtime
+    import tensorflow as tf
+
+    return tf.io.gfile.stat(name).mtime_nsec / 1e9
 
 
 def _is_remote(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,8 +55,9 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     """
     if cluster.num_workers > 1 and config.strategy != "multi_worker":
         raise UserError(
-            f"TF_CONFIG names {cluster.num_workers} workers, but strategy is "
-            f"{config.strategy}; use --strategy=multi_worker or unset it"
+            f"{cluster.source} names {cluster.num_workers} workers, but "
+            f"strategy is {config.strategy}; use --strategy=multi_worker or "
+            "unset it"
         )
     devices = _devices(config)
     keras.utils.set_random_seed(config.seed)
@@ -75,6 +77,9 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     if config.strategy == "multi_worker":
+        if cluster.num_workers > 1:
+            # The only place where TensorFlow and Keras both look for it.
+            os.environ["TF_CONFIG"] = cluster.to_tf_config()
         # Without a timeout for collectives: TensorFlow 2.21 has a thread sleep
         # for each until then, also when it is done (SchedClosureAfter of
         # xla/tsl/platform/default/env.cc), and a process may have 32,768. The

@@ -166,7 +166,7 @@ def _open(
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = strategies.together(
-        strategy, cluster, lambda: _claim(config, cluster, stack, watcher)
+        strategy, cluster, lambda: _claim(config, cluster, stack)
     )
     book = stack.enter_context(_ledger(config, cluster, strategy, watcher))
     checkpointer, recorder, restored = _restore(
@@ -298,9 +298,8 @@ def _claim(
     config: Config,
     cluster: Cluster,
     stack: contextlib.ExitStack,
-    watcher: preemption.Watcher,
 ) -> list[claim.Claim]:
-    """Claims what the chief alone may write to; a person may then stop it."""
+    """Claims what the chief alone may write to."""
     if not cluster.is_chief:
         return []
     claims = [
@@ -310,23 +309,10 @@ def _claim(
             ("checkpoint_dir", places.checkpoint_dir(config)),
         )
     ]
-    _look_for_stop_file(config, watcher)
-    return claims
-
-
-def _look_for_stop_file(config: Config, watcher: preemption.Watcher) -> None:
-    """Lets a person stop the run by a file in its directory.
-
-    A start by a person removes it, and one by a supervisor obeys it.
-    """
-    is_first = os.environ.get("DTRAIN_ATTEMPT", "0") == "0"
-    if is_first and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-        stop_file.remove(config.run_dir, ledger.process_start_secs())
-    watcher.look_for(
-        stop_file.path(config.run_dir),
-        stop_file.secs_between_looks(config.run_dir),
-        stop_file.exists,
+    stop_file.remove(
+        config.run_dir, stop_file.since_secs(ledger.process_start_secs())
     )
+    return claims
 
 
 def _check_restored(

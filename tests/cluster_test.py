@@ -1,4 +1,4 @@
-"""TF_CONFIG says who the workers are."""
+"""The environment says who the workers are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain import cluster
@@ -69,9 +69,15 @@ def test_a_chief_job_comes_first() -> None:
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
         ("[]", "must hold"),
         ('{"cluster": {"worker": []}}', "names no worker"),
         ('{"cluster": {"worker": ["a"]}}', "host:port"),
+        ('{"cluster": {"worker": [":1"]}}', "host:port"),
+        ('{"cluster": {"worker": ["a b:1"]}}', "host:port"),
+        ('{"cluster": {"worker": ["a:00655369"]}}', "host:port"),
+        ('{"cluster": {"worker": ["a:\u0661"]}}', "host:port"),
         ('{"cluster": {"worker": ["a:1", "a:1"]}}', "twice"),
         ('{"cluster": {"worker": ["a:1"]}}', "which worker this is"),
         (
@@ -84,9 +90,205 @@ def test_a_chief_job_comes_first() -> None:
             '"index": 0}}',
             "must be a worker",
         ),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": '
+            '"worker", "index": true}}',
+            "its index a number",
+        ),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         cluster.from_environment({"TF_CONFIG": text})
     assert message in str(caught.value)
+
+
+LIST = {"DTRAIN_WORKERS": "a:1,b:2,c:3"}
+VERTEX = {
+    "cluster": {
+        "workerpool0": ["chief:2222"],
+        "workerpool1": ["worker-0:2222", "worker-1:2222"],
+    },
+    "environment": "cloud",
+    "task": {"type": "workerpool1", "index": 1, "trial": ""},
+}
+SKYPILOT = {
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    "SKYPILOT_NODE_RANK": "1",
+    "SKYPILOT_TASK_ID": "sky-managed-2026-11-23-08-00-00-000000_faces_1-0",
+}
+SLURM = {
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "2",
+    "SLURM_NODEID": "1",
+}
+
+
+def spec(**changes: object) -> dict[str, str]:
+    """What Vertex AI sets, but for some of it."""
+    return {"CLUSTER_SPEC": json.dumps({**VERTEX, **changes})}
+
+
+def test_a_list_and_an_index() -> None:
+    workers = ("a:1", "b:2", "c:3")
+    kubernetes = {**LIST, "JOB_COMPLETION_INDEX": "1"}
+    assert cluster.from_environment(kubernetes) == Cluster(workers, 1)
+    both = {**kubernetes, "DTRAIN_WORKER_INDEX": "2"}
+    assert cluster.from_environment(both) == Cluster(workers, 2)
+
+
+def test_the_pools_of_vertex() -> None:
+    workers = ("chief:2222", "worker-0:2222", "worker-1:2222")
+    assert cluster.from_environment(spec()) == Cluster(workers, 2)
+    chief = {"type": "workerpool0", "index": 0}
+    assert cluster.from_environment(spec(task=chief)) == Cluster(workers, 0)
+    alone = spec(cluster={"workerpool0": ["chief:2222"]}, task=chief)
+    assert cluster.from_environment(alone) == cluster.ALONE
+
+
+def test_the_nodes_of_skypilot() -> None:
+    read = cluster.from_environment(SKYPILOT)
+    assert read.index == 1
+    hosts, ports = zip(*(each.split(":") for each in read.workers), strict=True)
+    assert hosts == ("10.0.0.1", "10.0.0.2")
+    assert len(set(ports)) == 1
+    alone = {**SKYPILOT, "SKYPILOT_NODE_IPS": "10.0.0.1"}
+    assert cluster.from_environment(alone) == cluster.ALONE
+
+
+@given(
+    tasks=st.lists(st.integers(1, 4), min_size=2, max_size=6), data=st.data()
+)
+def test_the_tasks_of_slurm(tasks: list[int], data: st.DataObject) -> None:
+    node = data.draw(st.integers(0, len(tasks) - 1))
+    index = sum(tasks[:node]) + data.draw(st.integers(0, tasks[node] - 1))
+    read = cluster.from_environment(
+        {
+            **SLURM,
+            "SLURM_STEP_NODELIST": f"n[01-{len(tasks)}]",
+            "SLURM_STEP_NUM_TASKS": str(sum(tasks)),
+            "SLURM_STEP_TASKS_PER_NODE": ",".join(map(str, tasks)),
+            "SLURM_PROCID": str(index),
+            "SLURM_NODEID": str(node),
+        }
+    )
+    assert read.index == index
+    assert read.num_workers == len(set(read.workers)) == sum(tasks)
+    hosts = [worker.partition(":")[0] for worker in read.workers]
+    assert [hosts.count(f"n{n:02}") for n in range(1, len(tasks) + 1)] == tasks
+    assert hosts[index] == f"n{node + 1:02}"
+
+
+@given(st.integers(1, 10**9), st.integers(0, 50), st.integers(1, 16))
+def test_jobs_in_a_row_have_ports_of_their_own(
+    job: int, later: int, num_tasks: int
+) -> None:
+    def ports(job: int) -> set[str]:
+        step = {
+            **SLURM,
+            "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_TASKS_PER_NODE": f"{num_tasks}(x2)",
+            "SLURM_STEP_NUM_TASKS": str(2 * num_tasks),
+            "SLURM_PROCID": str(num_tasks),
+        }
+        workers = cluster.from_environment(step).workers
+        return {worker.partition(":")[2] for worker in workers}
+
+    assert all(10000 <= int(port) < 32768 for port in ports(job))
+    assert not later or not ports(job) & ports(job + later)
+
+
+def test_the_first_that_is_there_decides() -> None:
+    everything = {**SLURM, **SKYPILOT, **spec(), "DTRAIN_WORKER_INDEX": "0"}
+    assert cluster.from_environment(everything).source == "CLUSTER_SPEC"
+    named = {**everything, **LIST}
+    assert cluster.from_environment(named).source == "DTRAIN_WORKERS"
+    # As where a batch script unsets one by `VARIABLE=`.
+    assert cluster.from_environment({**named, "DTRAIN_WORKERS": ""}) == (
+        cluster.from_environment(everything)
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (LIST, "JOB_COMPLETION_INDEX ('')"),
+        ({**LIST, "JOB_COMPLETION_INDEX": "3"}, "below 3"),
+        ({**LIST, "DTRAIN_WORKER_INDEX": "-1"}, "below 3"),
+        ({"DTRAIN_WORKERS": "a:1,,b:2"}, "worker '' must be host:port"),
+        ({"DTRAIN_WORKERS": "a:1, b:2"}, "' b:2' must be host:port"),
+        ({"DTRAIN_WORKERS": "a:1,a:1"}, "twice"),
+        ({"CLUSTER_SPEC": "{"}, "not JSON"),
+        ({"CLUSTER_SPEC": "[]"}, "not what Vertex AI sets"),
+        (spec(task={"type": "workerpool1", "index": 2}), "not what Vertex"),
+        (spec(task={"type": "workerpool1", "index": -1}), "not what Vertex"),
+        (spec(task={"type": "workerpool2", "index": 0}), "not what Vertex"),
+        (spec(task={"type": ["a"], "index": 0}), "not what Vertex"),
+        (spec(cluster={"worker": ["a:1", "b:1"]}), "not what Vertex"),
+        (
+            spec(cluster={"workerpool0": ["a"], "workerpool1": ["b", "c"]}),
+            "host:port",
+        ),
+        ({**SKYPILOT, "SKYPILOT_NODE_RANK": "2"}, "below 2"),
+        ({**SKYPILOT, "SKYPILOT_NODE_IPS": "a a"}, "twice"),
+        ({**SKYPILOT, "DTRAIN_PORT": "65536"}, "DTRAIN_PORT ('65536')"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "n["}, "node list ('n[')"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "n[1-3]"}, "names 3 nodes"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": ""}, "tasks per node ('')"),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "4"}, "for 4 tasks"),
+        ({**SLURM, "SLURM_PROCID": "3"}, "SLURM_PROCID ('3')"),
+        ({**SLURM, "SLURM_PROCID": "1"}, "use srun --distribution=block"),
+        ({**SLURM, "DTRAIN_PORT": "65535"}, "each of 2 tasks"),
+        ({**SLURM, "DTRAIN_PORT": "http"}, "DTRAIN_PORT ('http')"),
+    ],
+)
+def test_mistakes_of_others(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cluster.from_environment(environment)
+    assert message in str(caught.value)
+
+
+# Near enough to what is right that each reader gets past its first check.
+near = (
+    st.text(max_size=12)
+    | st.text("0123a[]-,():x\n", max_size=12)
+    | st.sampled_from(
+        sorted({*LIST.values(), *SKYPILOT.values(), *SLURM.values()})
+    )
+    | json_values.map(json.dumps)
+    | st.dictionaries(
+        st.sampled_from(["cluster", "task"]),
+        st.dictionaries(
+            st.sampled_from(["workerpool0", "workerpool1", "type", "index"]),
+            json_values | st.sampled_from(["workerpool0", ["a:1", "b:1"]]),
+        ),
+    ).map(json.dumps)
+)
+variables = st.sampled_from(
+    [
+        *("TF_CONFIG", "DTRAIN_WORKERS", "DTRAIN_WORKER_INDEX", "DTRAIN_PORT"),
+        *("JOB_COMPLETION_INDEX", "CLUSTER_SPEC", "SLURM_RESTART_COUNT"),
+        *(*SKYPILOT, *SLURM),
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(
+    base=st.sampled_from([{}, LIST, spec(), SKYPILOT, SLURM]),
+    changes=st.dictionaries(variables, near, max_size=4),
+)
+def test_any_environment_is_read_or_refused(
+    base: dict[str, str], changes: dict[str, str]
+) -> None:
+    said = ""
+    try:
+        read = cluster.from_environment({**base, **changes})
+        assert 0 <= read.index < read.num_workers == len(set(read.workers))
+    except UserError as error:
+        said = str(error)
+    assert len(said.splitlines()) <= 1
