@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from typing import BinaryIO, TextIO
 
 from dtrain import errors
 from dtrain.cluster import Cluster
+from launch import snapshot
 
 # What a worker learns of its supervisor: which start this is, where to tell how
 # it does, and whose child it is.
@@ -69,6 +71,7 @@ def plan(
     ports: Sequence[int],
     arguments: Sequence[str],
     names: Sequence[str] = (),
+    gpus: Sequence[str] = (),
 ) -> tuple[Process, ...]:
     """Makes the processes of a run.
 
@@ -76,24 +79,35 @@ def plan(
         ports: one for each worker, each in [1, 65535].
         arguments: the flags of `dtrain.main`, without `--strategy`.
         names: of the workers, as many; `worker 0`, `worker 1`, ... if empty.
+        gpus: the CUDA_VISIBLE_DEVICES of each; if empty, each sees them all.
 
     Returns:
         The workers; the first is the chief. A single one is started without a
         TF_CONFIG of its own, and with the strategy that its flags name.
     """
-    command = (sys.executable, "-m", "dtrain.main", *arguments)
+    command = [*_program(), *arguments]
     names = names or [f"worker {index}" for index in range(len(ports))]
-    if len(ports) == 1:
-        return (Process(names[0], command, {}),)
-    workers = tuple(f"127.0.0.1:{port}" for port in ports)
+    environments: list[dict[str, str]] = [{} for _ in ports]
+    if len(ports) > 1:
+        command.append("--strategy=multi_worker")
+        workers = tuple(f"127.0.0.1:{port}" for port in ports)
+        for index, environment in enumerate(environments):
+            environment["TF_CONFIG"] = Cluster(workers, index).to_tf_config()
+    for environment, visible in zip(environments, gpus, strict=False):
+        environment["CUDA_VISIBLE_DEVICES"] = visible
     return tuple(
-        Process(
-            name,
-            (*command, "--strategy=multi_worker"),
-            {"TF_CONFIG": Cluster(workers, index).to_tf_config()},
-        )
-        for index, name in enumerate(names)
+        Process(name, tuple(command), environment)
+        for name, environment in zip(names, environments, strict=True)
     )
+
+
+def _program() -> tuple[str, ...]:
+    """Returns how the trainer is started; of a job, its own copy of it."""
+    code_dir = os.environ.get("DTRAIN_CODE_DIR")
+    if code_dir:
+        runner = os.path.join(code_dir, snapshot.RUNNER)
+        return (sys.executable, runner, "dtrain.main")
+    return (sys.executable, "-m", "dtrain.main")
 
 
 def free_ports(count: int) -> list[int]:
@@ -182,6 +196,13 @@ class Worker:
             text = line.decode(errors="replace").rstrip("\n")
             self._lines.append(text)
             say(f"[{self.name}] {text}", sys.stdout)
+
+
+def print_what_cannot_be_shown() -> None:
+    """Lets a worker print what the terminal of this process cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str, stream: TextIO) -> None:

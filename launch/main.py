@@ -1,74 +1,52 @@
-"""Starts the workers of a run, and keeps it alive.
+"""Starts a run on this machine, or submits it to a cluster.
 
 python -m launch.main --num_workers=2 -- --run_dir=runs/two --num_steps=500
+python -m launch.main --backend=slurm --num_nodes=2 -- --run_dir=runs/two
+python -m launch.main status --run_dir=runs/two
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags
-
-from dtrain import cluster, config, errors
+from dtrain import cluster, config, errors, flag_fields
 from launch import local, supervisor
+from launch.job import BACKENDS, GROUPS, TITLES, Options
 
-_HELP = f"""\
-usage: python -m launch.main [--flag=value ...] -- [flags of dtrain.main]
+_HELP = """\
+usage: python -m launch.main [submit] [--flag=value ...] -- [dtrain's flags]
+       python -m launch.main status|stop --run_dir=DIR
+       python -m launch.main logs --run_dir=DIR [--follow]
+       python -m launch.main list [--run_dir=DIR]
 
-Starts the workers of this machine, prints their lines with the worker's name in
-front, and keeps the run alive: when a worker dies all end, and all start again
-from the newest state that verifies. Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 let
-them save and end, a second one ends them at once.
+Runs python -m dtrain.main, with the flags behind the --, and keeps it alive:
+when a worker dies all end, and all start again from the newest state that
+verifies. With --backend=local it starts workers on this machine and prints
+their lines with the worker's name in front; Ctrl-C, SIGTERM, SIGUSR1 and
+SIGUSR2 let them save and end, a second one ends them at once. The other
+backends submit a job, in which each node does the same, and come back.
 
-  --backend=local  (default: local)
-      Where the workers run: local, processes of this machine.
+status, logs and stop are told the run's directory and know its job. stop lets
+the run save, and takes the job out of the queue; submitted again, it goes on.
+list has a line for the job of each run in a directory (default: runs)."""
 
-  --num_workers=N  (default: 1)
-      Processes. More than one sets TF_CONFIG and --strategy=multi_worker. With
-      TF_CONFIG in the environment it stays 1: the other workers of that
-      cluster have supervisors of their own.
+_END = """
+All flags are checked before anything starts or is queued. Exits with 0 when all
+workers are finished or the job is submitted, 75 to be run again, 78 for a
+mistake in the command, else with the code of the worker that failed, 128 + N
+for signal N, after one line that names the cause."""
 
-  --min_workers=N  (default: 0)
-      With how many the run may go on when a worker fails at two starts in a
-      row that saved nothing new; 0 is all. The next restart tries all again.
-
-  --max_restarts=N  (default: {supervisor.MAX_RESTARTS})
-      Restarts after a crash; those after a notice do not count. Three crashes
-      in a row without a new save end the run in any case. 0 starts once.
-
-  --grace_secs=SECS  (default: 0)
-      How long the workers may take to save after a notice before they are
-      killed; 0 is as long as they need.
-
-  --[no]dry_run  (default: false)
-      Prints the commands instead of running them.
-
-What follows -- are the flags of python -m dtrain.main; they are checked before
-anything starts. Exits with 0 when all workers are finished, 75 to be run again,
-78 for a mistake in the command, else with the code of the worker that failed,
-128 + N for signal N, after one line that names the cause."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Own:
-    """The flags in front of the --."""
-
-    num_workers: int
-    min_workers: int
-    max_restarts: int
-    grace_secs: float
-    dry_run: bool
+_VERBS = ("submit", "status", "logs", "stop", "list")
 
 
 def run(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Starts what a command line says.
+    """Does what a command line says.
 
     Args:
         arguments: the command line, the program's name first.
@@ -79,98 +57,164 @@ def run(
 
     Raises:
         UserError: the command line is wrong.
+        StorageError: what is written down of a job cannot be.
     """
-    arguments = list(arguments)
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    ours, theirs = arguments[:end], arguments[end + 1 :]
-    if {"--help", "-h"} & set(ours):
-        print(_HELP)
+    program, *rest = arguments
+    is_named = bool(rest) and not rest[0].startswith("-")
+    verb = rest.pop(0) if is_named else "submit"
+    if verb not in _VERBS:
+        raise errors.UserError(
+            f"{verb!r} is none of {', '.join(_VERBS)}; the flags of "
+            "dtrain.main go after --"
+        )
+    end = rest.index("--") if "--" in rest else len(rest)
+    ours, theirs = [program, *rest[:end]], rest[end + 1 :]
+    if {"--help", "-h", "-help", "--helpfull"} & set(ours):
+        print(_help())
         return errors.FINISHED
-    own = _parse(ours)
-    parsed = config.parse([ours[0], *theirs])
-    _check(own, parsed, cluster.from_environment(environment))
+    if verb == "submit":
+        options = Options(**_parse(ours))
+        if options.backend == "local":
+            return _run_here(options, theirs, environment)
+        # Not before it is needed: what follows takes a tenth of a second.
+        from launch import submit
+
+        submit.run(options, theirs)
+        return errors.FINISHED
+    from launch import verbs
+
+    do = {
+        "status": verbs.status,
+        "logs": verbs.logs,
+        "stop": verbs.stop,
+        "list": verbs.list_jobs,
+    }
+    return do[verb](ours)
+
+
+def _help() -> str:
+    parts = [_HELP]
+    for group in GROUPS:
+        parts += ["", group, *flag_fields.help_lines(Options, group, _mark)]
+    return "\n".join([*parts, _END])
+
+
+def _mark(metadata: Mapping[str, Any]) -> str:
+    """Says for which backends a flag is, if its title does not."""
+    backends = metadata["backends"]
+    own = TITLES.get(metadata["group"])
+    is_general = backends in (BACKENDS, (own,))
+    return "" if is_general else f"  [{', '.join(backends)}]"
+
+
+def _parse(ours: Sequence[str]) -> dict[str, Any]:
+    try:
+        return flag_fields.parse(Options, ours)
+    except errors.UserError as error:
+        raise errors.UserError(
+            f"{error}; the flags of dtrain.main go after --"
+        ) from error
+
+
+def _run_here(
+    options: Options, theirs: Sequence[str], environment: Mapping[str, str]
+) -> int:
+    """Runs the workers on this machine until the run is finished."""
+    parsed = config.parse(["dtrain.main", *theirs])
+    _check(options, parsed, cluster.from_environment(environment))
+
+    gpus = _share_gpus(options, environment)
+    if options.devices_per_worker:
+        theirs = [*theirs, f"--num_devices={options.devices_per_worker}"]
+        if options.num_workers == 1:
+            # Its strategy may be for one device alone.
+            config.parse(["dtrain.main", *theirs])
 
     def plan(workers: Sequence[int]) -> tuple[local.Process, ...]:
         names = [f"worker {index}" for index in workers]
-        return local.plan(local.free_ports(len(workers)), theirs, names)
+        ports = local.free_ports(len(workers))
+        # Each keeps its own, also when others are left out.
+        visible = [gpus[index] for index in workers] if gpus else []
+        return local.plan(ports, theirs, names, visible)
 
-    everyone = range(own.num_workers)
-    if own.dry_run:
-        print("\n".join(process.to_shell() for process in plan(everyone)))
+    if options.dry_run:
+        everyone = plan(range(options.num_workers))
+        print("\n".join(process.to_shell() for process in everyone))
         return errors.FINISHED
-    options = supervisor.Options(
-        num_workers=own.num_workers,
-        min_workers=own.min_workers,
-        max_restarts=own.max_restarts,
-        grace_secs=own.grace_secs,
-        fits=_fits(parsed),
+    return supervisor.run(
+        supervisor.Options(
+            num_workers=options.num_workers,
+            min_workers=options.min_workers,
+            max_restarts=options.max_restarts,
+            grace_secs=options.grace_secs,
+            fits=_fits(options, parsed),
+        ),
+        plan,
     )
-    return supervisor.run(options, plan)
 
 
-def _parse(ours: list[str]) -> _Own:
-    flag_values = flags.FlagValues()
-    values: dict[str, Any] = {"flag_values": flag_values, "help": ""}
-    flags.DEFINE_enum("backend", "local", ["local"], **values)
-    flags.DEFINE_integer("num_workers", 1, **values)
-    flags.DEFINE_integer("min_workers", 0, **values)
-    flags.DEFINE_integer("max_restarts", supervisor.MAX_RESTARTS, **values)
-    flags.DEFINE_float("grace_secs", 0.0, **values)
-    flags.DEFINE_boolean("dry_run", False, **values)
-    try:
-        rest = flag_values(ours)
-    except flags.Error as error:
-        raise errors.UserError(
-            f"{error}; the flags of dtrain.main go after --, --help lists the "
-            "others"
-        ) from error
-    if len(rest) > 1:
-        raise errors.UserError(
-            f"{rest[1]!r} is not a flag; the flags of dtrain.main go after --"
-        )
-    names = [field.name for field in dataclasses.fields(_Own)]
-    found: dict[str, Any] = {name: flag_values[name].value for name in names}
-    return _Own(**found)
-
-
-def _check(own: _Own, parsed: config.Config, workers: cluster.Cluster) -> None:
+def _check(
+    options: Options, parsed: config.Config, workers: cluster.Cluster
+) -> None:
     """Checks what the flags say of each other.
 
     Raises:
-        UserError: a value is out of its range, or contradicts another.
+        UserError: one contradicts another.
     """
-    for name, least, most in (
-        ("num_workers", 1, 1000),
-        ("min_workers", 0, own.num_workers),
-        ("max_restarts", 0, 10**9),
-        ("grace_secs", 0, 10**9),
-    ):
-        value = getattr(own, name)
-        # In this form, since not-a-number is neither below nor above.
-        if not least <= value <= most:
-            raise errors.UserError(
-                f"{name} ({value}) must be between {least} and {most}"
-            )
-    if own.num_workers == 1:
+    if options.min_workers > options.num_workers:
+        raise errors.UserError(
+            f"min_workers ({options.min_workers}) must be between 0 and "
+            f"{options.num_workers}"
+        )
+    if options.devices_per_worker and parsed.num_devices:
+        raise errors.UserError(
+            f"num_devices ({parsed.num_devices}) is set by devices_per_worker "
+            f"({options.devices_per_worker}); leave one of them out"
+        )
+    if options.num_workers == 1:
         return
     if parsed.strategy not in ("default", "multi_worker"):
         raise errors.UserError(
             f"strategy ({parsed.strategy}) runs in one process; with "
-            f"num_workers ({own.num_workers}) leave it out"
+            f"num_workers ({options.num_workers}) leave it out"
         )
     if workers != cluster.ALONE:
         raise errors.UserError(
-            f"TF_CONFIG makes this worker {workers.index} of "
-            f"{workers.num_workers}; leave num_workers ({own.num_workers}) "
-            "out, or unset TF_CONFIG"
+            f"{workers.source} makes this worker {workers.index} of "
+            f"{workers.num_workers}; leave num_workers "
+            f"({options.num_workers}) out, or unset {workers.source}"
         )
 
 
-def _fits(parsed: config.Config) -> Callable[[int], bool]:
+def _share_gpus(options: Options, environment: Mapping[str, str]) -> list[str]:
+    """Returns the CUDA_VISIBLE_DEVICES of each worker; none if not asked to.
+
+    Raises:
+        UserError: there are not enough.
+    """
+    each = options.devices_per_worker
+    total = options.num_workers * each
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    # Of more than there are, TensorFlow tells the worker.
+    found = visible.split(",") if visible else [*map(str, range(total))]
+    if len(found) < total:
+        raise errors.UserError(
+            f"devices_per_worker ({each}) must be at most "
+            f"{len(found) // options.num_workers}: CUDA_VISIBLE_DEVICES "
+            f"({visible}) names {len(found)} for {options.num_workers} workers"
+        )
+    return [
+        ",".join(found[first : first + each])
+        for first in range(0, total, each or 1)
+    ]
+
+
+def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
     """Tells which numbers of workers can share a batch."""
+    devices = options.devices_per_worker or parsed.num_devices or 1
 
     def fits(num_workers: int) -> bool:
-        replicas = num_workers * (parsed.num_devices or 1)
+        replicas = num_workers * devices
         # Without micro-batches there is one for each replica.
         share, rest = divmod(parsed.micro_batches, replicas)
         if parsed.batch_size % replicas or rest:
@@ -181,13 +225,22 @@ def _fits(parsed: config.Config) -> Callable[[int], bool]:
     return fits
 
 
+def _run_and_flush() -> int:
+    code = run(sys.argv)
+    sys.stdout.flush()
+    return code
+
+
 def main() -> None:
     """Runs the program."""
-    # A worker may print what the terminal cannot show.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    errors.exit_with(lambda: run(sys.argv))
+    local.print_what_cannot_be_shown()
+    try:
+        errors.exit_with(_run_and_flush)
+    except BrokenPipeError:
+        # Whoever read what was printed has seen enough, as in `| head`. Python
+        # would try once more to get rid of the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ class Options:
         max_restarts: restarts after a crash.
         grace_secs: how long workers may take to save after a notice; 0 is as
             long as they need.
+        is_of_a_job: whether a scheduler started this process, on each node of
+            a job, and goes by its exit code.
         fits: whether the run can be shared by so many workers.
     """
 
@@ -49,6 +51,7 @@ class Options:
     min_workers: int = 0
     max_restarts: int = MAX_RESTARTS
     grace_secs: float = 0.0
+    is_of_a_job: bool = False
     fits: Callable[[int], bool] = lambda num_workers: num_workers > 0
 
 
@@ -111,7 +114,7 @@ class Record:
         Returns:
             What to do; this record has then taken note of it.
         """
-        end = _end(result)
+        end = _end(result, self._options.is_of_a_job)
         if end is not None:
             return end
         has_progress = self._note(result)
@@ -203,7 +206,7 @@ class Record:
         return Decision(line, None, delay_secs, workers)
 
 
-def _end(result: cycle.Result) -> Decision | None:
+def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
     """Returns the decision to end, where the results alone make it."""
     codes = {each.code for each in result.endings}
     if codes == {errors.FINISHED}:
@@ -225,6 +228,10 @@ def _end(result: cycle.Result) -> Decision | None:
     if over and (failure is None or failure.code == errors.LOST_WORKER):
         line = f"{_why(over)}; it is not started again here"
         return Decision(line, errors.RUN_AGAIN)
+    is_alone = is_of_a_job and result.restored_step is None
+    if is_alone and failure and failure.code == errors.LOST_WORKER:
+        line = f"{failure.last_error}; another allocation may have all nodes"
+        return Decision(line, errors.LOST_WORKER)
     return None
 
 

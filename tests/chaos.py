@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dtrain import config, errors, goodput, report, startup
 from dtrain.cluster import Cluster
-from tests import runs
+from tests import network, runs
 from tests.benchmarks import goodput as benchmark
 
 _HELP = """usage: python -m tests.chaos [--flag=value ...]
@@ -77,6 +77,7 @@ class Victim:
         self.orders = place / "orders"
         self.orders.mkdir(parents=True)
         self.hosts = options.hosts
+        self.network = network.Network(_names(options.hosts))
         self.launchers: list[subprocess.Popen[bytes]] = []
         self.output = (place / "output.txt").open("wb")
         # Of the supervisors, by exit code.
@@ -114,10 +115,10 @@ class Victim:
             *self.flags(),
         ]
         if self.hosts > 1:
-            names = [f"{_address(each)}:9000" for each in range(self.hosts)]
+            names = [f"{name}:9000" for name in _names(self.hosts)]
             cluster = Cluster(tuple(names), host)
             environment["TF_CONFIG"] = cluster.to_tf_config()
-            command = ["ip", "netns", "exec", f"dtrain-{host}", *command]
+            command = [*self.network.on(host), *command]
             command.append("--strategy=multi_worker")
         return subprocess.Popen(
             command,
@@ -199,6 +200,10 @@ class Victim:
         """Returns the end of what was printed."""
         lines = (self.place / "output.txt").read_text(errors="replace")
         return "\n".join(["", *lines.splitlines()[-60:]])
+
+
+def _names(num_hosts: int) -> list[str]:
+    return [f"host{index}" for index in range(num_hosts)]
 
 
 def _children(pid: int) -> list[int]:
@@ -340,9 +345,9 @@ def _stop_file(victim: Victim, rng: random.Random) -> None:
 def _link(victim: Victim, rng: random.Random) -> None:
     """The cable between two hosts is pulled, and put back."""
     host = rng.randrange(victim.hosts)
-    _ip("-n", "dtrain-bridge", "link", "set", f"p{host}", "down")
+    victim.network.cut(host)
     time.sleep(rng.choice([2.0, 15.0]))
-    _ip("-n", "dtrain-bridge", "link", "set", f"p{host}", "up")
+    victim.network.mend(host)
 
 
 FAULTS: dict[str, tuple[str, Fault]] = {
@@ -373,42 +378,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 }
 
 
-# The hosts and the disk.
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-def _address(host: int) -> str:
-    return f"10.78.33.{host + 1}"
-
-
-@contextlib.contextmanager
-def network(num_hosts: int) -> Iterator[None]:
-    """Makes hosts: network namespaces on one bridge."""
-    made = ["dtrain-bridge", *(f"dtrain-{host}" for host in range(num_hosts))]
-    try:
-        for name in made:
-            _ip("netns", "add", name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        bridge = ["-n", "dtrain-bridge", "link"]
-        _ip(*bridge, "add", "br0", "type", "bridge")
-        _ip(*bridge, "set", "br0", "up")
-        for host in range(num_hosts):
-            name, port = f"dtrain-{host}", f"p{host}"
-            _ip(
-                *("link", "add", "eth0", "netns", name, "type", "veth"),
-                *("peer", "name", port, "netns", "dtrain-bridge"),
-            )
-            _ip(*bridge, "set", port, "master", "br0", "up")
-            address = f"{_address(host)}/24"
-            _ip("-n", name, "addr", "add", address, "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-        yield
-    finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+# The disk.
 
 
 @contextlib.contextmanager
@@ -552,14 +522,14 @@ def run(options: Options) -> None:
             f"{', '.join(FAULTS)}"
         )
     place = pathlib.Path(options.keep or tempfile.mkdtemp(prefix="chaos-"))
+    victim = Victim(place, options)
     with contextlib.ExitStack() as stack:
         if not stack.enter_context(small_disk(place / "disk")):
             kinds = [kind for kind in kinds if kind != "full_disk"]
         if options.hosts > 1:
-            stack.enter_context(network(options.hosts))
+            stack.enter_context(victim.network)
         else:
             kinds = [kind for kind in kinds if kind != "link"]
-        victim = Victim(place, options)
         stack.callback(victim.end)
         record = torment(victim, options, kinds)
         print(_table(record))

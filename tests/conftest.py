@@ -10,11 +10,24 @@ import pytest
 
 NUM_LOGICAL_CPUS = 4
 
+# Minutes each, so they come first: the last of them would run alone.
+SLOW = (
+    *("resume_test", "recoveries_test", "hangs_test", "signals_test"),
+    *("remote_run_test", "slurm_test", "callbacks_test", "gan_test"),
+    *("divergence_test", "docs_test", "chaos_test", "reduction_test"),
+)
+
 # CI tries the same examples each time: a failure there is the change's own.
 hypothesis.settings.register_profile(
     "dtrain", deadline=None, derandomize=os.environ.get("CI") == "true"
 )
 hypothesis.settings.load_profile("dtrain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slow files first."""
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

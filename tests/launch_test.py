@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shlex
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dtrain import cluster, errors
 from launch import cycle, local, main
-from tests import runs
-
-words = st.text(st.characters(exclude_characters="\0"), max_size=20)
+from tests import runs, typed
 
 
 def process(code: str, name: str = "worker 0") -> local.Process:
@@ -34,23 +33,90 @@ def run(*processes: local.Process, **options: float) -> int:
         return cycle.run(processes, notices, **options).code
 
 
-@given(st.lists(words, max_size=4), st.integers(2, 5))
-def test_shell_line_is_the_command(
-    arguments: list[str], num_workers: int
+# In place of python: says what it was called with.
+PYTHON = f"""#!{sys.executable}
+import json, os, sys
+print(json.dumps([sys.argv[1:], json.loads(os.environ["TF_CONFIG"])]))
+"""
+
+
+def run_lines(lines: str, place: pathlib.Path) -> list[list[Any]]:
+    """Runs what a dry run prints; returns what each worker is started with."""
+    done = subprocess.run(
+        ["bash"],
+        # A name of a file that is no UTF-8 is handed on as it is.
+        input=os.fsencode(lines),
+        cwd=place,
+        env={"PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(arguments=st.lists(typed.words, max_size=4))
+@example(arguments=[typed.ALL])
+def test_what_bash_reads_is_what_was_typed(
+    arguments: list[str], tmp_path: pathlib.Path
 ) -> None:
-    planned = local.plan(range(2000, 2000 + num_workers), arguments)
-    for index, worker in enumerate(planned):
-        variable, *command = shlex.split(worker.to_shell())
-        name, _, value = variable.partition("=")
-        assert name == "TF_CONFIG"
-        assert json.loads(value)["task"]["index"] == index
-        assert tuple(command) == worker.command
+    python = tmp_path / "a 'b' $(touch canary)"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        planned = local.plan((2000, 2001), arguments)
+    lines = "\n".join(each.to_shell() for each in planned)
+    first, second = run_lines(lines, tmp_path)
+    for index, (said, config) in enumerate([first, second]):
+        strategy = "--strategy=multi_worker"
+        assert said == ["-m", "dtrain.main", *arguments, strategy]
+        assert config["task"]["index"] == index
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_canary_would_be_seen(tmp_path: pathlib.Path) -> None:
+    assert run_lines("echo [$(touch canary)]", tmp_path) == [[]]
+    assert (tmp_path / "canary").exists()
 
 
 def test_one_worker_gets_no_cluster() -> None:
     [worker] = local.plan([2000], ["--strategy=mirrored"])
     assert worker.environment == {}
     assert worker.command[-1] == "--strategy=mirrored"
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("", ["0,1", "2,3"]), ("3,1,GPU-5ab,0,2", ["3,1", "GPU-5ab,0"])],
+)
+def test_workers_share_the_gpus(
+    visible: str, seen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--num_workers=2", "--devices_per_worker=2", "--dry_run", "--"]
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    assert main.run(["main", *flags], environment) == errors.FINISHED
+    lines = capsys.readouterr().out.splitlines()
+    for line, gpus in zip(lines, seen, strict=True):
+        assert f" CUDA_VISIBLE_DEVICES={gpus} " in line
+        assert " --num_devices=2 " in line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--num_workers=2 --", "devices_per_worker (2) must be at most 1"),
+        ("--num_workers=4 --", "names 3 for 4 workers"),
+        ("-- --strategy=mirrored --num_devices=2", "is set by devices_per"),
+        ("--", "num_devices (2) needs --strategy=mirrored"),
+    ],
+)
+def test_gpus_that_cannot_be_shared(line: str, message: str) -> None:
+    ours = ["main", "--devices_per_worker=2", *line.split()]
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        main.run(ours, {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 
 
 def test_ports_are_free_and_distinct() -> None:
@@ -194,15 +260,21 @@ def test_dry_run_prints_and_runs_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num_workers=0"], "num_workers (0) must be between"),
+        (["--num_workers=0"], "num_workers (0) must be at least 1"),
         (["--num_workers=x"], "num_workers"),
         (["--num_workers=2", "--min_workers=3"], "must be between 0 and 2"),
-        (["--min_workers=-1"], "min_workers (-1) must be between 0 and 1"),
-        (["--max_restarts=-1"], "max_restarts (-1) must be between 0 and"),
-        (["--grace_secs=nan"], "grace_secs (nan) must be between 0 and"),
-        (["--backend=slurm"], "--backend=slurm"),
+        (["--min_workers=-1"], "min_workers (-1) must be at least 0"),
+        (["--max_restarts=-1"], "max_restarts (-1) must be at least 0"),
+        (["--grace_secs=nan"], "grace_secs (nan) must be a finite number"),
+        (["--backend=slurmm"], "backend (slurmm) must be one of local, slurm"),
+        (
+            ["--partition=a"],
+            "partition is a flag of --backend=slurm; with local",
+        ),
         (["--nonsense"], "nonsense"),
-        (["train"], "go after --"),
+        (["train"], "'train' is none of submit, status"),
+        (["status"], "run_dir is missing"),
+        (["status", "--run_dir=none"], "run_dir (none) has no job"),
         (["--num_workers=2", "--", "--strategy=mirrored"], "leave it out"),
         (["--", "--batch_size=0"], "batch_size (0) must be at least 1"),
     ],

@@ -1,0 +1,95 @@
+"""Prints log files that others write, as they grow."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from dtrain.errors import StorageError
+
+_POLL_SECS = 0.5
+_CHUNK = 1 << 20
+
+
+class _NobodyListensError(Exception):
+    """The pipe is closed, as behind `| head`."""
+
+
+def show(
+    patterns: Sequence[str], follow: bool, is_over: Callable[[], bool]
+) -> int:
+    """Prints the files that patterns match, each line once.
+
+    Args:
+        patterns: of files; those of a job that is started again are added to.
+        follow: whether to go on as they grow, until the job is over.
+        is_over: whether nothing is written any more; asked now and then.
+
+    Returns:
+        How many files there are.
+    """
+    offsets: dict[str, int] = {}
+    with contextlib.suppress(_NobodyListensError):
+        _show(patterns, follow, is_over, offsets)
+    return len(offsets)
+
+
+def _show(
+    patterns: Sequence[str],
+    follow: bool,
+    is_over: Callable[[], bool],
+    offsets: dict[str, int],
+) -> None:
+    while True:
+        # Before the last look: what is written until then is seen.
+        ends = not follow or is_over()
+        for path in sorted(
+            found for pattern in patterns for found in glob.glob(pattern)
+        ):
+            offset = offsets.setdefault(path, 0)
+            offsets[path] = _print_from(path, offset, ends)
+        if ends:
+            return
+        time.sleep(_POLL_SECS)
+
+
+def _print_from(path: str, offset: int, is_last: bool) -> int:
+    """Prints the whole lines from an offset on; returns where they end."""
+    name = os.path.basename(path).removesuffix(".log")
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while True:
+            data = file.read(_CHUNK)
+            end = data.rfind(b"\n") + 1
+            # A line without an end, or one that is longer than all of it.
+            if (not end and len(data) == _CHUNK) or (is_last and data):
+                end = end or len(data)
+            if not end:
+                return offset
+            offset += end
+            file.seek(offset)
+            for line in data[:end].decode(errors="replace").splitlines():
+                # What a supervisor hands on has its worker's name in front.
+                prefix = "" if line.startswith("[worker ") else f"[{name}] "
+                _say(f"{prefix}{line}")
+
+
+def _say(line: str) -> None:
+    """Prints a line.
+
+    Raises:
+        _NobodyListensError: there is no use in another one.
+        StorageError: the disk is full, or has failed.
+    """
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise _NobodyListensError from error
+        raise StorageError(f"output: {error.strerror}") from error

@@ -1,0 +1,118 @@
+"""What each node of a job runs: the supervisor of its worker.
+
+A scheduler starts it, by the plan of a backend:
+
+    python -m launch.node --log_dir=DIR --grace_secs=60 -- --run_dir=gs://...
+
+Who the other nodes are is read from the environment; see `dtrain.cluster`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+from dtrain import cluster, config, errors, flag_fields, stop_file
+from launch import local, supervisor
+
+_FLAGS = {
+    "log_dir": (
+        "",
+        "Directory of a log of this worker, which is added to; empty prints.",
+    ),
+    "max_restarts": (supervisor.MAX_RESTARTS, "As in launch.main."),
+    "grace_secs": (0.0, "As in launch.main."),
+    "again_code": (
+        0,
+        "Exits with it in place of 75 and 76, for a scheduler that starts a "
+        "job again after this code alone; 0 does not.",
+    ),
+    "is_encoded": (
+        False,
+        "The flags behind the -- are percent-encoded, for a scheduler that "
+        "would replace $(VARIABLE) in them.",
+    ),
+}
+
+
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> int:
+    """Runs the worker of this node until the run is finished.
+
+    Args:
+        arguments: the command line, the program's name first.
+        environment: the variables of this process.
+
+    Returns:
+        The exit code: as of the supervisor, but a run that a person has
+        stopped is finished to a scheduler, which would start it again.
+
+    Raises:
+        UserError: the command line or the environment is wrong.
+    """
+    start_secs = time.time()
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if {"--help", "-h"} & set(arguments[:end]):
+        print(f"{__doc__}\nFlags of its own:\n")
+        for flag, (_, words) in _FLAGS.items():
+            print(f"  --{flag}\n      {words}")
+        return errors.FINISHED
+    values = flag_fields.parse_flags(arguments[:end], _FLAGS)
+    theirs = arguments[end + 1 :]
+    if values["is_encoded"]:
+        theirs = [
+            urllib.parse.unquote(each, errors="surrogateescape")
+            for each in theirs
+        ]
+    parsed = config.parse([arguments[0], *theirs])
+    workers = cluster.from_environment(environment)
+    name = f"worker {workers.index}"
+    if values["log_dir"]:
+        _log_to(values["log_dir"], workers.index)
+    options = supervisor.Options(
+        max_restarts=values["max_restarts"],
+        grace_secs=values["grace_secs"],
+        is_of_a_job=True,
+    )
+    code = supervisor.run(options, lambda _: local.plan((0,), theirs, (name,)))
+    if code not in (errors.RUN_AGAIN, errors.LOST_WORKER):
+        return code
+    # A person has ended the job, whatever became of this worker of it.
+    since_secs = stop_file.since_secs(start_secs, environment)
+    if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
+        local.say(f"{name} ends: the stop file is there", sys.stderr)
+        return errors.FINISHED
+    return values["again_code"] or code
+
+
+def _log_to(directory: str, index: int) -> None:
+    """Writes from here on what is printed to a file, behind what is there.
+
+    Raises:
+        StorageError: it cannot be written to.
+    """
+    path = os.path.join(directory, f"worker-{index}.log")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    os.close(file)
+
+
+def main() -> None:
+    """Runs the program."""
+    local.print_what_cannot_be_shown()
+    errors.exit_with(lambda: run(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The code of a job, as it was when the job was submitted.
+
+A job that is queued again days later, with code that has been changed
+meanwhile, would end with other bits. So it runs a copy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import dtrain
+import launch
+from dtrain.errors import UserError
+
+# What dtrain imports, in versions and hashes.
+LOCK = "requirements.lock"
+# Starts a module of the copy: `python -m` would take the one of the directory
+# that the job was submitted from. People call files of theirs run.py.
+RUNNER = "dtrain_runner.py"
+_RUNNER = """\
+import os, runpy, sys
+
+# What is imported and no Python file, from the directory of the submission.
+sys.path.append(os.getcwd())
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+_OF_TENSORFLOW = ("CUDA_", "NCCL_", "OMP_", "TF_", "XLA_")
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|CONFIG")
+
+# What `write` has made of earlier jobs, where runs are beside the code: each
+# copy would hold all that were before it.
+_COPY = re.compile(r"(^|/)launch/[0-9]{8}-[0-9]{6}/code(/|$)")
+
+# Code is small; a directory with more is one of data, or a home.
+_MOST_DIRECTORIES = 20_000
+_MOST_FILES = 5000
+_MOST_BYTES = 64 << 20
+
+
+def find(workdir: str) -> dict[str, pathlib.Path]:
+    """Finds the code that a run may import.
+
+    These are the packages of dtrain, the lock of its requirements, and all
+    Python files in and below a directory: those that git does not ignore or,
+    without git, those in no hidden directory and no virtual environment; but
+    not the copies of earlier jobs.
+
+    Args:
+        workdir: the directory, from which a run takes a model of one's own.
+
+    Returns:
+        Each file by its path in the copy.
+
+    Raises:
+        UserError: there is too much of it.
+    """
+    found: dict[str, pathlib.Path] = {}
+    size = 0
+    for root, path in _files(pathlib.Path(workdir)):
+        size += path.stat().st_size
+        found[str(path.relative_to(root))] = path
+        if len(found) > _MOST_FILES or size > _MOST_BYTES:
+            _refuse(workdir)
+    return found
+
+
+def write(found: Mapping[str, pathlib.Path], directory: str) -> None:
+    """Copies what `find` has found, and what starts it.
+
+    Args:
+        found: the files.
+        directory: where to, also `gs://`; it is made.
+
+    Raises:
+        OSError: a file cannot be read or written, on a disk.
+    """
+    # Not with this module, which every launcher imports.
+    from etils import epath
+
+    from launch import storage
+
+    root = epath.Path(directory)
+    for parent in sorted({os.path.dirname(name) for name in found}):
+        storage.make_directory(root / parent)
+    for name, source in found.items():
+        (root / name).write_bytes(source.read_bytes())
+    (root / RUNNER).write_text(_RUNNER)
+
+
+def versions(workdir: str) -> dict[str, Any]:
+    """Describes what the job was submitted with: versions, and the commit.
+
+    Of the environment only what changes how TensorFlow computes is among it:
+    any other variable may be a secret.
+    """
+    packages = {
+        each.metadata["Name"]: each.version
+        for each in importlib.metadata.distributions()
+        if each.metadata["Name"]
+    }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_OF_TENSORFLOW) and not _SECRET.search(name)
+        },
+        "packages": dict(sorted(packages.items())),
+        "commit": _git(workdir, "rev-parse", "HEAD").strip(),
+        "changes": _git(workdir, "status", "--short").splitlines(),
+    }
+
+
+def _files(
+    workdir: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Yields the root and path of each file; ours last, for they win."""
+    listed = _git(
+        str(workdir),
+        *("ls-files", "-z", "--cached", "--others", "--exclude-standard"),
+        *("--", "*.py"),
+    )
+    if listed:
+        names = [name for name in listed.split("\0") if name]
+        found = [workdir / name for name in names]
+    else:
+        found = list(_walk(workdir))
+    for path in sorted(found):
+        is_copy = _COPY.search(path.relative_to(workdir).as_posix())
+        if path.is_file() and not is_copy:
+            yield workdir, path
+    for package in (dtrain, launch):
+        place = pathlib.Path(package.__path__[0])
+        for path in sorted(place.rglob("*")):
+            # The digits are among it.
+            is_code = path.suffix in (".py", ".npz")
+            if is_code and "__pycache__" not in path.parts:
+                yield place.parent, path
+    root = pathlib.Path(dtrain.__path__[0]).parent
+    lock = root / LOCK
+    if lock.is_file():
+        yield root, lock
+
+
+def _walk(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    for count, (directory, names, files) in enumerate(os.walk(workdir)):
+        if count > _MOST_DIRECTORIES:
+            _refuse(workdir)
+        names[:] = [
+            name
+            for name in names
+            if not name.startswith(".")
+            and name != "__pycache__"
+            and not _COPY.search(
+                os.path.relpath(os.path.join(directory, name), workdir)
+            )
+            and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
+        ]
+        for name in files:
+            if name.endswith(".py"):
+                yield pathlib.Path(directory, name)
+
+
+def _refuse(workdir: str | pathlib.Path) -> NoReturn:
+    raise UserError(
+        f"{workdir} holds more than {_MOST_DIRECTORIES:,} directories, "
+        f"{_MOST_FILES:,} Python files or {_MOST_BYTES >> 20} MiB of them; "
+        "submit from the directory of your code"
+    )
+
+
+def _git(workdir: str, *arguments: str) -> str:
+    """Asks git; empty where there is none."""
+    try:
+        return subprocess.run(
+            ["git", "-C", workdir, *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,232 @@
+"""A job that was submitted, as it is written down in its run's directory.
+
+`launch/job.json` below that directory names the job; what was submitted lies
+beside it, in a directory for each submission.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from dtrain.errors import StorageError, UserError
+from launch import storage
+from launch.job import BACKENDS, Job, Plan
+
+_VERSION = 1
+# What a scheduler says in its defence fits into one line of this length.
+_MAX_WORDS = 500
+_REMEDY = "is this a machine from which jobs are submitted?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A job that was submitted.
+
+    Attributes:
+        backend: whose job it is.
+        job_id: by which its scheduler knows it.
+        name: of the job.
+        run_dirs: of the runs; more than one of a sweep.
+        directory: where the files of the plan are.
+        submitted_secs: when, in seconds since 1970.
+        options: the flags in front of the -- that are no defaults.
+        arguments: those behind it.
+        submit: the command that submitted it.
+        versions: see `snapshot.versions`.
+    """
+
+    backend: str
+    job_id: str
+    name: str
+    run_dirs: Sequence[str]
+    directory: str
+    submitted_secs: int
+    options: Mapping[str, Any]
+    arguments: Sequence[str]
+    submit: Sequence[str]
+    versions: Mapping[str, Any]
+
+    @property
+    def submitted(self) -> str:
+        """When, for people."""
+        return time.strftime(
+            "%Y-%m-%d %H:%M:%S", time.localtime(self.submitted_secs)
+        )
+
+
+def place(record_dir: str) -> str:
+    """Returns where the jobs of a run are written down."""
+    return os.path.join(record_dir, "launch")
+
+
+def absolute(path: str) -> str:
+    """Returns a path that means the same from any directory."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def make(
+    job: Job, plan: Plan, job_id: str, versions: Mapping[str, Any]
+) -> Submission:
+    """Describes a job that has just been submitted."""
+    options = {
+        each.name: getattr(job.options, each.name)
+        for each in dataclasses.fields(job.options)
+        if getattr(job.options, each.name) != each.default
+    }
+    return Submission(
+        backend=job.options.backend,
+        job_id=job_id,
+        name=job.name,
+        run_dirs=[absolute(run_dir) for run_dir in plan.run_dirs],
+        directory=job.directory,
+        submitted_secs=job.submitted_secs,
+        options=options,
+        arguments=job.arguments,
+        submit=plan.submit,
+        versions=versions,
+    )
+
+
+def write(submission: Submission, record_dir: str) -> None:
+    """Writes a submission down; one that was there before is replaced.
+
+    Args:
+        submission: what to write.
+        record_dir: see `place`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    text = json.dumps(
+        {"version": _VERSION, **dataclasses.asdict(submission)}, indent=1
+    )
+    directory = epath.Path(place(record_dir))
+    with storage.access(directory):
+        storage.make_directory(directory)
+        partial = directory / "job.json.partial"
+        partial.write_text(text + "\n")
+        partial.replace(directory / "job.json")
+
+
+def read(record_dir: str) -> Submission | None:
+    """Reads what `write` has written; None if there is none.
+
+    Raises:
+        StorageError: it cannot be read, or is damaged.
+    """
+    path = epath.Path(place(record_dir)) / "job.json"
+    with storage.access(path):
+        text = path.read_bytes() if path.exists() else b""
+    if not text:
+        return None
+    try:
+        values = json.loads(text)
+        if values.pop("version") != _VERSION:
+            raise StorageError(
+                f"{path} is of another version of dtrain; use that one"
+            )
+        return _check(Submission(**values))
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise StorageError(
+            f"{path} is damaged ({error}); the scheduler's own commands still "
+            "know the job"
+        ) from error
+
+
+def _check(found: Submission) -> Submission:
+    """Checks what the verbs rely on.
+
+    Raises:
+        ValueError: it is not what `make` makes.
+    """
+    words = [found.backend, found.job_id, found.name, found.directory]
+    if not isinstance(found.run_dirs, list) or not found.run_dirs:
+        raise ValueError("it has no run_dirs")
+    if not all(isinstance(each, str) for each in (*words, *found.run_dirs)):
+        raise ValueError("what is to be text is none")
+    if (
+        found.backend not in BACKENDS[1:]
+        or type(found.submitted_secs) is not int
+    ):
+        raise ValueError("backend or submitted_secs is unknown")
+    return found
+
+
+def find(directory: str) -> list[Submission]:
+    """Finds the submissions of the runs in a directory, and of itself.
+
+    Raises:
+        UserError: it is no directory.
+        StorageError: it, or a submission in it, cannot be read.
+    """
+    root = epath.Path(directory)
+    with storage.access(root):
+        if not root.is_dir():
+            raise UserError(f"{directory} is no directory; use --run_dir=DIR")
+        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+    places = [directory, *(os.path.join(directory, name) for name in names)]
+    found = [read(each) for each in places]
+    return [each for each in found if each]
+
+
+def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
+    """Runs a command of a scheduler; returns what it prints.
+
+    Args:
+        command: the program and its arguments; no shell sees them.
+        stdin: what it reads.
+        remedy: what to do where there is no such program.
+
+    Raises:
+        UserError: there is no such program, or it fails; with its last words.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise UserError(
+            f"{command[0]} cannot be run ({error.strerror}); {remedy}"
+        ) from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[-_MAX_WORDS:]
+        raise UserError(
+            f"{command[0]} failed with {done.returncode}: {said or 'no word'}"
+        )
+    return done.stdout
+
+
+def show(command: Sequence[str], remedy: str) -> None:
+    """Runs a command that prints the logs of a job, until it ends.
+
+    Args:
+        command: the program and its arguments; its exit code may be the job's.
+        remedy: what to do where there is no such program.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        subprocess.run(command)
+    except OSError as error:
+        raise UserError(
+            f"{command[0]} cannot be run ({error.strerror}); {remedy}"
+        ) from error

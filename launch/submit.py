@@ -1,0 +1,186 @@
+"""Submits a job: checks everything that can be, writes its files, queues it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+
+from etils import epath
+
+from dtrain import config, flag_fields
+from dtrain.errors import UserError
+from launch import (
+    kubernetes,
+    skypilot,
+    slurm,
+    snapshot,
+    storage,
+    submission,
+    vertex,
+)
+from launch.job import QUEUED, RUNNING, Job, Options, Plan
+
+# What each of them has is in `job`.
+BACKENDS: dict[str, ModuleType] = {
+    "slurm": slurm,
+    "kubernetes": kubernetes,
+    "vertex": vertex,
+    "skypilot": skypilot,
+}
+
+
+def run(options: Options, arguments: Sequence[str]) -> None:
+    """Submits a job, and says under which name.
+
+    Args:
+        options: the flags in front of the --.
+        arguments: those behind it.
+
+    Raises:
+        UserError: the job cannot be, or its scheduler does not take it.
+        StorageError: its files cannot be written.
+    """
+    job = make_job(options, arguments, int(time.time()))
+    plan = BACKENDS[options.backend].plan(job)
+    if options.dry_run:
+        print(plan.describe(job.directory))
+        print(f"\n{job.estimate()}")
+        return
+    _check_alone(job.record_dir)
+    print(job.estimate(), flush=True)
+    # Takes seconds in a large repository, and the job would not be written down
+    # if it was interrupted.
+    versions = snapshot.versions(job.workdir)
+    job_id = _submit(job, plan)
+    # First of all, for nobody else knows its number.
+    print(
+        f"submitted {job.name} as job {job_id}; python -m launch.main status, "
+        f"logs or stop --run_dir={shlex.quote(job.record_dir)}",
+        flush=True,
+    )
+    made = submission.make(job, plan, job_id, versions)
+    submission.write(made, job.record_dir)
+
+
+def make_job(
+    options: Options, arguments: Sequence[str], submitted_secs: int
+) -> Job:
+    """Makes the job that a command line describes.
+
+    Args:
+        options: the flags in front of the --.
+        arguments: those behind it.
+        submitted_secs: when, in seconds since 1970.
+
+    Raises:
+        UserError: a flag behind the -- is wrong, or contradicts one of ours.
+    """
+    parsed = config.parse(["dtrain.main", *arguments])
+    _check_strategy(options, parsed)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(submitted_secs))
+    job = Job(
+        options=options,
+        # A file of flags may be another one when the job is queued again.
+        arguments=flag_fields.expand(arguments),
+        parsed=parsed,
+        directory="",
+        workdir=_workdir(),
+        python=sys.executable,
+        submitted_secs=submitted_secs,
+    )
+    directory = os.path.join(submission.place(job.record_dir), stamp)
+    return dataclasses.replace(job, directory=submission.absolute(directory))
+
+
+def _workdir() -> str:
+    """Returns the directory that the job is submitted from.
+
+    Raises:
+        UserError: it has been removed.
+    """
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"this directory cannot be worked in ({error.strerror}); change to "
+            "that of your code"
+        ) from error
+
+
+def _check_strategy(options: Options, parsed: config.Config) -> None:
+    if options.num_nodes > 1 and parsed.strategy not in (
+        "default",
+        "multi_worker",
+    ):
+        raise UserError(
+            f"strategy ({parsed.strategy}) runs on one machine; with "
+            f"num_nodes ({options.num_nodes}) leave it out"
+        )
+
+
+def _check_alone(record_dir: str) -> None:
+    """Checks that no other job trains this run.
+
+    Raises:
+        UserError: one waits, or runs.
+    """
+    found = submission.read(record_dir)
+    if found is None:
+        return
+    for state in BACKENDS[found.backend].states(found):
+        if state.phase in (QUEUED, RUNNING):
+            raise UserError(
+                f"run_dir ({record_dir}) has a job already, {found.job_id}: "
+                f"{state.details}; end it with python -m launch.main stop "
+                f"--run_dir={record_dir}, or name another run_dir"
+            )
+
+
+def _submit(job: Job, plan: Plan) -> str:
+    """Writes the files and submits; returns the job's id.
+
+    Raises:
+        UserError: the scheduler does not take the job; no file is left.
+        StorageError: a file cannot be written, or it is not known whether the
+            scheduler has taken the job.
+    """
+    place = epath.Path(submission.place(job.record_dir))
+    with storage.access(place):
+        # The run's directory too, if it is made for this.
+        made = [each for each in (place, place.parent) if not each.exists()]
+    try:
+        _write(job, plan)
+    except BaseException:
+        _remove(job, made)
+        raise
+    try:
+        return BACKENDS[job.options.backend].submit(job, plan)
+    except UserError:
+        # After any other error the job may be queued, and need its files.
+        _remove(job, made)
+        raise
+
+
+def _remove(job: Job, made: Sequence[epath.Path]) -> None:
+    with storage.access(job.directory):
+        epath.Path(job.directory).rmtree(missing_ok=True)
+        for each in made:
+            if each.exists() and not any(each.iterdir()):
+                each.rmdir()
+
+
+def _write(job: Job, plan: Plan) -> None:
+    directory = epath.Path(job.directory)
+    found = snapshot.find(job.workdir) if plan.has_code else {}
+    with storage.access(directory):
+        storage.make_directory(directory)
+        for name, text in plan.files.items():
+            # A name that the file system has may be no UTF-8.
+            (directory / name).write_bytes(os.fsencode(text))
+        if plan.has_code:
+            snapshot.write(found, os.path.join(job.directory, "code"))

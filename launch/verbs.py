@@ -1,0 +1,184 @@
+"""What one does with a job that was submitted: status, logs, stop, list."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from dtrain import errors, flag_fields
+from dtrain.errors import UserError
+from launch import slurm, submission
+from launch.job import QUEUED, RUNNING, UNKNOWN, State
+from launch.submission import Submission
+from launch.submit import BACKENDS
+
+_POLL_SECS = 2.0
+_ASK_EVERY_SECS = 5.0
+_RUN_DIR = {"run_dir": ("", "Directory of the run, or its record_dir.")}
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Says how the job of a run is, and how far the run."""
+    found = _find(flag_fields.parse_flags(arguments, _RUN_DIR)["run_dir"])
+    print(f"{found.name}  {found.backend}  submitted {found.submitted}")
+    for state in _states(found):
+        print(f"{state.phase}  {state.details}")
+    for run_dir in found.run_dirs:
+        progress = _progress(run_dir)
+        if progress:
+            print(f"{run_dir}: {progress}")
+    return errors.FINISHED
+
+
+def logs(arguments: Sequence[str]) -> int:
+    """Prints what the workers say."""
+    known = {**_RUN_DIR, "follow": (False, "Goes on until the job is over.")}
+    values = flag_fields.parse_flags(arguments, known)
+    found = _find(values["run_dir"])
+    # A scheduler does not like to be asked twice a second.
+    asked_at, over = -math.inf, False
+
+    def is_over() -> bool:
+        nonlocal asked_at, over
+        if time.monotonic() - asked_at >= _ASK_EVERY_SECS:
+            over = not _is_any(found, QUEUED, RUNNING, missed=True)
+            asked_at = time.monotonic()
+        return over
+
+    BACKENDS[found.backend].show_logs(found, values["follow"], is_over)
+    return errors.FINISHED
+
+
+def stop(arguments: Sequence[str]) -> int:
+    """Lets the run save and end, then takes the job out of its queue."""
+    record_dir = flag_fields.parse_flags(arguments, _RUN_DIR)["run_dir"]
+    found = _find(record_dir)
+    if len(found.run_dirs) > 1 and _is_any(found, QUEUED):
+        # Of a sweep: else one that ends lets the next one start.
+        slurm.cancel_queued(found)
+    run_dirs = found.run_dirs if _is_any(found, RUNNING) else ()
+    untold = [run_dir for run_dir in run_dirs if not _tell(run_dir)]
+    if len(untold) < len(run_dirs):
+        print(f"{found.name} saves and ends", flush=True)
+        while _is_any(found, RUNNING, missed=True):
+            time.sleep(_POLL_SECS)
+            # One of a sweep that had no directory yet.
+            untold = [run_dir for run_dir in untold if not _tell(run_dir)]
+    if _is_any(found, QUEUED, RUNNING):
+        BACKENDS[found.backend].cancel(found)
+    print(f"{found.name} is not started again; {_states(found)[0].details}")
+    return errors.FINISHED
+
+
+def list_jobs(arguments: Sequence[str]) -> int:
+    """Prints a line for each job of the runs in a directory."""
+    known = {"run_dir": ("runs", "Directory of the runs.")}
+    values = flag_fields.parse_flags(arguments, known)
+    found = submission.find(os.path.expanduser(values["run_dir"]))
+    if not found:
+        print(f"no run in {values['run_dir']} was submitted")
+        return errors.FINISHED
+    rows = [("job", "backend", "name", "how", "submitted", "run")]
+    for each in found:
+        try:
+            phases = sorted({state.phase for state in _states(each)})
+        except UserError as error:
+            # The others have another scheduler, or it answers again.
+            print(f"{each.name}: {error}", file=sys.stderr)
+            phases = [UNKNOWN]
+        rows.append(
+            (
+                each.job_id,
+                each.backend,
+                each.name,
+                "+".join(phases),
+                each.submitted,
+                # Of a sweep, the directory of all; `gs://` is no path to it.
+                os.path.commonpath(each.run_dirs)
+                if len(each.run_dirs) > 1
+                else each.run_dirs[0],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(
+            text.ljust(width) for text, width in zip(row, widths, strict=True)
+        )
+        print(line.rstrip())
+    return errors.FINISHED
+
+
+def _find(record_dir: str) -> Submission:
+    if not record_dir:
+        raise UserError("run_dir is missing; use --run_dir=DIR")
+    found = submission.read(os.path.expanduser(record_dir))
+    if found is None:
+        raise UserError(
+            f"run_dir ({record_dir}) has no job; name the run_dir, or the "
+            "record_dir, that it was submitted with"
+        )
+    return found
+
+
+def _states(found: Submission) -> list[State]:
+    return BACKENDS[found.backend].states(found)
+
+
+def _is_any(
+    found: Submission, *phases: str, missed: bool | None = None
+) -> bool:
+    """Tells whether a run of a job is in one of some phases.
+
+    Args:
+        found: the job.
+        phases: which.
+        missed: what is returned while the scheduler does not answer, which a
+            line tells; None raises.
+
+    Raises:
+        UserError: the scheduler does not answer.
+    """
+    try:
+        return any(state.phase in phases for state in _states(found))
+    except UserError as error:
+        if missed is None:
+            raise
+        print(f"{found.name}: {error}", file=sys.stderr)
+        return missed
+
+
+def _tell(run_dir: str) -> bool:
+    """Writes the stop file; returns whether there is a run to be stopped.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "dtrain.stop", f"--run_dir={run_dir}"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode not in (errors.FINISHED, errors.USER_ERROR):
+        raise errors.StorageError(done.stderr.strip()[-300:])
+    return done.returncode == errors.FINISHED
+
+
+def _progress(run_dir: str) -> str:
+    """Says how far a run on a disk is; empty where that cannot be seen."""
+    path = os.path.join(run_dir, "metrics.jsonl")
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - (1 << 16)))
+            # The last one may be written at this moment.
+            lines = file.read().split(b"\n")[-3:]
+        ago = time.time() - os.path.getmtime(path)
+        step = max(json.loads(line)["step"] for line in lines[:-1] if line)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"step {step:,}, {ago:.0f} s ago"

@@ -1,0 +1,235 @@
+"""What `--dry_run` prints, and what is refused before anything is submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import sys
+import time
+
+import pytest
+
+from dtrain import errors
+from launch import local, main, submit
+from launch.job import Options
+from tests import build_files, plans
+
+GOLDEN = build_files.ROOT / "tests" / "golden"
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        (backend, name)
+        for backend in plans.COMMANDS
+        for name in plans.COMMANDS[backend]
+    ],
+)
+def test_a_dry_run_prints_what_is_in_the_file(
+    backend: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """DTRAIN_WRITE_GOLDEN=1 writes the files anew."""
+    monkeypatch.setattr(time, "time", lambda: plans.SECS + 0.5)
+    monkeypatch.setattr(os, "getcwd", lambda: plans.WORKDIR)
+    monkeypatch.setattr(sys, "executable", plans.PYTHON)
+    monkeypatch.setattr(
+        local, "free_ports", lambda count: list(range(2000, 2000 + count))
+    )
+    typed = ["main", "--dry_run", *plans.command_line(backend, name)]
+    assert main.run(typed, {}) == errors.FINISHED
+    text = capsys.readouterr().out
+    path = GOLDEN / backend / f"{name}.txt"
+    if os.environ.get("DTRAIN_WRITE_GOLDEN") == "1":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_every_file_is_of_a_command() -> None:
+    files = {path.relative_to(GOLDEN) for path in GOLDEN.rglob("*.*")}
+    assert files == {
+        pathlib.Path(backend, f"{name}.txt")
+        for backend, commands in plans.COMMANDS.items()
+        for name in commands
+    }
+
+
+@pytest.mark.parametrize("backend", plans.COMMANDS)
+def test_every_flag_is_in_a_file(backend: str) -> None:
+    typed = {"dry_run"}
+    for name in plans.COMMANDS[backend]:
+        flags = plans.command_line(backend, name)
+        for flag in flags[: flags.index("--")]:
+            typed.add(flag.removeprefix("--").partition("=")[0])
+    missing = [
+        each.name
+        for each in dataclasses.fields(Options)
+        if backend in each.metadata["backends"]
+        and not {each.name, f"no{each.name}"} & typed
+    ]
+    assert not missing, (
+        f"no plan of --backend={backend} has {', '.join(missing)}; add the "
+        "flag to a command of tests/plans.py, and write the file by "
+        "DTRAIN_WRITE_GOLDEN=1"
+    )
+
+
+ON_STORE = " -- --run_dir=gs://bucket/a"
+ON_DISK = " -- --run_dir=runs/a"
+KUBERNETES = "--backend=kubernetes --image=registry/dtrain:1 "
+VERTEX = (
+    "--backend=vertex --project=p --region=europe-west4 "
+    "--machine_type=n1-standard-8 --image=registry/dtrain:1 "
+)
+SKYPILOT = "--backend=skypilot "
+IS_FLAG_OF = "is a flag of --backend="
+BROKEN = {
+    "--backend=pbs" + ON_DISK: "backend (pbs) must be one of local, slurm, "
+    "kubernetes, vertex, skypilot",
+    "--num_nodes=2" + ON_DISK: f"num_nodes {IS_FLAG_OF}slurm or kubernetes or "
+    "vertex or skypilot; with local leave it out",
+    "--num_workers=2 --min_workers=3" + ON_DISK: "min_workers (3) must be "
+    "between 0 and 2",
+    "--backend=slurm" + ON_STORE: "record_dir (gs://bucket/a) must be on a "
+    "disk that all nodes see; name one with --record_dir",
+    r"--backend=slurm -- --run_dir='/runs/a\b'": r"record_dir (/runs/a\b) must "
+    "have no backslash, which Slurm takes for its own; name another with "
+    "--record_dir",
+    "--backend=slurm --name=My_Job" + ON_DISK: "name (My_Job) must be of a-z, "
+    "0-9 and -, begin with a letter, end with no -, and have at most 50 of "
+    "them",
+    "--backend=slurm --num_nodes=0" + ON_DISK: "num_nodes (0) must be at least "
+    "1",
+    "--backend=slurm --max_hours=inf" + ON_DISK: "max_hours (inf) must be a "
+    "finite number",
+    "--backend=slurm --num_nodes=2" + ON_DISK + " --strategy=mirrored": (
+        "strategy (mirrored) runs on one machine; with num_nodes (2) leave it "
+        "out"
+    ),
+    "--backend=slurm --gpu_type=a100" + ON_DISK: "gpu_type (a100) needs "
+    "--gpus_per_node, how many",
+    "--backend=slurm --sweep=seed" + ON_DISK: "sweep (seed) must be of the "
+    "form flag=value,value",
+    f"--backend=slurm --sweep=seed={','.join(map(str, range(1001)))}"
+    + ON_DISK: (
+        "sweep makes 1,001 runs, and must make at most 1,000; submit parts of "
+        "it, in other run_dirs"
+    ),
+    f"--backend=slurm --sweep=dataset={'a' * 250}" + ON_DISK: (
+        f"sweep (dataset={'a' * 72}...) makes the name of a directory longer "
+        "than 255 bytes; take shorter values"
+    ),
+    "--backend=slurm --max_parallel=2" + ON_DISK: "max_parallel (2) is for "
+    "the runs of a sweep; add --sweep, or leave it out",
+    "--backend=slurm --container_image=i --record_dir=/jobs -- "
+    "--run_dir=/runs/a,b": "container_image mounts /runs/a,b, which must have "
+    "no , and no :, as these separate mounts; take another directory",
+    "--backend=slurm --sweep=num_steps=10,0" + ON_DISK: "num_steps (0) must be "
+    "at least 1",
+    "--backend=slurm --partitoin=gpu" + ON_DISK: "there is no flag "
+    "--partitoin; did you mean --partition? --help lists them all; the flags "
+    "of dtrain.main go after --",
+    "--backend=slurm" + ON_DISK + " --num_step=3": "there is no flag "
+    "--num_step; did you mean --num_steps? --help lists them all",
+    "--backend=kubernetes" + ON_STORE: "image is missing; build one with "
+    "launch/Dockerfile and use --image=REGISTRY/NAME:TAG",
+    KUBERNETES + ON_DISK: "run_dir (runs/a) would be lost with its pod; use "
+    "gs://BUCKET/DIR, or --volume_claim=CLAIM:/PATH and a directory below "
+    "/PATH",
+    KUBERNETES + "--volume_claim=c:/d -- --run_dir=/d/a": "run_dir (/d/a) is "
+    "on a volume claim, which only the pods see; add --record_dir=DIR, where "
+    "this machine writes the job down",
+    KUBERNETES + "--volume_claim=c" + ON_STORE: "volume_claim (c) must be of "
+    "the form CLAIM:/PATH",
+    KUBERNETES + "--node_selector='zone=a b'" + ON_STORE: "node_selector "
+    "(zone=a b) must be a label of Kubernetes: letters, digits, -, _ and ., 63 "
+    "at most, and a domain with / in front of its name if it has one",
+    KUBERNETES + "--namespace=My" + ON_STORE: "namespace (My) must be of a-z, "
+    "0-9 and -, with a letter or digit at both ends, and have at most 63 of "
+    "them",
+    KUBERNETES + "--gpu_type=nvidia-l4" + ON_STORE: "gpu_type (nvidia-l4) "
+    "needs --gpus_per_node, how many",
+    KUBERNETES + "--max_hours=1" + ON_STORE + " --stop_after_secs=60": (
+        "max_hours (1) sets stop_after_secs (60); leave one of them out"
+    ),
+    KUBERNETES + "--grace_secs=30" + ON_STORE + " --grace_secs=31": (
+        "grace_secs (31) of dtrain.main must not be more than that of the job "
+        "(30), after which its pods are killed"
+    ),
+    "--backend=vertex" + ON_STORE: "project is missing; --backend=vertex needs "
+    "--project",
+    VERTEX + ON_DISK: "run_dir (runs/a) must be on gs://, where the next "
+    "machines find it; use --run_dir=gs://BUCKET/DIRECTORY",
+    VERTEX + ON_STORE[1:] + " --checkpoint_dir=/tmp/a": "checkpoint_dir "
+    "(/tmp/a) must be on gs://, where the next machines find it; use "
+    "--checkpoint_dir=gs://BUCKET/DIRECTORY",
+    VERTEX + "--gpus_per_node=8" + ON_STORE: "gpus_per_node (8) needs "
+    "--gpu_type, which vertex has no default for",
+    VERTEX + "--gpus_per_node=8 --gpu_type=a100" + ON_STORE: "gpu_type (a100) "
+    "must be as in NVIDIA_TESLA_A100",
+    VERTEX + "--region='europe west4'" + ON_STORE: "region ('europe west4') "
+    "must be as in europe-west4",
+    VERTEX + "--image='a b'" + ON_STORE: "image ('a b') must be as in "
+    "registry/name:tag",
+    VERTEX + "--max_requeues=3" + ON_STORE: f"max_requeues {IS_FLAG_OF}slurm "
+    "or kubernetes or skypilot; with vertex leave it out",
+    SKYPILOT + "-- --run_dir=s3://bucket/a": "run_dir (s3://bucket/a) must be "
+    "on gs://, where the next machines find it; use "
+    "--run_dir=gs://BUCKET/DIRECTORY",
+    SKYPILOT + "--gpu_type=A100" + ON_STORE: "gpu_type (A100) needs "
+    "--gpus_per_node, how many",
+    SKYPILOT + "--max_hours=4" + ON_STORE: f"max_hours {IS_FLAG_OF}slurm or "
+    "kubernetes or vertex; with skypilot leave it out",
+}
+
+
+@pytest.mark.parametrize("typed", BROKEN)
+def test_a_mistake_is_one_line_and_nothing_is_submitted(
+    typed: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No scheduler is asked: its program would be missing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        errors.exit_with(lambda: main.run(["main", *shlex.split(typed)], {}))
+    assert ended.value.code == errors.USER_ERROR
+    said = capfd.readouterr()
+    assert said.err == f"error: {BROKEN[typed]}\n"
+    assert not said.out
+    assert not list(tmp_path.iterdir())
+
+
+def commands_of_pages() -> list[str]:
+    """Submissions of the documentation, each on one line."""
+    root = build_files.ROOT
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = text.replace("\\\n", " ").splitlines()
+    begin = "    python -m launch.main --backend="
+    return [
+        line for line in lines if line.startswith(begin) and "|" not in line
+    ]
+
+
+def test_the_pages_have_commands_of_all() -> None:
+    text = "\n".join(commands_of_pages())
+    for backend in submit.BACKENDS:
+        assert f"--backend={backend} " in text
+
+
+@pytest.mark.parametrize("line", commands_of_pages())
+def test_commands_of_the_pages(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, program, *typed = shlex.split(line)
+    assert program == "launch.main"
+    assert main.run(["main", "--dry_run", *typed], {}) == errors.FINISHED
+    assert capsys.readouterr().out

@@ -1,0 +1,185 @@
+"""What is submitted to Slurm: the plan, and what bash makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+
+from dtrain import config
+from dtrain.errors import UserError
+from launch import slurm
+from launch.job import Job, Options, Plan
+from tests import plans, typed
+
+# In place of srun: says what it was called with, and ends with a given code.
+SRUN = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["SAID"], "w") as file:
+    json.dump([sys.argv[1:], os.getcwd()], file)
+sys.exit(int(os.environ["CODE"]))
+"""
+SCONTROL = '#!/bin/sh\necho "$@" >> "$SAID.scontrol"\n'
+MODULE = f"""#!{sys.executable}
+import json, os, sys
+with open(os.environ["SAID"] + ".module", "w") as file:
+    json.dump(sys.argv[1:], file)
+"""
+# Of directories, which a file system has and a shell would run.
+AWKWARD = "a 'b' \"$(touch canary)\" `touch canary` $HOME größe\n"
+PROGRAMS = {"srun": SRUN, "scontrol": SCONTROL, "module": MODULE}
+
+
+def job(arguments: tuple[str, ...] = (), **options: object) -> Job:
+    arguments = arguments or ("--run_dir=/runs/faces", "--num_steps=100")
+    return Job(
+        options=Options(backend="slurm", **options),
+        arguments=arguments,
+        parsed=config.parse(["dtrain.main", *arguments]),
+        directory="/runs/faces/launch/1",
+        workdir="/home/me/code",
+        python="/home/me/venv/bin/python",
+        submitted_secs=plans.SECS,
+    )
+
+
+def run_script(
+    plan: Plan, place: pathlib.Path, code: int = 0
+) -> tuple[list[str], int, str]:
+    """Runs a batch script; returns what srun got, the code, and scontrol's."""
+    place.mkdir(exist_ok=True)
+    for name, text in PROGRAMS.items():
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+    script = place / "job.sh"
+    script.write_bytes(os.fsencode(plan.files["job.sh"]))
+    said = place / "said"
+    done = subprocess.run(
+        ["bash", str(script)],
+        env={
+            "PATH": f"{place}:/usr/bin:/bin",
+            "SAID": str(said),
+            "CODE": str(code),
+            "SLURM_JOB_ID": "17",
+        },
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    [arguments, _] = json.loads(said.read_text())
+    asked = pathlib.Path(f"{said}.scontrol")
+    return (
+        arguments,
+        done.returncode,
+        asked.read_text() if asked.exists() else "",
+    )
+
+
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(run_dir=typed.words, model=typed.words, other=typed.words)
+@example(run_dir=typed.ALL, model=typed.ALL, other=typed.ALL)
+def test_what_bash_reads_is_what_was_typed(
+    run_dir: str, model: str, other: str, tmp_path: pathlib.Path
+) -> None:
+    arguments = (f"--run_dir=/r{run_dir}", f"--data_dir={model}")
+    place = tmp_path / "place"
+    workdir = tmp_path / AWKWARD
+    workdir.mkdir(exist_ok=True)
+    plan = slurm.plan(
+        dataclasses.replace(
+            job(arguments, sbatch_arg=(other,), module=(other,)),
+            directory=str(tmp_path / "job" / AWKWARD),
+            workdir=str(workdir),
+        )
+    )
+    said, code, _ = run_script(plan, place)
+    assert code == 0
+    assert said[said.index("--") + 1 :] == list(arguments)
+    assert json.loads((place / "said.module").read_text()) == ["load", other]
+    assert other in plan.submit
+    assert (tmp_path / "job" / AWKWARD / "logs" / "0").is_dir()
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_canary_would_be_seen(tmp_path: pathlib.Path) -> None:
+    arguments = ("--run_dir=/r", "--data_dir=$(touch canary)")
+    made = dataclasses.replace(
+        job(arguments), directory=str(tmp_path), workdir=str(tmp_path)
+    )
+    plan = slurm.plan(made)
+    text = plan.files["job.sh"].replace(f"'{arguments[1]}'", arguments[1])
+    broken = dataclasses.replace(plan, files={"job.sh": text})
+    said, _, _ = run_script(broken, tmp_path)
+    assert said[-1] == "--data_dir="
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_requeued"),
+    [
+        (0, False),
+        (75, True),
+        (76, True),
+        (78, False),
+        (70, False),
+        (137, False),
+    ],
+)
+def test_what_is_queued_again(
+    code: int, is_requeued: bool, tmp_path: pathlib.Path
+) -> None:
+    plan = slurm.plan(
+        dataclasses.replace(
+            job(), directory=str(tmp_path / "a b"), workdir=str(tmp_path)
+        )
+    )
+    _, found, asked = run_script(plan, tmp_path / "place", code)
+    assert found == code
+    assert asked == ("requeue 17\n" if is_requeued else "")
+
+
+def test_a_job_that_loses_nodes_is_queued_again_so_often(
+    tmp_path: pathlib.Path,
+) -> None:
+    plan = slurm.plan(
+        dataclasses.replace(
+            job(max_requeues=2),
+            directory=str(tmp_path / "job"),
+            workdir=str(tmp_path),
+        )
+    )
+    for _ in range(3):
+        _, code, asked = run_script(plan, tmp_path / "place", 76)
+        assert code == 76
+    assert asked == "requeue 17\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_hours": 0.03}, "must be at least 0.067"),
+        ({"max_hours": 1.0, "grace_secs": 1800.0}, "must be at least 2:"),
+        ({"sweep": ("seed=1,2,1",)}, "seed=1,2,1) has a value twice"),
+        ({"sweep": ("seed=1", "seed=2")}, "must be over different flags"),
+        ({"sweep": ("run_dir=a,b",)}, "not over run_dir"),
+        ({"sbatch_arg": ("--nodes=1",)}, "use --num_nodes"),
+        ({"sbatch_arg": ("-N1",)}, "use --num_nodes"),
+        ({"sbatch_arg": ("--array=0-3",)}, "use --sweep"),
+        ({"sbatch_arg": ("--job-name=JobState=COMPLETED",)}, "use --name"),
+    ],
+)
+def test_what_would_be_another_job(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        slurm.plan(job(**options))
