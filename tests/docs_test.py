@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -12,12 +13,22 @@ import time
 import pytest
 
 from dtrain import errors
+from dtrain.config import Config
+from launch.job import Options
 from tests import runs
 
 PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))
 
 # How a block says what it is: `# my_model.py, used by --model=my_model:make`.
 HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
+
+
+# Flags of the smaller programs, and of programs that are not ours. One with a
+# hyphen in it is never ours.
+SMALLER = {"follow", "help", "output", "num_images", "wait", "write"}
+SMALLER |= {"faults", "num_kills", "rounds", "secs"}
+SMALLER |= {"again_code", "is_encoded", "log_dir"}
+OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}
 
 
 # Whole programs: weights.py is run in `readme_test`, fit.py in a test below.
@@ -107,3 +118,14 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
             r"\]\((?!https?:)([^)#]+)\)", page.read_text()
         ):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_flags_of_the_documentation_are_flags() -> None:
+    fields = [
+        each for kind in (Config, Options) for each in dataclasses.fields(kind)
+    ]
+    known = {each.name for each in fields} | SMALLER | OTHERS
+    known |= {f"no{each.name}" for each in fields if each.type == "bool"}
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w-])--(\w+)(?![\w-])", page.read_text()):
+            assert name in known, (page.name, name)
