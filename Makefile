@@ -12,7 +12,7 @@ SOURCES := dtrain launch tests
 # Notices about this machine's CPU and the absence of a GPU are no errors.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help train test chaos lint format lock clean
+.PHONY: help train test clients chaos lint format lock clean
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,7 +21,9 @@ train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where 
 	@$(RUN) -m dtrain.main --strategy=mirrored $(FLAGS)
 
 test: $(VENV)/tests.stamp ## Runs every test, with coverage.
-	$(RUN) -m pytest -n 2 --dist=loadfile --cov=dtrain
+	$(RUN) -m pytest -n 2 --dist=loadfile --no-loadscope-reorder --cov=dtrain
+
+clients: $(VENV)/clients/vertex.stamp $(VENV)/clients/skypilot.stamp ## Installs the optional libraries that more tests use, 0.5 GB.
 
 chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off.
 	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 DTRAIN_NUM_SIGNALS=50 \
@@ -46,10 +48,14 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --no-config --universal \
     --python-version 3.10 --generate-hashes --no-emit-index-url \
     --no-emit-find-links
 
-lock: $(VENV)/tests.stamp ## Writes both locks from both requirements.txt.
+lock: $(VENV)/tests.stamp ## Writes the locks from the requirements.
 	$(COMPILE) requirements.txt -o requirements.lock
 	$(COMPILE) -c requirements.lock tests/requirements.txt \
 	    -o tests/requirements.lock
+	$(COMPILE) -c requirements.lock tests/vertex_requirements.txt \
+	    -o tests/vertex_requirements.lock
+	$(COMPILE) tests/skypilot_requirements.txt \
+	    -o tests/skypilot_requirements.lock
 
 clean: ## Removes what make and the tools wrote; runs stay.
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .pytest_cache \
@@ -63,6 +69,14 @@ $(VENV)/tests.stamp: tests/requirements.lock
 
 $(VENV)/runtime.stamp: requirements.lock
 	$(call install,requirements.lock)
+	@touch $@
+
+# Each in an environment of its own: they contradict TensorFlow's versions.
+$(VENV)/clients/%.stamp: tests/%_requirements.lock $(VENV)/tests.stamp
+	$(VENV)/bin/uv venv --quiet --no-config --clear --python $(RUN) \
+	    $(VENV)/clients/$*
+	$(VENV)/bin/uv pip sync --quiet --no-config --require-hashes \
+	    --python $(VENV)/clients/$*/bin/python $<
 	@touch $@
 
 # --no-deps: the lock is complete, and pip 23 takes a package with an extra for
