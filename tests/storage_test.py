@@ -45,8 +45,8 @@ def test_a_job_takes_its_code_and_the_lock_along(
     snapshot.write(snapshot.find(str(tmp_path)), str(tmp_path / "copy"))
     names = (
         "mine/model.py",
-        "dtrain/main.py",
-        "launch/node.py",
+        "dtrain/errors.py",
+        "launch/storage.py",
         snapshot.RUNNER,
     )
     for name in names:
