@@ -7,6 +7,8 @@ FLAGS ?= --conditional
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Behind a proxy the system knows whom to trust, and uv by itself does not.
+UV := $(VENV)/bin/uv --quiet --no-config --system-certs
 SOURCES := dtrain launch tests
 
 # Notices about this machine's CPU and the absence of a GPU are no errors.
@@ -44,9 +46,8 @@ format: $(VENV)/tests.stamp ## Formats the code and rewrites the BUILD files.
 	$(VENV)/bin/ruff format $(SOURCES)
 	$(RUN) -m tests.build_files --write
 
-COMPILE := $(VENV)/bin/uv pip compile --quiet --no-config --universal \
-    --python-version 3.10 --generate-hashes --no-emit-index-url \
-    --no-emit-find-links
+COMPILE := $(UV) pip compile --universal --python-version 3.10 \
+    --generate-hashes --no-emit-index-url --no-emit-find-links
 
 lock: $(VENV)/tests.stamp ## Writes the locks from the requirements.
 	$(COMPILE) requirements.txt -o requirements.lock
@@ -73,9 +74,8 @@ $(VENV)/runtime.stamp: requirements.lock
 
 # Each in an environment of its own: they contradict TensorFlow's versions.
 $(VENV)/clients/%.stamp: tests/%_requirements.lock $(VENV)/tests.stamp
-	$(VENV)/bin/uv venv --quiet --no-config --clear --python $(RUN) \
-	    $(VENV)/clients/$*
-	$(VENV)/bin/uv pip sync --quiet --no-config --require-hashes \
+	$(UV) venv --clear --python $(RUN) $(VENV)/clients/$*
+	$(UV) pip sync --require-hashes \
 	    --python $(VENV)/clients/$*/bin/python $<
 	@touch $@
 
