@@ -130,6 +130,8 @@ class GAN:
     ) -> None:
         """Builds everything in the strategy's scope. Every worker calls this.
 
+        Seeds Keras: the weights follow from the settings alone.
+
         Args:
             config: the run's settings.
             strategy: the strategy whose replicas train.
@@ -144,6 +146,10 @@ class GAN:
         self._micro_batches = strategies.check_batch(config, strategy)
         self.metric_names: tuple[str, ...] = ()
         make = registry.load(config.model)
+        # Here, and no earlier: whatever draws from Python's own generator in
+        # between, as TFDS does when it prepares a data set for the first time,
+        # would be in the weights, and a later start would have others.
+        keras.utils.set_random_seed(config.seed)
         with strategy.scope():
             self.networks = registry.build(
                 make, config, image_shape, num_classes

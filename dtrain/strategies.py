@@ -39,8 +39,8 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     """Builds the strategy and sets up TensorFlow for the run.
 
     To be called once, before anything else touches a device: it splits the
-    CPU, seeds Keras and sets the precision. Every worker calls this; with
-    `multi_worker` it returns when all are there.
+    CPU and sets the precision. Every worker calls this; with `multi_worker`
+    it returns when all are there.
 
     Args:
         config: the run's settings.
@@ -60,7 +60,6 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
             "unset it"
         )
     devices = _devices(config)
-    keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     # In a loop it fails on the gradients of a fused convolution and says so,
     # once for each trace; what it would fuse is a few per cent of inference.

@@ -212,7 +212,6 @@ def test_exchange_hides_nothing_that_is_not_finite(num_replicas: int) -> None:
 def build(
     config: Config, num_replicas: int, source: sources.Source
 ) -> tuple[gan_lib.GAN, tf.distribute.Strategy]:
-    keras.utils.set_random_seed(config.seed)
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     return gan, strategy

@@ -57,6 +57,20 @@ def digest(run_dir: pathlib.Path, step: int) -> str:
     return checkpoint_reader.digest(f"{run_dir}/checkpoints/ckpt-{step}")
 
 
+def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
+    """It prepares the data set, for which TFDS draws a random name."""
+    digests = []
+    for name in ("first", "second"):
+        code, output = runs.run(
+            "dtrain.main",
+            *flags(tmp_path / name, num_steps=2),
+            f"--data_dir={tmp_path / 'data'}",
+        )
+        assert code == errors.FINISHED, output
+        digests.append(digest(tmp_path / name, 2))
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_run_killed_at_a_random_moment(
     strategy: str, tmp_path: pathlib.Path
