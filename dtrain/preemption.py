@@ -47,6 +47,8 @@ _GCE_KEYS = {
     "instance/maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
 }
 
+_STOP_FILE = "the stop file"
+
 # An allocation ends for all its processes at once, and a save may be slow.
 _LEAST_LEAD_SECS = 60.0
 
@@ -111,6 +113,7 @@ class Watcher:
         self._grace_secs = grace_secs
         self._environment = environment
         self._on_notice: Callable[[], object] | None = None
+        self._has_file: Callable[[], bool] = lambda: False
         self.before_end: Callable[[], object] = lambda: None
         self._limits: list[_Limit] = []
         if stop_after_secs > 0:
@@ -197,6 +200,7 @@ class Watcher:
             every_secs: seconds between two looks.
             exists: tells whether there is one; it must not raise.
         """
+        self._has_file = lambda: exists(path)
         self._run(self._look_for_file, path, every_secs, exists)
 
     def begin(self, on_notice: Callable[[], object] | None = None) -> None:
@@ -215,8 +219,11 @@ class Watcher:
         Args:
             is_over: that worker's.
         """
-        if not self._notices:
-            self._add(status.ANOTHERS_NOTICE, is_over, False)
+        if self._notices:
+            return
+        # Of those who look for the file, another one may have come first.
+        name = _STOP_FILE if self._has_file() else status.ANOTHERS_NOTICE
+        self._add(name, is_over, False)
 
     def close(self) -> None:
         """Stops watching; puts the previous handlers back. Idempotent.
@@ -345,7 +352,7 @@ class Watcher:
         while not exists(path):
             if self._closed.wait(every_secs):
                 return
-        self._add("the stop file", True, False)
+        self._add(_STOP_FILE, True, False)
         self._wake()
 
     def _ask_gce(self, key: str, value: str) -> None:

@@ -288,6 +288,28 @@ def test_stop_file_of_a_store() -> None:
     assert looks == ["gs://a/stop"] * 3
 
 
+@pytest.mark.parametrize(
+    ("is_there", "notice"),
+    [(True, "the stop file"), (False, "another worker's notice")],
+)
+def test_another_worker_was_told_first(is_there: bool, notice: str) -> None:
+    has_looked = threading.Event()
+    written = False
+
+    def exists(path: str) -> bool:
+        try:
+            return written and path == "/stop"
+        finally:
+            has_looked.set()
+
+    with watching() as watcher:
+        watcher.look_for("/stop", 60.0, exists)
+        assert has_looked.wait(60)
+        written = is_there
+        watcher.hear(is_over=True)
+        assert watcher.notice == notice
+
+
 def test_file_system_that_hangs_delays_no_signal(start: Start) -> None:
     look = "watcher.look_for('/x', 1.0, lambda path: stuck())"
     child = start("{}", f"{look}; {BEGUN}")
