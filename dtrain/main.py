@@ -61,10 +61,12 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         started_secs = ledger.process_start_secs()
         _look_for_stop_file(parsed.run_dir, watcher, started_secs)
         # Another strategy is a mistake, which nobody need wait for.
-        if parsed.strategy == "multi_worker":
-            rendezvous.meet(
-                workers, parsed.start_timeout_secs, lambda: watcher.requested
-            )
+        if parsed.strategy == "multi_worker" and not rendezvous.meet(
+            workers, parsed.start_timeout_secs, lambda: watcher.requested
+        ):
+            # TensorFlow would wait for workers that are not there, and let no
+            # other thread run meanwhile: not the one that ends the process.
+            watcher.wait_for_end()
         return train.train(parsed, workers, watcher, dog, leave)
 
 

@@ -213,6 +213,11 @@ class Watcher:
         self._has_begun = True
         self._wake()
 
+    def wait_for_end(self) -> NoReturn:
+        """Waits for the end of a process that was told before `begin`."""
+        while True:
+            time.sleep(60)
+
     def hear(self, is_over: bool) -> None:
         """Takes another worker's notice for this one's, if it has none.
 

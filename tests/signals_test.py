@@ -10,6 +10,9 @@ import pathlib
 import random
 import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -122,6 +125,47 @@ def test_stop_program_and_the_next_start(tmp_path: pathlib.Path) -> None:
     code, output = runs.finish(process)
     assert code == errors.RUN_AGAIN, output
     assert "stopped by SIGTERM and saved" in output
+
+
+SLOW_END = """
+import sys, time
+from dtrain import errors, main
+end = errors.end
+def late(*arguments):
+    # Any other thread may run first; this one may be the last to go on.
+    time.sleep(3)
+    end(*arguments)
+errors.end = late
+main.main()
+"""
+
+
+def test_told_while_it_waits_for_the_others(tmp_path: pathlib.Path) -> None:
+    """Without them TensorFlow would hold the interpreter until they come."""
+    with socket.create_server(("127.0.0.1", 0)) as chief:
+        workers = f"127.0.0.1:{chief.getsockname()[1]},127.0.0.1:1"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", SLOW_END, "--strategy=multi_worker"),
+                *flags(tmp_path / "run"),
+            ],
+            env=runs.environment(
+                DTRAIN_WORKERS=workers, DTRAIN_WORKER_INDEX="1"
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        chief.settimeout(120)
+        # A chief that takes the call, and says nothing.
+        with chief.accept()[0]:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code, output = runs.finish(process, 60)
+            finally:
+                process.kill()
+    assert code == errors.RUN_AGAIN, output
+    assert "before the first steps were done: nothing to save" in output
 
 
 def test_one_worker_alone_is_told(tmp_path: pathlib.Path) -> None:
