@@ -1,6 +1,6 @@
 """A directory of checkpoints, each of which is there whole or not at all.
 
-    ckpt-<step>.data-00000-of-00001   TensorFlow's own format
+    ckpt-<step>.data-00000-of-00001   TensorFlow's own format; may be several
     ckpt-<step>.index
     ckpt-<step>.json                  the manifest; with it, it is committed
     checkpoint                        for stock TensorFlow; never trusted here
@@ -27,17 +27,16 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import tensorflow as tf
 
 from dtrain import files, manifest
 from dtrain.manifest import DamagedError, Manifest
-from dtrain.snapshot import Snapshot
 
-# What is in a file of a checkpoint, after `ckpt-<step>.`; a manifest is last.
-DATA, INDEX, MANIFEST = "data-00000-of-00001", "index", "json"
+# What is in a file of a checkpoint, after `ckpt-<step>.` and beside the data;
+# a manifest is last.
+INDEX, MANIFEST = "index", "json"
 
 # Says that a file on a disk is not what was written. What a full memory makes
 # of a good one is not among them.
@@ -53,6 +52,14 @@ _DAMAGE = (
 )
 _UNREADABLE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 _BATCH_BYTES = 64 << 20
+
+
+class Writable(Protocol):
+    """A state that can be written."""
+
+    def write(self, prefix: str) -> Mapping[str, manifest.Tensor]:
+        """Writes `<prefix>.index` and its data; see `Snapshot.write`."""
+        ...
 
 
 class CheckpointDirectory:
@@ -112,14 +119,14 @@ class CheckpointDirectory:
     def commit(
         self,
         step: int,
-        snapshot: Snapshot,
+        state: Writable,
         facts: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Writes a snapshot.
+        """Writes a state.
 
         Args:
             step: the steps that are done.
-            snapshot: the state.
+            state: what is written.
             facts: fields of `Manifest` beyond those of the state: metrics,
                 log, run.
 
@@ -132,11 +139,12 @@ class CheckpointDirectory:
         """
 
         def stage(prefix: str) -> Manifest:
-            tensors = snapshot.write(prefix)
+            tensors = state.write(prefix)
             index = files.read(f"{prefix}.{INDEX}") or b""
+            written = glob.glob(f"{glob.escape(prefix)}.*")
             sizes = {
-                suffix: files.size(f"{prefix}.{suffix}") or 0
-                for suffix in (DATA, INDEX)
+                path.removeprefix(f"{prefix}."): os.path.getsize(path)
+                for path in sorted(written)
             }
             return Manifest(
                 step=step,
@@ -163,7 +171,7 @@ class CheckpointDirectory:
         """
 
         def stage(staged: str) -> Manifest:
-            for suffix in (DATA, INDEX):
+            for suffix in made.sizes:
                 files.move(f"{prefix}.{suffix}", f"{staged}.{suffix}")
             return made
 
@@ -189,14 +197,14 @@ class CheckpointDirectory:
         staged = f"{staging}/ckpt-{step}"
         made = stage(staged)
         if not files.is_remote(self.path):
-            for suffix in (DATA, INDEX):
+            for suffix in made.sizes:
                 files.sync(f"{staged}.{suffix}")
         if step in self.steps():
             self._withdraw(step)
         intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
         files.write(intent, made.encode())
         place = files.copy if files.is_remote(self.path) else files.move
-        for suffix in (DATA, INDEX):
+        for suffix in made.sizes:
             place(f"{staged}.{suffix}", f"{self.prefix(step)}.{suffix}")
         files.sync(self.path)
         if files.is_remote(self.path):
@@ -255,8 +263,9 @@ class CheckpointDirectory:
             is_committed = files.size(f"{self.path}/{name}") is not None
             match = re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name)
             if match and not is_committed:
-                for suffix in (INDEX, DATA):
-                    files.remove(f"{self.prefix(int(match[1]))}.{suffix}")
+                self._remove_files(
+                    int(match[1]), files.read(f"{self._pending}/{name}") or b""
+                )
         if pending:
             files.sync(self.path)
         files.remove_tree(self._pending)
@@ -292,10 +301,24 @@ class CheckpointDirectory:
         # From here on it is no checkpoint, whatever of it is left.
         for directory in (self._pending, self.path):
             files.sync(directory)
-        for suffix in (INDEX, DATA):
-            files.remove(f"{self.prefix(step)}.{suffix}")
+        self._remove_files(step, files.read(intent) or b"")
         files.sync(self.path)
         files.remove(intent)
+
+    def _remove_files(self, step: int, made: bytes) -> None:
+        """Removes all of a checkpoint that its manifest tells of."""
+        try:
+            suffixes = list(manifest.decode(made).sizes)
+        except DamagedError:
+            start = f"ckpt-{step}."
+            suffixes = [
+                name.removeprefix(start)
+                for name in self._names()
+                if name.startswith(start) and not name.endswith(MANIFEST)
+            ]
+        # Without the index, TensorFlow takes the rest for nothing.
+        for suffix in sorted(suffixes, key=lambda each: each != INDEX):
+            files.remove(f"{self.prefix(step)}.{suffix}")
 
     def point(self, times: Mapping[int, float]) -> None:
         """Writes the pointer file that stock TensorFlow looks for.
@@ -384,7 +407,7 @@ class CheckpointDirectory:
         return made
 
     def _verify_tensors(self, made: Manifest) -> None:
-        with self._on_disk(made.step) as prefix:
+        with self._on_disk(made) as prefix:
             index = files.read(f"{prefix}.{INDEX}") or b""
             if hashlib.sha256(index).hexdigest() != made.index_sha256:
                 raise DamagedError("its index does not have its checksum")
@@ -404,23 +427,26 @@ class CheckpointDirectory:
                 for key, tensor, value in zip(
                     keys, tensors, values, strict=True
                 ):
-                    if manifest.describe(np.asarray(value)) != tensor:
+                    values = manifest.values_of(value)
+                    if manifest.describe(values) != tensor:
                         raise DamagedError(f"{key} does not have its checksum")
 
     @contextlib.contextmanager
-    def _on_disk(self, step: int) -> Iterator[str]:
+    def _on_disk(self, made: Manifest) -> Iterator[str]:
         """Yields the prefix of a checkpoint, or of a copy of a remote one.
 
         TensorFlow looks for a checkpoint in a listing of its directory, and an
         object store may list what was there a while ago.
         """
         if not files.is_remote(self.path):
-            yield self.prefix(step)
+            yield self.prefix(made.step)
             return
         with self._temporary() as directory:
-            copy = f"{directory}/ckpt-{step}"
-            for suffix in (INDEX, DATA):
-                files.copy(f"{self.prefix(step)}.{suffix}", f"{copy}.{suffix}")
+            copy = f"{directory}/ckpt-{made.step}"
+            for suffix in made.sizes:
+                files.copy(
+                    f"{self.prefix(made.step)}.{suffix}", f"{copy}.{suffix}"
+                )
             yield copy
 
     @contextlib.contextmanager
@@ -435,11 +461,14 @@ class CheckpointDirectory:
             machine.
 
         Raises:
+            DamagedError: what it is cannot be told any more.
             OSError: the directory cannot be read.
             OpError: likewise.
         """
-        with self._locked(step, fcntl.LOCK_SH), self._on_disk(step) as prefix:
-            yield prefix
+        with self._locked(step, fcntl.LOCK_SH):
+            made = self.manifest(step)
+            with self._on_disk(made) as prefix:
+                yield prefix
 
     @contextlib.contextmanager
     def _locked(self, step: int, kind: int) -> Iterator[None]:

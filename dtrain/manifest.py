@@ -10,16 +10,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 import dtrain
 from dtrain import sealed
 from dtrain.sealed import DamagedError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Of a file of a checkpoint, after `ckpt-<step>.`: nothing else is touched on
+# the word of a manifest.
+_SUFFIX = re.compile(r"index|data-\d{5}-of-\d{5}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +108,38 @@ def decode(data: bytes) -> Manifest:
             key: Tensor(each["dtype"], tuple(each["shape"]), each["sha256"])
             for key, each in body.pop("tensors").items()
         }
-        return Manifest(tensors=tensors, **body)
+        made = Manifest(tensors=tensors, **body)
+        if not all(map(_SUFFIX.fullmatch, made.sizes)):
+            raise DamagedError("it names files that are not a checkpoint's")
+        return made
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError("it is of another version of dtrain") from error
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of what writes the bits, by name."""
+    # Here, for a manifest is read where TensorFlow is not imported.
+    import keras
+    import tensorflow as tf
+
     return {
         "dtrain": dtrain.__version__,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),
     }
+
+
+def values_of(tensor: tf.Tensor) -> np.ndarray:
+    """Returns the values of a tensor, not copied where that can be.
+
+    Args:
+        tensor: of numbers or strings; in the memory of the host.
+    """
+    if tensor.shape.rank:
+        return np.asarray(tensor)
+    # NumPy makes no array of a bfloat16 scalar of TensorFlow's.
+    return np.array(tensor.numpy(), tensor.dtype.as_numpy_dtype)
 
 
 def describe(value: np.ndarray) -> Tensor:
@@ -124,7 +149,8 @@ def describe(value: np.ndarray) -> Tensor:
         value: numbers of any dtype, or strings (dtype object).
     """
     array = np.asarray(value)
-    kind = tf.as_dtype(array.dtype).name
+    # TensorFlow has NumPy's names, but for strings.
+    kind = "string" if array.dtype == np.object_ else array.dtype.name
     return Tensor(kind, array.shape, checksum(array))
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from dtrain import files, manifest, strategies
-from dtrain.checkpoint_directory import DATA, INDEX, CheckpointDirectory
+from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.cluster import Cluster
 from dtrain.errors import StorageError, UserError
 from dtrain.manifest import DamagedError, Manifest
@@ -280,8 +280,7 @@ def _transfer(
         prefix: where it is written; empty is nowhere.
     """
     failure: Exception | None = None
-    for suffix in (INDEX, DATA):
-        size = made.sizes[suffix]
+    for suffix, size in made.sizes.items():
         for start in range(0, size, _CHUNK_BYTES):
             length = min(_CHUNK_BYTES, size - start)
             data = b""

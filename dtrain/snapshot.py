@@ -81,7 +81,7 @@ class Snapshot(NamedTuple):
             tensors.append(tf.constant(self.graph))
             keys = [*self.keys, _GRAPH_KEY]
             described = {
-                key: manifest.describe(np.asarray(tensor))
+                key: manifest.describe(manifest.values_of(tensor))
                 for key, tensor in zip(keys, tensors, strict=True)
             }
             tf.raw_ops.SaveV2(
@@ -189,7 +189,9 @@ def _not_finite(
         for key, tensor in zip(keys, tensors, strict=True)
         # One pass and no copy; a sum that is finite has finite parts.
         if tensor.dtype.is_floating
-        and not np.isfinite(np.sum(np.asarray(tensor), dtype=np.float64))
+        and not np.isfinite(
+            np.sum(manifest.values_of(tensor), dtype=np.float64)
+        )
     )
 
 

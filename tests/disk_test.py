@@ -23,7 +23,6 @@ import tensorflow as tf
 from dtrain import checkpoint as checkpoint_lib
 from dtrain import errors, retention
 from dtrain.checkpoint_directory import (
-    DATA,
     INDEX,
     MANIFEST,
     CheckpointDirectory,
@@ -257,7 +256,7 @@ def expected_names(directory: CheckpointDirectory) -> set[str]:
     return {"checkpoint"} | {
         f"ckpt-{step}.{suffix}"
         for step in directory.steps()
-        for suffix in (DATA, INDEX, MANIFEST)
+        for suffix in ("data-00000-of-00001", INDEX, MANIFEST)
     }
 
 

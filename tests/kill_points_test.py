@@ -30,7 +30,6 @@ from dtrain import checkpoint as checkpoint_lib
 from dtrain import checkpointer as checkpointer_lib
 from dtrain import files, pins, places, recovery, retention
 from dtrain.checkpoint_directory import (
-    DATA,
     INDEX,
     MANIFEST,
     CheckpointDirectory,
@@ -392,7 +391,7 @@ def check_left(name: str, there: list[str], expected: list[str]) -> None:
 def files_of(step: int) -> list[str]:
     return [
         f"run/checkpoints/ckpt-{step}.{suffix}"
-        for suffix in (DATA, INDEX, MANIFEST)
+        for suffix in ("data-00000-of-00001", INDEX, MANIFEST)
     ]
 
 
@@ -473,7 +472,7 @@ def check_left_by_one_save(root: str) -> int:
         + [
             f"ckpt-{each}.{suffix}"
             for each in (step - 1, step)
-            for suffix in (DATA, INDEX, MANIFEST)
+            for suffix in ("data-00000-of-00001", INDEX, MANIFEST)
         ]
     )
     return step
