@@ -1,0 +1,1 @@
+"""Checkpoints as trees of readable names, and files of tensors."""

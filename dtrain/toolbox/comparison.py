@@ -1,0 +1,88 @@
+"""How two checkpoints differ, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from dtrain.toolbox import numbers
+from dtrain.toolbox.tree import Tree
+
+Kind = Literal["renamed", "missing", "extra", "dtype", "shape", "changed"]
+
+
+class Difference(NamedTuple):
+    """One tensor that is not the same in B as it is in A.
+
+    Attributes:
+        name: of the tensor.
+        kind: missing in B, extra in B, or what of it differs; renamed for
+            one that B reads from where A does.
+        text: says it, from A to B.
+        change: of the values; None where they cannot be compared.
+    """
+
+    name: str
+    kind: Kind
+    text: str
+    change: numbers.Change | None = None
+
+    def __str__(self) -> str:
+        """Returns a line."""
+        return f"{self.kind:8}{self.name}  {self.text}"
+
+
+def differences(
+    a: Tree, b: Tree, tolerance: float = 0.0
+) -> Iterator[Difference]:
+    """Compares two checkpoints; reads two tensors at a time.
+
+    The states of iterators, which nothing can read, are passed over.
+
+    Args:
+        a: one.
+        b: the other.
+        tolerance: the largest difference of two values that is none, at
+            least 0; 0 compares bits.
+
+    Yields:
+        What differs, by name. Nothing if and only if all names, dtypes and
+        shapes are the same and all values are within the tolerance.
+    """
+    # Of an edit that is not written yet; of two files none are the same.
+    new = {b[name].read: name for name in b if name not in a.keys}
+    renamed = {name: new[a[name].read] for name in a if a[name].read in new}
+    for name in sorted({*a, *b} - set(renamed.values())):
+        if name in renamed:
+            yield Difference(name, "renamed", f"-> {renamed[name]}")
+        elif name not in b.keys:
+            yield Difference(name, "missing", _kind(a, name))
+        elif name not in a.keys:
+            yield Difference(name, "extra", _kind(b, name))
+        else:
+            yield from _difference(a, b, name, tolerance)
+
+
+def _difference(
+    a: Tree, b: Tree, name: str, tolerance: float
+) -> Iterator[Difference]:
+    """Compares a tensor that both have."""
+    x, y = a[name], b[name]
+    if x.dtype != y.dtype:
+        yield Difference(name, "dtype", f"{_kind(a, name)} -> {_kind(b, name)}")
+    elif x.shape != y.shape:
+        yield Difference(name, "shape", f"{_kind(a, name)} -> {_kind(b, name)}")
+    elif x.read is not y.read and x.dtype != "variant":
+        change = numbers.compare(x.read(), y.read())
+        if change and change.max_abs > tolerance:
+            of = max(1, math.prod(x.shape))
+            text = (
+                f"{change.num_changed:,} of {of:,} values, by up to "
+                f"{change.max_abs:.3g}, rms {change.rms:.3g}"
+            )
+            yield Difference(name, "changed", text, change)
+
+
+def _kind(tree: Tree, name: str) -> str:
+    return f"{tree[name].dtype}{list(tree[name].shape)}"

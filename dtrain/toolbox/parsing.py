@@ -1,0 +1,262 @@
+"""Edits and slices as a person writes them: on a command line, or in YAML."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from dtrain.errors import UserError
+from dtrain.toolbox import edits
+from dtrain.toolbox.edits import Edit
+from dtrain.toolbox.tree import Tree
+
+# Of a file that is written by hand, or by a short program.
+_MAX_BYTES = 4 << 20
+
+
+class Wish(NamedTuple):
+    """An edit, as it was written.
+
+    Attributes:
+        verb: as in `rename`.
+        name: what it is applied to; empty where the verb needs none.
+        value: the rest, if there is any.
+    """
+
+    verb: str
+    name: str
+    value: Any = None
+
+
+# What each verb needs: a name and a value, a name alone, or a value alone.
+PAIRS = ("rename", "rename_all", "cast", "scale", "fill", "set", "copy")
+NAMES = ("drop", "keep", "zero_slots", "drop_slots")
+VALUES = ("set_step",)
+
+
+def wish(verb: str, text: str) -> Wish:
+    """Reads what a flag says.
+
+    Args:
+        verb: name of the flag.
+        text: its value, as in `generator=gen`.
+
+    Raises:
+        UserError: it is not as the verb needs it.
+    """
+    if verb in NAMES:
+        return Wish(verb, text)
+    if verb in VALUES:
+        return Wish(verb, "", literal(text))
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"{verb} ({text}) must be NAME=VALUE")
+    is_text = verb in ("rename", "rename_all", "cast", "copy")
+    return Wish(verb, name, value if is_text else literal(value))
+
+
+def literal(text: str) -> Any:
+    """Reads a number, a list of numbers, or anything else as text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        # nan and inf, which JSON writes otherwise.
+        return float(text)
+    except ValueError:
+        return text
+
+
+def yaml_of(data: bytes, path: str) -> Any:
+    """Reads a file that was written by hand.
+
+    Args:
+        data: YAML.
+        path: of the file, for errors.
+
+    Raises:
+        UserError: it is none.
+    """
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{path} has more than {_MAX_BYTES >> 20} MB")
+    try:
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is no YAML: {reason}") from error
+
+
+def load(data: bytes, path: str) -> list[Wish]:
+    """Reads a file of edits.
+
+        - rename: {gen: generator}
+        - drop: [discriminator, discriminator_optimizer]
+        - cast: {generator: bfloat16}
+        - set_step: 0
+
+    Args:
+        data: YAML.
+        path: of the file, for errors.
+
+    Raises:
+        UserError: it is no list of edits.
+    """
+    content = yaml_of(data, path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} must be a list of edits, as - drop: step")
+    return [each for entry in content for each in _entry(entry, path)]
+
+
+def _entry(entry: Any, path: str) -> Iterable[Wish]:
+    """Reads one edit of a file.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise UserError(
+            f"{path}: {reprlib.repr(entry)} must be one edit: its value"
+        )
+    verb, value = next(iter(entry.items()))
+    if verb in PAIRS and isinstance(value, dict):
+        pairs = value.items()
+        if all(isinstance(name, str) for name in value) and (
+            verb not in ("rename", "rename_all", "cast", "copy")
+            or all(isinstance(each, str) for each in value.values())
+        ):
+            return [Wish(verb, name, each) for name, each in pairs]
+    if verb in NAMES:
+        names = value if isinstance(value, list) else [value]
+        if names and all(isinstance(name, str) for name in names):
+            return [Wish(verb, str(name)) for name in names]
+    if verb in VALUES:
+        return [Wish(verb, "", value)]
+    known = ", ".join((*PAIRS, *NAMES, *VALUES))
+    raise UserError(
+        f"{path}: {reprlib.repr(entry)} is no edit; there are {known}"
+    )
+
+
+def make(wishes: Sequence[Wish], source: Callable[[str], Tree]) -> list[Edit]:
+    """Makes edits of wishes, in their order.
+
+    Neighbours that rename do it all at once, and neighbours that keep keep
+    what any of them does.
+
+    Args:
+        wishes: as they were written.
+        source: opens a checkpoint that something is copied from.
+
+    Raises:
+        UserError: a value is not of the kind that its verb needs.
+    """
+    made: list[Edit] = []
+    position = 0
+    while position < len(wishes):
+        one = wishes[position]
+        end = position + 1
+        if one.verb in ("rename", "keep"):
+            while end < len(wishes) and wishes[end].verb == one.verb:
+                end += 1
+        made.append(_make(wishes[position:end], source))
+        position = end
+    return made
+
+
+def _make(group: Sequence[Wish], source: Callable[[str], Tree]) -> Edit:
+    """Makes an edit of neighbours of one verb.
+
+    Raises:
+        UserError: see `make`.
+    """
+    verb, name, value = group[0]
+    if verb == "rename":
+        return edits.rename(_changes(group))
+    if verb == "keep":
+        return edits.keep([each.name for each in group])
+    if verb == "copy":
+        path, colon, there = value.rpartition("::")
+        if not colon:
+            path, there = there, name
+        return edits.copy(name, source(path), there)
+    if verb == "scale":
+        return edits.scale(name, _number(verb, value))
+    if verb == "set_step":
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"set_step ({value}) must be a whole number")
+        return edits.set_step(value)
+    one_argument = {
+        "drop": edits.drop,
+        "zero_slots": edits.zero_slots,
+        "drop_slots": edits.drop_slots,
+    }
+    if verb in one_argument:
+        return one_argument[verb](name)
+    two_arguments = {
+        "rename_all": edits.rename_all,
+        "cast": edits.cast,
+        "fill": edits.fill,
+        "set": edits.put,
+    }
+    return two_arguments[verb](name, value)
+
+
+def _changes(group: Sequence[Wish]) -> dict[str, str]:
+    """Returns new names by old ones.
+
+    Raises:
+        UserError: one is renamed twice, or two to the same.
+    """
+    changes = {each.name: each.value for each in group}
+    if len(changes) < len(group) or len(set(changes.values())) < len(group):
+        told = ", ".join(f"{each.name}={each.value}" for each in group)
+        raise UserError(
+            f"rename ({told}): each name is renamed once, to one of its own"
+        )
+    return changes
+
+
+def _number(verb: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{verb} ({value}) must be a number")
+    return float(value)
+
+
+def slices(text: str) -> tuple[Any, ...]:
+    """Reads what is taken of a tensor, as NumPy writes it.
+
+    Args:
+        text: as in `0,:5,...,-1`; empty is all.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not text:
+        return ()
+    return tuple(_slice(part.strip(), text) for part in text.split(","))
+
+
+def _slice(part: str, text: str) -> Any:
+    """Reads one of them.
+
+    Raises:
+        UserError: see `slices`.
+    """
+    if part == "...":
+        return ...
+    if re.fullmatch(r"-?\d{1,18}", part):
+        return int(part)
+    if re.fullmatch(r"(-?\d{0,18})(:-?\d{0,18}){1,2}", part):
+        ends = [
+            int(each) if each not in ("", "-") else None
+            for each in part.split(":")
+        ]
+        if len(ends) < 3 or ends[2] != 0:
+            return slice(*ends)
+    raise UserError(f"slice ({text}) must be as in 0,:5,...,-1")
