@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dtrain import cluster, errors, startup
 from dtrain import config as config_lib
+from dtrain import errors, startup
 
 if TYPE_CHECKING:
-    import keras
+    from dtrain import export
 
 _HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
 
@@ -97,40 +97,21 @@ def draw(request: Request) -> list[str]:
             model, or the output directory cannot be made.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
-    from dtrain import checkpointer, run_directory, strategies
-    from dtrain import gan as gan_lib
+    from dtrain import export, run_directory
 
-    description = run_directory.read(request.run_dir)
-    # The run's own directory may have moved, and its devices be elsewhere.
-    config = dataclasses.replace(
-        description.config,
-        run_dir=request.run_dir,
-        strategy="default",
-        num_devices=0,
-        jit_compile="off",
-    )
-    strategy = strategies.make(config, cluster.ALONE)
-    gan = gan_lib.GAN(
-        config, strategy, description.image_shape, description.num_classes
-    )
-    checkpointer.restore_step(gan.checkpoint, config, request.step)
+    restored = export.restore(request.run_dir, request.step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     run_directory.make("output_dir", output_dir)
-    return _write_pictures(
-        request, config, gan.ema_generator, description.num_classes, output_dir
-    )
+    return _write_pictures(request, restored, output_dir)
 
 
 def _write_pictures(
-    request: Request,
-    config: config_lib.Config,
-    generator: keras.Model,
-    num_classes: int,
-    output_dir: str,
+    request: Request, restored: export.Restored, output_dir: str
 ) -> list[str]:
     """Writes the files of a request; returns their paths."""
     from dtrain import drawing, images
 
+    generator, config, _, num_classes = restored
     made = drawing.draw(
         generator,
         drawing.latents(config, request.seed, request.num_images),

@@ -1,0 +1,218 @@
+"""The generator of a run, in programs that know nothing of dtrain."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dtrain import checkpoint_tool, drawing, errors, export
+from dtrain import main as dtrain_main
+from tests import object_store, runs
+
+BATCHES = (1, 7)
+
+# Loads what is named, draws each batch and writes the images.
+STRANGER = """
+import importlib.util
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+assert importlib.util.find_spec("dtrain") is None
+path, place = sys.argv[1:]
+for size in (1, 7):
+    given = dict(np.load(f"{place}/given-{size}.npz"))
+    if path.endswith(".keras"):
+        model = keras.models.load_model(path)
+        inputs = list(given.values())
+        made = model(inputs if len(inputs) > 1 else inputs[0], training=False)
+    else:
+        signature = tf.saved_model.load(path).signatures["serving_default"]
+        tensors = {name: tf.constant(given[name]) for name in given}
+        made = signature(**tensors)["images"]
+    np.save(f"{place}/made-{size}.npy", made)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Makes a run without classes, and one with classes and BatchNorm."""
+    place = tmp_path_factory.mktemp("export")
+    for name, more in {
+        "plain": [],
+        "classes": ["--conditional", "--batch_norm"],
+    }.items():
+        code = dtrain_main.run(
+            [
+                "main",
+                *runs.SMALL,
+                f"--run_dir={place}/{name}",
+                "--num_steps=4",
+                "--checkpoint_every_steps=2",
+                *more,
+            ]
+        )
+        assert code == errors.FINISHED
+    (place / "stranger.py").write_text(STRANGER)
+    return place
+
+
+def given(restored: export.Restored, size: int) -> dict[str, np.ndarray]:
+    """Returns what the generator is given for a batch."""
+    config = restored.config
+    made = {"latents": drawing.latents(config, 3, size).numpy()}
+    labels = drawing.class_columns(config, restored.num_classes, size)
+    return made if labels is None else {**made, "labels": labels}
+
+
+def expected(restored: export.Restored, size: int) -> np.ndarray:
+    values = given(restored, size)
+    latents = tf.constant(values["latents"])
+    return drawing.draw(restored.generator, latents, values.get("labels"))
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [("plain", "saved"), ("plain", "gan.keras"), ("classes", "saved")],
+)
+def test_a_stranger_draws_the_same_bits(
+    place: pathlib.Path, tmp_path: pathlib.Path, run: str, name: str
+) -> None:
+    restored = export.restore(f"{place}/{run}")
+    path = tmp_path / "new" / name
+    export.save(restored, str(path))
+    assert [each.name for each in path.parent.iterdir()] == [name]
+    for size in BATCHES:
+        np.savez(tmp_path / f"given-{size}.npz", **given(restored, size))
+    environment = runs.environment()
+    del environment["PYTHONPATH"]
+    done = subprocess.run(
+        [sys.executable, f"{place}/stranger.py", str(path), str(tmp_path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for size in BATCHES:
+        made = np.load(tmp_path / f"made-{size}.npy")
+        assert made.dtype == np.float32
+        assert made.tobytes() == expected(restored, size).tobytes()
+
+
+def test_the_signature_is_named_and_typed(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    restored = export.restore(f"{place}/classes")
+    export.save(restored, f"{tmp_path}/saved/")
+    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    signature = loaded.signatures["serving_default"]
+    _, inputs = signature.structured_input_signature
+    assert inputs == {
+        "latents": tf.TensorSpec([None, 4], tf.float32, name="latents"),
+        "labels": tf.TensorSpec([None], tf.int32, name="labels"),
+    }
+    images = signature.structured_outputs["images"]
+    assert images.dtype == tf.float32
+    assert images.shape.as_list() == [None, *restored.image_shape]
+    batch = given(restored, 7)
+    made = loaded.serve(batch["latents"], batch["labels"])["images"]
+    np.testing.assert_array_equal(made, expected(restored, 7))
+
+
+def test_keras_knows_the_layers_of_dtrain_where_they_are_imported(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    restored = export.restore(f"{place}/classes")
+    export.save(restored, f"{tmp_path}/gan.keras")
+    loaded: Any = keras.models.load_model(f"{tmp_path}/gan.keras")
+    again = restored._replace(generator=loaded)
+    assert expected(again, 7).tobytes() == expected(restored, 7).tobytes()
+
+
+def test_each_step_has_its_generator(place: pathlib.Path) -> None:
+    drawn = {
+        step: expected(export.restore(f"{place}/plain", step), 1).tobytes()
+        for step in (-1, 2, 4)
+    }
+    assert drawn[-1] == drawn[4] != drawn[2]
+
+
+@pytest.mark.parametrize("name", ["gan.keras", "saved"])
+def test_nothing_is_overwritten(
+    place: pathlib.Path, tmp_path: pathlib.Path, name: str
+) -> None:
+    restored = export.restore(f"{place}/plain")
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(errors.UserError, match="nothing is overwritten"):
+        export.save(restored, f"{tmp_path}/{name}")
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_generator_that_keras_cannot_write(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    class Own(keras.Model):
+        def __init__(self, generator: keras.Model) -> None:
+            super().__init__()
+            self.generator = generator
+
+        def call(self, inputs: tf.Tensor) -> tf.Tensor:
+            return 30.0 * self.generator(inputs)
+
+    restored = export.restore(f"{place}/plain")
+    restored = restored._replace(generator=Own(restored.generator))
+    drawn = expected(restored, 1)
+    with pytest.raises(errors.UserError, match="name a directory"):
+        export.save(restored, f"{tmp_path}/gan.keras")
+    assert list(tmp_path.iterdir()) == []
+    # And its images are in the range of images.
+    export.save(restored, f"{tmp_path}/saved")
+    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    made = loaded.serve(given(restored, 1)["latents"])["images"].numpy()
+    assert made.max() == 1.0
+    np.testing.assert_array_equal(made, drawn)
+
+
+@pytest.mark.parametrize("name", ["generator.keras", "saved"])
+def test_the_command(
+    name: str, place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ("export", f"{place}/plain", f"--output={tmp_path}/{name}")
+    assert checkpoint_tool.run(words) == errors.FINISHED
+    assert (tmp_path / name).exists()
+    with pytest.raises(errors.UserError, match="nothing is overwritten"):
+        checkpoint_tool.run(words)
+
+
+def save_on_store(run_dir: str, path: str) -> list[str]:
+    """Saves a generator on a store; returns the images that it draws there."""
+    restored = export.restore(run_dir)
+    export.save(restored, path)
+    loaded: Any = tf.saved_model.load(path)
+    latents = given(restored, 1)["latents"]
+    made = loaded.serve(latents)["images"].numpy()
+    return [made.tobytes().hex(), expected(restored, 1).tobytes().hex()]
+
+
+def test_a_store(place: pathlib.Path) -> None:
+    with (
+        object_store.ObjectStore() as store,
+        object_store.Client(runs.environment(**store.environment())) as client,
+    ):
+        arguments = (f"{place}/plain", "gs://bucket/saved")
+        drawn, wanted = client.call(save_on_store, *arguments)
+        assert drawn == wanted
+        with pytest.raises(object_store.Raised, match="overwritten"):
+            client.call(save_on_store, *arguments)
