@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,28 +14,6 @@ _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What TensorFlow raises on a file that is cut or whose bytes have changed.
 DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def steps(directory: str) -> dict[int, str]:
-    """Lists the checkpoints `ckpt-<step>` of a directory.
-
-    The directory is listed and no pointer file is trusted: dtrain gives a
-    checkpoint's `.index` its name last, when all of it is written.
-
-    Args:
-        directory: local, or any that `tf.io.gfile` reads.
-
-    Returns:
-        Prefix of each checkpoint by its step, oldest first.
-    """
-    if not tf.io.gfile.isdir(directory):
-        return {}
-    found = {}
-    for name in tf.io.gfile.listdir(directory):
-        match = re.fullmatch(r"ckpt-(\d+)\.index", name)
-        if match:
-            found[int(match[1])] = f"{directory.rstrip('/')}/{name[:-6]}"
-    return dict(sorted(found.items()))
 
 
 def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:

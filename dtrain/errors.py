@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 FINISHED = 0
@@ -36,7 +36,14 @@ class UserError(ValueError):
 
     The text names the value, the rule and the remedy, as in `batch_size (30)
     must be a multiple of the 4 replicas; try 28 or 32`.
+
+    Attributes:
+        details: lines for those who want to know more, printed below it.
     """
+
+    def __init__(self, text: str, details: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.details = tuple(details)
 
 
 class StorageError(Exception):
@@ -109,6 +116,19 @@ def code_of(error: BaseException) -> int:
     return 1
 
 
+def printable(line: str) -> str:
+    """Writes out what would move the cursor of a terminal, or worse.
+
+    Names in a file from outside may hold anything.
+
+    Args:
+        line: of text.
+    """
+    return "".join(
+        each if each.isprintable() else repr(each)[1:-1] for each in line
+    )
+
+
 def exit_with(
     main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit
 ) -> None:
@@ -120,9 +140,16 @@ def exit_with(
     """
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read what was printed has seen enough, as in `| head`. Python
+        # would try once more to get rid of the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(128 + signal.SIGPIPE)
     except tuple(_CODES) as error:
         line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
+        for each in (f"error: {line}", *getattr(error, "details", ())):
+            print(printable(each), file=sys.stderr)
         # In here, where the error keeps what it came from alive.
         leave(next(_CODES[kind] for kind in _CODES if isinstance(error, kind)))
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ python -m launch.main status --run_dir=runs/two
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -225,22 +224,10 @@ def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
     return fits
 
 
-def _run_and_flush() -> int:
-    code = run(sys.argv)
-    sys.stdout.flush()
-    return code
-
-
 def main() -> None:
     """Runs the program."""
     local.print_what_cannot_be_shown()
-    try:
-        errors.exit_with(_run_and_flush)
-    except BrokenPipeError:
-        # Whoever read what was printed has seen enough, as in `| head`. Python
-        # would try once more to get rid of the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    errors.exit_with(lambda: run(sys.argv))
 
 
 if __name__ == "__main__":
