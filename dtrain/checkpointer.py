@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dtrain import files, pins, places, recovery, retention, strategies
+from dtrain import (
+    files,
+    pins,
+    places,
+    recovery,
+    restoring,
+    retention,
+    strategies,
+)
 from dtrain.checkpoint import BackupAndRestore, CheckpointManager, Facts
 from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.cluster import ALONE, Cluster
@@ -26,8 +34,6 @@ from dtrain.writer import Writer
 
 Clock = Callable[[], float]
 
-# What TensorFlow raises where names or shapes are not those of the variables.
-_MISFITS = (AssertionError, ValueError, tf.errors.InvalidArgumentError)
 # After a save that failed, a checkpoint is tried again this much later.
 _RETRY_SECS = 30.0
 
@@ -120,22 +126,17 @@ def _restore(
         UserError: it is of other networks.
         StorageError: the disk or the store cannot be read.
     """
-    with files.storage_errors(found.prefix):
-        try:
-            with found.directory.reading(found.manifest.step) as prefix:
-                checkpoint.restore(prefix).assert_consumed()
-        except _MISFITS as error:
-            # Or TensorFlow adds, at exit, a line for each value that has no
-            # place.
-            tf.get_logger().setLevel("ERROR")
-            first = str(error).strip().splitlines()[0]
-            # Without the graph of objects that TensorFlow begins to show.
-            first = first.removesuffix(": attributes {").rstrip(".:")
-            raise UserError(
-                f"{found.prefix} does not fit the networks of "
-                f"--model={config.model}: {first}; make the model as it was, "
-                "or name another run_dir"
-            ) from error
+    with (
+        files.storage_errors(found.prefix),
+        found.directory.reading(found.manifest.step) as prefix,
+    ):
+        restoring.restore(
+            checkpoint,
+            prefix,
+            found.prefix,
+            what=f"the networks of --model={config.model}",
+            remedy="make the model as it was, or name another run_dir",
+        )
 
 
 class Restored(NamedTuple):
