@@ -68,6 +68,29 @@ class Config:
         choices=("auto", "never", "must"),
         may_change=True,
     )
+    init_from: str = flag_fields.field(
+        "",
+        RUN,
+        "Checkpoint that a new run takes weights from: a path without .index, "
+        "or a directory of checkpoints or of a run, whose newest is taken. Not "
+        "looked at again when the run goes on.",
+        may_change=True,
+    )
+    init_parts: str = flag_fields.field(
+        "networks",
+        RUN,
+        "What is taken from init_from: generator (with its average), networks "
+        "(the discriminator too), or all (both optimizers too).",
+        choices=("generator", "networks", "all"),
+        may_change=True,
+    )
+    init_map: str = flag_fields.field(
+        "",
+        RUN,
+        "Names in this run by those in init_from, where they differ, as in "
+        "gen=generator,disc=discriminator.",
+        may_change=True,
+    )
     num_steps: int = flag_fields.field(
         6000,
         RUN,

@@ -30,6 +30,7 @@ from dtrain import (
     errors,
     files,
     images,
+    init_from,
     ledger,
     metrics,
     places,
@@ -210,8 +211,15 @@ def _restore(
         cluster,
         run=run_directory.to_dict(description),
     )
+    config, taken = description.config, None
     with book.spending("restore"):
         restored = checkpointer.restore(strategy)
+        if config.init_from and restored.manifest is None:
+            taken = strategies.together(
+                strategy,
+                cluster,
+                lambda: init_from.take(gan.checkpoint, config),
+            )
     recorder = strategies.together(
         strategy, cluster, lambda: _begin(restored, description, gan, cluster)
     )
@@ -219,6 +227,10 @@ def _restore(
     # Before the recorder, which a save that is being written still needs.
     stack.callback(checkpointer.close)
     book.restored(int(gan.step.numpy()))
+    if taken:
+        if cluster.is_chief:
+            taken.write(config.run_dir)
+        restored = restored._replace(notes=[str(taken), *restored.notes])
     return checkpointer, recorder, restored
 
 

@@ -1,0 +1,202 @@
+"""Runs that start with the weights of another checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dtrain import checkpoint_tool, errors, init_from
+from dtrain import gan as gan_lib
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.toolbox import edits, fit, reader, writer
+from tests import replicas, runs
+
+CONFIG = Config(
+    batch_size=8, base_channels=2, latent_size=4, sample_every_steps=0
+)
+OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
+NETWORKS = ("generator", "ema_generator", "discriminator")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of ten steps."""
+    run_dir = tmp_path_factory.mktemp("source") / "run"
+    code, output = runs.run(
+        "dtrain.main", *runs.SMALL, f"--run_dir={run_dir}", "--num_steps=10"
+    )
+    assert code == errors.FINISHED, output
+    return run_dir
+
+
+@pytest.fixture(params=["default", "mirrored"])
+def gan(request: pytest.FixtureRequest) -> gan_lib.GAN:
+    strategy = (
+        replicas.mirrored(2)
+        if request.param == "mirrored"
+        else tf.distribute.get_strategy()
+    )
+    return gan_lib.GAN(
+        dataclasses.replace(CONFIG, strategy=request.param, seed=5),
+        strategy,
+        (8, 8, 1),
+        10,
+    )
+
+
+def state(gan: gan_lib.GAN) -> dict[str, np.ndarray]:
+    live = fit.of_objects(gan.checkpoint)
+    return {name: live[name].read() for name in live}
+
+
+def saved(prefix: str) -> dict[str, np.ndarray]:
+    tree = reader.read(prefix)
+    return {name: tree[name].read() for name in tree}
+
+
+@pytest.mark.parametrize(
+    ("parts", "taken"),
+    [
+        ("generator", ("generator", "ema_generator")),
+        ("networks", NETWORKS),
+        ("all", (*NETWORKS, *OPTIMIZERS)),
+    ],
+)
+def test_what_is_taken_and_what_stays(
+    parts: str, taken: tuple[str, ...], gan: gan_lib.GAN, source: pathlib.Path
+) -> None:
+    before, there = state(gan), saved(f"{source}/checkpoints/ckpt-10")
+    config = dataclasses.replace(
+        CONFIG, init_from=str(source), init_parts=parts
+    )
+    told = init_from.take(gan.checkpoint, config)
+    assert (told.step, told.parts) == (10, taken)
+    after = state(gan)
+    for name, value in after.items():
+        expected = there if name.partition("/")[0] in taken else before
+        if name != "save_counter":
+            np.testing.assert_array_equal(value, expected[name], name)
+    assert after["step"] == 0
+
+
+def test_from_a_generator_alone_that_is_called_otherwise(
+    gan: gan_lib.GAN, source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The average begins as the generator, as that of any new run does."""
+    tree = reader.read(f"{source}/checkpoints/ckpt-10")
+    other = edits.keep(["gen"])(edits.rename({"generator": "gen"})(tree))
+    writer.commit(other, f"{tmp_path}/other/ckpt-0")
+    config = dataclasses.replace(
+        CONFIG,
+        init_from=f"{tmp_path}/other",
+        init_parts="generator",
+        init_map="gen=generator",
+    )
+    init_from.take(gan.checkpoint, config)
+    after = state(gan)
+    for name in tree.below("generator"):
+        value = tree[name].read()
+        np.testing.assert_array_equal(after[name], value)
+        np.testing.assert_array_equal(after[f"ema_{name}"], value)
+
+
+def test_one_that_does_not_fit_changes_nothing(
+    gan: gan_lib.GAN, tmp_path: pathlib.Path
+) -> None:
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    tf.train.Checkpoint(generator=network).write(f"{tmp_path}/ckpt-1")
+    before = state(gan)
+    config = dataclasses.replace(
+        CONFIG, init_from=f"{tmp_path}/ckpt-1", init_parts="generator"
+    )
+    with pytest.raises(UserError, match="does not fit this run") as caught:
+        init_from.take(gan.checkpoint, config)
+    assert "generator/" in "\n".join(caught.value.details)
+    after = state(gan)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], name)
+
+
+def test_a_run_that_goes_on_does_not_look_again(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    command = (
+        *("dtrain.main", *runs.SMALL, f"--run_dir={tmp_path}/run"),
+        *(f"--init_from={copy}", "--init_parts=all", "--seed=3"),
+    )
+    code, output = runs.run(*command, "--num_steps=2")
+    assert code == errors.FINISHED, output
+    assert "init      generator, ema_generator, discriminator, " in output
+    noted = json.loads((tmp_path / "run/init_from.json").read_text())
+    assert noted["checkpoint"] == f"{copy}/checkpoints/ckpt-10"
+    assert noted["step"] == 10
+    shutil.rmtree(copy)
+    code, output = runs.run(*command, "--num_steps=4")
+    assert code == errors.FINISHED, output
+    assert "resumed from" in output
+    assert "init " not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--init_from=NOWHERE",), "error: there is no checkpoint NOWHERE; "),
+        (("--init_from=SOURCE", "--init_map=x"), "error: init_map (x) must be"),
+        (
+            ("--init_from=SOURCE", "--init_map=gen=g"),
+            "error: rename (gen): the checkpoint holds nothing of this name",
+        ),
+        (
+            ("--init_from=SOURCE", "--base_channels=3"),
+            "does not fit this run: ",
+        ),
+    ],
+)
+def test_mistakes_leave_no_run(
+    flags: tuple[str, ...],
+    words: str,
+    source: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    named = [flag.replace("SOURCE", str(source)) for flag in flags]
+    code, output = runs.run(
+        *("dtrain.main", *runs.SMALL, f"--run_dir={tmp_path}/run", *named)
+    )
+    assert code == errors.USER_ERROR, output
+    assert words in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run/config.json").exists()
+    assert not (tmp_path / "run/init_from.json").exists()
+
+
+def test_what_the_tool_edited_is_where_a_run_starts(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """And the other way round: a run in whose place it is put goes on."""
+    output = f"{tmp_path}/run/checkpoints/ckpt-7"
+    arguments = (
+        *("edit", str(source), f"--output={output}", "--set_step=7"),
+        "--zero_slots=*",
+    )
+    assert checkpoint_tool.run(arguments) == errors.FINISHED
+    code, told = runs.run(
+        *("dtrain.main", *runs.SMALL, f"--init_from={output}"),
+        *(f"--run_dir={tmp_path}/new", "--num_steps=1"),
+    )
+    assert code == errors.FINISHED, told
+    code, told = runs.run(
+        *("dtrain.main", *runs.SMALL, f"--run_dir={tmp_path}/run"),
+        "--num_steps=9",
+    )
+    assert code == errors.FINISHED, told
+    assert f"resumed from {output}" in told
