@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain import checkpoint_tool, errors
+from dtrain.checkpoint_directory import CheckpointDirectory
 from dtrain.errors import UserError
 from dtrain.toolbox import (
     comparison,
@@ -207,6 +208,32 @@ def test_names_are_those_of_the_objects(corpus: dict[str, str]) -> None:
     if os.environ.get("DTRAIN_WRITE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def test_one_of_several_data_files(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: dict[str, str],
+) -> None:
+    """As a large one is written: a part at a time."""
+    monkeypatch.setattr(writer, "_PART_BYTES", 64)
+    before = reader.read(corpus["two_and_two"])
+    for step in (1, 2):
+        writer.commit(before, f"{tmp_path}/ckpt-{step}")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len([name for name in names if "ckpt-1.data-" in name]) > 3
+    assert not [name for name in names if "part" in name]
+    assert same(before, reader.read(f"{tmp_path}/ckpt-1"))
+    loaded = foreign.loaded("two_and_two", f"{tmp_path}/ckpt-1")
+    for name, value in foreign.loaded(
+        "two_and_two", corpus["two_and_two"]
+    ).items():
+        np.testing.assert_array_equal(loaded[name], value)
+    directory = CheckpointDirectory(str(tmp_path))
+    assert directory.remove(1)
+    directory.quarantine(2, "to see that all of it goes")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".lock", "checkpoint", "quarantine"}
 
 
 def test_what_cannot_be_written_leaves_nothing(
