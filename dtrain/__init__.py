@@ -1,8 +1,13 @@
 """Fault-tolerant training of GANs on many GPUs with TensorFlow.
 
 `python -m dtrain.main --help` lists what a run can be told. The modules are
-nouns and are imported whole: `from dtrain import config`. For a `fit` of your
-own there are `dtrain.BackupAndRestore` and `dtrain.CheckpointManagerCallback`.
+nouns and are imported whole: `from dtrain import config`. What programs of your
+own need is here:
+
+    dtrain.CheckpointManager           saves a training loop of your own
+    dtrain.BackupAndRestore            saves a `fit`, to go on after a crash
+    dtrain.CheckpointManagerCallback   saves a `fit`, as a history
+    dtrain.Networks, dtrain.Phase      what a `--model` may return
 """
 
 from __future__ import annotations
@@ -11,14 +16,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dtrain.callbacks import BackupAndRestore, CheckpointManagerCallback
+    from dtrain.checkpoint.callbacks import (
+        BackupAndRestore,
+        CheckpointManagerCallback,
+    )
+    from dtrain.checkpoint.manager import CheckpointManager
+    from dtrain.gan.phases import Networks, Phase
 
 __version__ = "0.1.0"
-__all__ = ["BackupAndRestore", "CheckpointManagerCallback"]
+__all__ = [
+    "BackupAndRestore",
+    "CheckpointManager",
+    "CheckpointManagerCallback",
+    "Networks",
+    "Phase",
+]
+
+_HOMES = {
+    "BackupAndRestore": "dtrain.checkpoint.callbacks",
+    "CheckpointManager": "dtrain.checkpoint.manager",
+    "CheckpointManagerCallback": "dtrain.checkpoint.callbacks",
+    "Networks": "dtrain.gan.phases",
+    "Phase": "dtrain.gan.phases",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the callbacks when they are asked for, and TensorFlow with them.
+    """Imports what is asked for, and TensorFlow with it.
 
     Args:
         name: of an attribute that is not there.
@@ -29,6 +53,6 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: there is no such attribute.
     """
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.callbacks"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

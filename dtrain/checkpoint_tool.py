@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dtrain import errors, startup
+from dtrain import errors
+from dtrain.storage import startup
 
 _HELP = """usage: python -m dtrain.checkpoint_tool COMMAND ...
 
@@ -314,9 +315,9 @@ def run(arguments: Sequence[str]) -> int:
         return _list(parsed.directory, parsed.metric)
     # It takes seconds, and a wrong command line needs none of it.
     startup.import_tensorflow()
-    from dtrain import checkpoint_commands
+    from dtrain.toolbox import commands as commands_lib
 
-    return checkpoint_commands.COMMANDS[parsed.command](parsed)
+    return commands_lib.COMMANDS[parsed.command](parsed)
 
 
 def _list(directory: str, metric: str) -> int:
@@ -325,7 +326,7 @@ def _list(directory: str, metric: str) -> int:
     Raises:
         UserError: there are none.
     """
-    from dtrain.toolbox import listing
+    from dtrain.checkpoint import listing
 
     rows = listing.find(directory)
     if not rows:

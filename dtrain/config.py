@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dtrain import flag_fields
+from dtrain import flags
 from dtrain.errors import UserError
 
 RUN = "Run"
@@ -52,14 +52,14 @@ class Config:
     bits, however often either was killed.
     """
 
-    run_dir: str = flag_fields.field(
+    run_dir: str = flags.field(
         "runs/default",
         RUN,
         "Directory of the run: its checkpoints, metrics and samples. The same "
         "command with the same directory goes on where the run stopped.",
         may_change=True,
     )
-    resume: str = flag_fields.field(
+    resume: str = flags.field(
         "auto",
         RUN,
         "auto goes on if the run directory holds a checkpoint and starts "
@@ -68,7 +68,7 @@ class Config:
         choices=("auto", "never", "must"),
         may_change=True,
     )
-    init_from: str = flag_fields.field(
+    init_from: str = flags.field(
         "",
         RUN,
         "Checkpoint that a new run takes weights from: a path without .index, "
@@ -76,7 +76,7 @@ class Config:
         "looked at again when the run goes on.",
         may_change=True,
     )
-    init_parts: str = flag_fields.field(
+    init_parts: str = flags.field(
         "networks",
         RUN,
         "What is taken from init_from: generator (with its average), networks "
@@ -84,14 +84,14 @@ class Config:
         choices=("generator", "networks", "all"),
         may_change=True,
     )
-    init_map: str = flag_fields.field(
+    init_map: str = flags.field(
         "",
         RUN,
         "Names in this run by those in init_from, where they differ, as in "
         "gen=generator,disc=discriminator.",
         may_change=True,
     )
-    num_steps: int = flag_fields.field(
+    num_steps: int = flags.field(
         6000,
         RUN,
         "Steps of the whole run, resumed parts included. May be raised later "
@@ -99,24 +99,24 @@ class Config:
         minimum=1,
         may_change=True,
     )
-    batch_size: int = flag_fields.field(
+    batch_size: int = flags.field(
         64, RUN, "Images per step over all replicas.", minimum=1
     )
-    seed: int = flag_fields.field(
+    seed: int = flags.field(
         0,
         RUN,
         "Seed of the initial weights, the order of the data and the latents.",
         minimum=0,
         below=2**31,
     )
-    deterministic: bool = flag_fields.field(
+    deterministic: bool = flags.field(
         True,
         RUN,
         "Makes every TensorFlow operation reproducible, so that a resumed run "
         "ends with the bits of an uninterrupted one.",
         may_change=True,
     )
-    sample_every_steps: int = flag_fields.field(
+    sample_every_steps: int = flags.field(
         500,
         RUN,
         "Steps between two grids in run_dir/samples; 0 draws only the last.",
@@ -124,7 +124,7 @@ class Config:
         may_change=True,
     )
 
-    strategy: str = flag_fields.field(
+    strategy: str = flags.field(
         "default",
         DEVICES,
         "default: the first device. one_device: the same by OneDeviceStrategy. "
@@ -133,7 +133,7 @@ class Config:
         choices=("default", "one_device", "mirrored", "multi_worker"),
         may_change=True,
     )
-    num_devices: int = flag_fields.field(
+    num_devices: int = flags.field(
         0,
         DEVICES,
         "Devices that this worker uses; 0 is all GPUs, or one CPU. On a "
@@ -142,7 +142,7 @@ class Config:
         below=65,
         may_change=True,
     )
-    precision: str = flag_fields.field(
+    precision: str = flags.field(
         "float32",
         DEVICES,
         "Type that the networks compute in; their weights stay float32. "
@@ -150,14 +150,14 @@ class Config:
         "GPU has it.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    jit_compile: str = flag_fields.field(
+    jit_compile: str = flags.field(
         "auto",
         DEVICES,
         "Compiles the gradients with XLA; auto does so on GPUs.",
         choices=("auto", "on", "off"),
         may_change=True,
     )
-    steps_per_loop: int = flag_fields.field(
+    steps_per_loop: int = flags.field(
         50,
         DEVICES,
         "Steps that run on the devices between two looks at the clock, the "
@@ -165,7 +165,7 @@ class Config:
         minimum=1,
         may_change=True,
     )
-    start_timeout_secs: float = flag_fields.field(
+    start_timeout_secs: float = flags.field(
         600.0,
         DEVICES,
         "With several workers: seconds that each waits for the others to come "
@@ -173,7 +173,7 @@ class Config:
         minimum=1.0,
         may_change=True,
     )
-    micro_batches: int = flag_fields.field(
+    micro_batches: int = flags.field(
         0,
         DEVICES,
         "Equal parts of a batch, each with a gradient of its own; more than "
@@ -182,7 +182,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    reduction: str = flag_fields.field(
+    reduction: str = flags.field(
         "fast",
         DEVICES,
         "How gradients are added. fast: in the order that the strategy "
@@ -191,33 +191,33 @@ class Config:
         choices=("fast", "ordered"),
     )
 
-    dataset: str = flag_fields.field(
+    dataset: str = flags.field(
         "digits",
         DATA,
         "digits (embedded), any TFDS image set as name[:config], "
         "folder:/path (PNG and JPEG, optionally one folder per class), "
         "idx:/path (MNIST's files) or npz:/path.",
     )
-    split: str = flag_fields.field("train", DATA, "Split of the data set.")
-    data_dir: str = flag_fields.field(
+    split: str = flags.field("train", DATA, "Split of the data set.")
+    data_dir: str = flags.field(
         "",
         DATA,
         "Where TFDS keeps prepared data sets; empty is its own default.",
         may_change=True,
     )
-    manual_dir: str = flag_fields.field(
+    manual_dir: str = flags.field(
         "",
         DATA,
         "Where you put archives that TFDS cannot download by itself.",
         may_change=True,
     )
-    download: bool = flag_fields.field(
+    download: bool = flags.field(
         False,
         DATA,
         "Lets TFDS download and prepare the data set if it is not there.",
         may_change=True,
     )
-    image_size: int = flag_fields.field(
+    image_size: int = flags.field(
         0,
         DATA,
         "Crops images to a square and resizes them to this many pixels a "
@@ -225,14 +225,14 @@ class Config:
         minimum=0,
         below=4097,
     )
-    channels: int = flag_fields.field(
+    channels: int = flags.field(
         0,
         DATA,
         "Converts images to 1 (grey) or 3 (RGB) channels; 0 keeps them.",
         minimum=0,
         below=4,
     )
-    cache_gib: float = flag_fields.field(
+    cache_gib: float = flags.field(
         4.0,
         DATA,
         "Keeps the images in memory if they take at most this many GiB; "
@@ -241,30 +241,30 @@ class Config:
         may_change=True,
     )
 
-    model: str = flag_fields.field(
+    model: str = flags.field(
         "dcgan",
         MODEL,
         "dcgan, or your own as package.module:make.",
     )
-    latent_size: int = flag_fields.field(
+    latent_size: int = flags.field(
         64, MODEL, "Numbers in the latent vector of an image.", minimum=1
     )
-    base_channels: int = flag_fields.field(
+    base_channels: int = flags.field(
         32,
         MODEL,
         "Channels of the networks at the full image size; each halving of "
         "the size doubles them.",
         minimum=1,
     )
-    conditional: bool = flag_fields.field(
+    conditional: bool = flags.field(
         False, MODEL, "Conditions both networks on the class labels."
     )
-    batch_norm: bool = flag_fields.field(
+    batch_norm: bool = flags.field(
         False,
         MODEL,
         "Adds BatchNorm over the whole batch to the generator of dcgan.",
     )
-    ema_half_life_images: float = flag_fields.field(
+    ema_half_life_images: float = flags.field(
         50000.0,
         MODEL,
         "Images after which a weight of the generator counts half in its "
@@ -273,7 +273,7 @@ class Config:
         minimum=1.0,
     )
 
-    loss: str = flag_fields.field(
+    loss: str = flags.field(
         "non_saturating",
         OBJECTIVE,
         "The adversarial loss.",
@@ -285,24 +285,24 @@ class Config:
             "relativistic",
         ),
     )
-    r1_gamma: float = flag_fields.field(
+    r1_gamma: float = flags.field(
         0.3,
         OBJECTIVE,
         "Weight of the R1 penalty, on the discriminator's gradient at real "
         "images.",
         minimum=0.0,
     )
-    r2_gamma: float = flag_fields.field(
+    r2_gamma: float = flags.field(
         0.0,
         OBJECTIVE,
         "Weight of the R2 penalty, on the discriminator's gradient at fake "
         "images.",
         minimum=0.0,
     )
-    gradient_penalty: float = flag_fields.field(
+    gradient_penalty: float = flags.field(
         10.0, OBJECTIVE, "Weight of wgan_gp's own penalty.", minimum=0.0
     )
-    discriminator_steps: int = flag_fields.field(
+    discriminator_steps: int = flags.field(
         1,
         OBJECTIVE,
         "Discriminator updates, each with fresh images, per generator update.",
@@ -310,61 +310,61 @@ class Config:
         below=101,
     )
 
-    generator_learning_rate: float = flag_fields.field(
+    generator_learning_rate: float = flags.field(
         1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
     )
-    discriminator_learning_rate: float = flag_fields.field(
+    discriminator_learning_rate: float = flags.field(
         1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
     )
-    beta_1: float = flag_fields.field(
+    beta_1: float = flags.field(
         0.5,
         OPTIMIZERS,
         "Adam's decay of the mean gradient.",
         minimum=0.0,
         below=1.0,
     )
-    beta_2: float = flag_fields.field(
+    beta_2: float = flags.field(
         0.99,
         OPTIMIZERS,
         "Adam's decay of the mean squared gradient.",
         minimum=0.0,
         below=1.0,
     )
-    learning_rate_schedule: str = flag_fields.field(
+    learning_rate_schedule: str = flags.field(
         "constant",
         OPTIMIZERS,
         "constant, or cosine: falls to zero at --num_steps.",
         choices=("constant", "cosine"),
     )
-    warmup_steps: int = flag_fields.field(
+    warmup_steps: int = flags.field(
         0,
         OPTIMIZERS,
         "Steps over which the learning rates first rise from zero.",
         minimum=0,
     )
 
-    checkpoint_every_steps: int = flag_fields.field(
+    checkpoint_every_steps: int = flags.field(
         1000,
         SAVING,
         "Steps between two checkpoints; 0 saves by the clock alone.",
         minimum=0,
         may_change=True,
     )
-    checkpoint_every_secs: float = flag_fields.field(
+    checkpoint_every_secs: float = flags.field(
         0.0,
         SAVING,
         "Seconds between two checkpoints; 0 saves by the steps alone.",
         minimum=0.0,
         may_change=True,
     )
-    max_to_keep: int = flag_fields.field(
+    max_to_keep: int = flags.field(
         3,
         SAVING,
         "Newest checkpoints that are kept.",
         minimum=1,
         may_change=True,
     )
-    keep_every_n_steps: int = flag_fields.field(
+    keep_every_n_steps: int = flags.field(
         0,
         SAVING,
         "Also keeps, for ever, each checkpoint whose step is a multiple of "
@@ -372,7 +372,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    keep_every_hours: float = flag_fields.field(
+    keep_every_hours: float = flags.field(
         0.0,
         SAVING,
         "Also keeps, for ever, checkpoints at least this many hours apart; 0 "
@@ -380,7 +380,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    keep_best: int = flag_fields.field(
+    keep_best: int = flags.field(
         0,
         SAVING,
         "Also keeps this many checkpoints with the best --best_metric; 0 keeps "
@@ -388,27 +388,27 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    best_metric: str = flag_fields.field(
+    best_metric: str = flags.field(
         "generator_loss",
         SAVING,
         "Metric that --keep_best goes by, as it is called in metrics.jsonl.",
         may_change=True,
     )
-    best_mode: str = flag_fields.field(
+    best_mode: str = flags.field(
         "min",
         SAVING,
         "Whether the smallest or the largest --best_metric is the best.",
         choices=("min", "max"),
         may_change=True,
     )
-    checkpoint_dir: str = flag_fields.field(
+    checkpoint_dir: str = flags.field(
         "",
         SAVING,
         "Where the checkpoints are kept, on a disk or gs://; empty is "
         "run_dir/checkpoints. The chief writes there.",
         may_change=True,
     )
-    backup_every_secs: float = flag_fields.field(
+    backup_every_secs: float = flags.field(
         60.0,
         SAVING,
         "Seconds between two backups, from which a killed run goes on; they "
@@ -417,7 +417,7 @@ class Config:
         may_change=True,
     )
 
-    backup_dir: str = flag_fields.field(
+    backup_dir: str = flags.field(
         "",
         SAVING,
         "Fast local directory of each host, where every worker backs up: a "
@@ -425,7 +425,7 @@ class Config:
         "run_dir/backup, by the chief alone.",
         may_change=True,
     )
-    verify: str = flag_fields.field(
+    verify: str = flags.field(
         "full",
         SAVING,
         "How a checkpoint is checked before it is restored, or an older one "
@@ -433,7 +433,7 @@ class Config:
         choices=("full", "sizes"),
         may_change=True,
     )
-    on_save_error: str = flag_fields.field(
+    on_save_error: str = flags.field(
         "continue",
         SAVING,
         "What to do when a save fails, as on a full disk: continue says so, "
@@ -442,7 +442,7 @@ class Config:
         choices=("continue", "stop"),
         may_change=True,
     )
-    stop_after_secs: float = flag_fields.field(
+    stop_after_secs: float = flags.field(
         0.0,
         SAVING,
         "Saves and exits with 75 this many seconds after the process was "
@@ -451,7 +451,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    grace_secs: float = flag_fields.field(
+    grace_secs: float = flags.field(
         0.0,
         SAVING,
         "Seconds between a notice, such as SIGTERM, and the kill that follows "
@@ -460,7 +460,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    hang_timeout_secs: float = flag_fields.field(
+    hang_timeout_secs: float = flags.field(
         0.0,
         SAVING,
         "Seconds without progress after which the process writes the stacks "
@@ -472,7 +472,7 @@ class Config:
         may_change=True,
     )
 
-    max_rollbacks: int = flag_fields.field(
+    max_rollbacks: int = flags.field(
         10,
         DIVERGENCE,
         "How often a run that diverges goes back to its last good checkpoint "
@@ -481,7 +481,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    spike_factor: float = flag_fields.field(
+    spike_factor: float = flags.field(
         100.0,
         DIVERGENCE,
         "A loss this many times over its moving average, and over this "
@@ -489,7 +489,7 @@ class Config:
         minimum=0.0,
         may_change=True,
     )
-    collapse_steps: int = flag_fields.field(
+    collapse_steps: int = flags.field(
         1000,
         DIVERGENCE,
         "A network that had no gradient (a norm below 1e-7) for this many "
@@ -497,7 +497,7 @@ class Config:
         minimum=0,
         may_change=True,
     )
-    rollback_learning_rate_factor: float = flag_fields.field(
+    rollback_learning_rate_factor: float = flags.field(
         1.0,
         DIVERGENCE,
         "What both learning rates are multiplied by each time the run goes "
@@ -513,7 +513,7 @@ class Config:
             object.__setattr__(self, name, path.rstrip("/") or path[:1])
         if self.reduction == "ordered" and not self.micro_batches:
             object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
-        flag_fields.check(self)
+        flags.check(self)
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -638,7 +638,7 @@ def parse(argv: Sequence[str]) -> Config:
         UserError: a flag is unknown, malformed, out of its range or
             contradicts another; or something that is no flag is left over.
     """
-    values = flag_fields.parse(Config, argv)
+    values = flags.parse(Config, argv)
     # No shell does it behind an equals sign.
     values["run_dir"] = os.path.expanduser(values["run_dir"])
     return Config(**values)
@@ -662,7 +662,7 @@ def parse_values(
         UserError: a flag is unknown or malformed, run_dir is missing, or
             something that is no flag is left over.
     """
-    values = flag_fields.parse_flags(
+    values = flags.parse_flags(
         argv, {name: (default, "") for name, default in defaults.items()}
     )
     if "run_dir" in values:
@@ -684,7 +684,7 @@ def help_page(program: str, summary: str) -> str:
     parts = [f"usage: {program} [--flag=value ...]", "", summary]
     for group in GROUPS:
         parts += ["", group]
-        parts += flag_fields.help_lines(
+        parts += flags.help_lines(
             Config, group, lambda field: " *" if field.get("may_change") else ""
         )
     return "\n".join(

@@ -157,3 +157,23 @@ def exit_with(
         print("interrupted", file=sys.stderr)
         leave(INTERRUPTED)
     leave(code)
+
+
+def combine(codes: Sequence[int]) -> int:
+    """Makes one exit code of those of all workers.
+
+    A user's mistake comes first, since running again cannot help; then a
+    crash, the loss of another worker last; then "run me again".
+
+    Args:
+        codes: exit codes, negative for a signal.
+
+    Returns:
+        The code, as a shell would see it: 128 + N for signal N.
+    """
+    if USER_ERROR in codes:
+        return USER_ERROR
+    order = (LOST_WORKER, RUN_AGAIN, FINISHED)
+    crashes = [code for code in codes if code not in order]
+    code = next(code for code in (*crashes, *order) if code in codes)
+    return code if code >= 0 else 128 - code

@@ -11,16 +11,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from dtrain import (
-    cluster,
-    config,
-    errors,
-    preemption,
-    rendezvous,
-    startup,
-    stop_file,
-    watchdog,
-)
+from dtrain import config, errors
+from dtrain.cluster import environment, rendezvous
+from dtrain.resilience import stop_file, watchdog
+from dtrain.resilience import watcher as watcher_lib
+from dtrain.storage import startup
 
 _SUMMARY = """\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
@@ -47,16 +42,17 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         print(config.help_page("python -m dtrain.main", _SUMMARY))
         return errors.FINISHED
     parsed = config.parse(arguments)
-    workers = cluster.from_environment(os.environ)
+    workers = environment.from_environment(os.environ)
     with contextlib.ExitStack() as stack:
         # From here on a signal ends the process with 75, not with its own.
         watcher = stack.enter_context(
-            preemption.watch(parsed.stop_after_secs, parsed.grace_secs)
+            watcher_lib.watch(parsed.stop_after_secs, parsed.grace_secs)
         )
         dog = stack.enter_context(_watchdog(parsed, workers, watcher))
         # TensorFlow takes seconds to import, and a wrong command needs none.
         startup.import_tensorflow()
-        from dtrain import ledger, train
+        from dtrain import train
+        from dtrain.record import ledger
 
         started_secs = ledger.process_start_secs()
         _look_for_stop_file(parsed.run_dir, watcher, started_secs)
@@ -71,7 +67,7 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
 
 
 def _look_for_stop_file(
-    run_dir: str, watcher: preemption.Watcher, started_secs: float
+    run_dir: str, watcher: watcher_lib.Watcher, started_secs: float
 ) -> None:
     """Lets a person stop the run by a file in its directory.
 
@@ -87,7 +83,9 @@ def _look_for_stop_file(
 
 
 def _watchdog(
-    parsed: config.Config, workers: cluster.Cluster, watcher: preemption.Watcher
+    parsed: config.Config,
+    workers: environment.Cluster,
+    watcher: watcher_lib.Watcher,
 ) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
     """Starts the watchdog, which also tells a supervisor that this lives."""
     dog = watchdog.Watchdog(

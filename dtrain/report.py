@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dtrain import config, errors, goodput, startup
+from dtrain import config, errors
+from dtrain.record import goodput
+from dtrain.storage import startup
 
 if TYPE_CHECKING:
-    from dtrain.plotting import Floats
+    from dtrain.record.plotting import Floats
 
 _HELP = """usage: python -m dtrain.report --run_dir=DIR [--output=FILE]
 
@@ -60,7 +62,7 @@ def _names(directory: str) -> list[str]:
     """
     if "://" in directory:
         # TensorFlow takes seconds to import, and a disk does not need it.
-        from dtrain import files
+        from dtrain.storage import files
 
         with files.storage_errors(directory):
             return files.names(directory)
@@ -79,7 +81,7 @@ def _read(path: str) -> bytes:
         StorageError: it cannot be read.
     """
     if "://" in path:
-        from dtrain import files
+        from dtrain.storage import files
 
         with files.storage_errors(path):
             return files.read(path) or b""
@@ -99,7 +101,7 @@ def _write(path: str, data: bytes) -> None:
         StorageError: it cannot be written.
     """
     if "://" in path:
-        from dtrain import files
+        from dtrain.storage import files
 
         with files.storage_errors(path):
             files.write(path, data)
@@ -255,7 +257,7 @@ def run(arguments: Sequence[str]) -> int:
         startup.import_tensorflow()
     account = goodput.account(read(run_dir))
     print(table(account, run_dir), flush=True)
-    from dtrain import plotting
+    from dtrain.record import plotting
 
     name = os.path.basename(os.path.abspath(run_dir))
     _write(output, plotting.draw(account, read_losses(run_dir), name))

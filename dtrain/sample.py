@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dtrain import config as config_lib
-from dtrain import errors, startup
+from dtrain import errors
+from dtrain.storage import startup
 
 if TYPE_CHECKING:
-    from dtrain import export
+    from dtrain.storage import access
+from dtrain.run import export
 
 _HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
 
@@ -97,11 +99,11 @@ def draw(request: Request) -> list[str]:
             model, or the output directory cannot be made.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
-    from dtrain import export, run_directory
+    from dtrain.run import export
 
     restored = export.restore(request.run_dir, request.step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
-    run_directory.make("output_dir", output_dir)
+    access.make("output_dir", output_dir)
     return _write_pictures(request, restored, output_dir)
 
 
@@ -109,7 +111,7 @@ def _write_pictures(
     request: Request, restored: export.Restored, output_dir: str
 ) -> list[str]:
     """Writes the files of a request; returns their paths."""
-    from dtrain import drawing, images
+    from dtrain.record import drawing, images
 
     generator, config, _, num_classes = restored
     made = drawing.draw(

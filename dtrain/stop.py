@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from dtrain import config, errors, startup, stop_file
+from dtrain import config, errors
+from dtrain.resilience import stop_file
+from dtrain.storage import startup
 
 _HELP = """usage: python -m dtrain.stop --run_dir=DIR [--wait]
 
@@ -35,7 +37,7 @@ def _names(run_dir: str) -> set[str]:
         StorageError: it cannot be listed.
     """
     if "://" in run_dir:
-        from dtrain import files
+        from dtrain.storage import files
 
         with files.storage_errors(run_dir):
             return set(files.names(run_dir))

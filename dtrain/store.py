@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dtrain import config as config_module
-from dtrain import errors, startup
+from dtrain import errors
 from dtrain.config import Config
 from dtrain.errors import UserError
+from dtrain.storage import startup
 
 if TYPE_CHECKING:
-    from dtrain.sources import Source
+    from dtrain.data.sources import Source
 
 _BATCH = 256
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -127,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
         )
     config = _checked(config_module.parse([argv[0], *argv[2:]]))
     startup.import_tensorflow()
-    from dtrain.sources import open_source
+    from dtrain.data.sources import open_source
 
     path = store(
         open_source(config),

@@ -20,31 +20,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dtrain import (
-    access,
-    checkpoint,
-    claim,
-    data,
-    divergence,
-    drawing,
-    errors,
-    files,
-    images,
-    init_from,
-    ledger,
-    metrics,
-    places,
-    preemption,
-    run_directory,
-    sources,
-    stop_file,
-    strategies,
-    watchdog,
-)
-from dtrain import checkpointer as checkpointer_lib
-from dtrain import gan as gan_lib
-from dtrain.cluster import Cluster
+from dtrain import errors
+from dtrain.checkpoint import manager
+from dtrain.cluster import workers
+from dtrain.cluster.environment import Cluster
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
+from dtrain.gan import divergence
+from dtrain.gan import state as gan_lib
+from dtrain.record import drawing, images, ledger, metrics
+from dtrain.resilience import stop_file, watchdog
+from dtrain.resilience import watcher as watcher_lib
+from dtrain.run import checkpointer as checkpointer_lib
+from dtrain.run import identity, init_from, places
+from dtrain.storage import access, claim, files
 
 # May differ between the workers of a run, whose disks may.
 _OF_A_WORKER = (
@@ -72,7 +61,7 @@ class _Run(NamedTuple):
     checkpointer: checkpointer_lib.Checkpointer
     recorder: metrics.Recorder
     progress: metrics.Progress
-    watcher: preemption.Watcher
+    watcher: watcher_lib.Watcher
     watchdog: watchdog.Watchdog
     ledger: ledger.Ledger
     claims: list[claim.Claim]
@@ -83,7 +72,7 @@ class _Run(NamedTuple):
 def train(
     config: Config,
     cluster: Cluster,
-    watcher: preemption.Watcher,
+    watcher: watcher_lib.Watcher,
     dog: watchdog.Watchdog,
     leave: Callable[[int], int] = int,
 ) -> int:
@@ -114,7 +103,7 @@ def train(
         # Here, for `leave` does not come back.
         with contextlib.closing(dog):
             with contextlib.ExitStack() as stack:
-                strategy = strategies.make(config, cluster)
+                strategy = workers.make(config, cluster)
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
                 run, restored = _open(
@@ -127,10 +116,10 @@ def train(
             # A worker that leaves takes the collectives of the others with it.
             # One of them may still have a store to wait for.
             with dog.patience():
-                strategies.agree(strategy, cluster, (True,))
+                workers.agree(strategy, cluster, (True,))
         return leave(code)
     except Exception as error:
-        if cluster.num_workers > 1 and strategies.is_lost_worker(error):
+        if cluster.num_workers > 1 and workers.is_lost_worker(error):
             _leave_at_once(error)
         raise
 
@@ -139,7 +128,7 @@ def _open(
     config: Config,
     cluster: Cluster,
     strategy: tf.distribute.Strategy,
-    watcher: preemption.Watcher,
+    watcher: watcher_lib.Watcher,
     dog: watchdog.Watchdog,
     stack: contextlib.ExitStack,
 ) -> tuple[_Run, checkpointer_lib.Restored]:
@@ -161,12 +150,12 @@ def _open(
         StorageError: see `train`.
     """
     _check_same_flags(config, cluster, strategy)
-    source, description, note = strategies.together(
+    source, description, note = workers.together(
         strategy, cluster, lambda: _look(config, cluster)
     )
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     # Not before all is known to fit: a mistake must leave nothing behind.
-    claims = strategies.together(
+    claims = workers.together(
         strategy, cluster, lambda: _claim(config, cluster, stack)
     )
     book = stack.enter_context(_ledger(config, cluster, strategy, watcher))
@@ -196,7 +185,7 @@ def _open(
 
 def _restore(
     gan: gan_lib.GAN,
-    description: run_directory.Description,
+    description: identity.Description,
     strategy: tf.distribute.Strategy,
     cluster: Cluster,
     book: ledger.Ledger,
@@ -209,18 +198,18 @@ def _restore(
         gan.checkpoint,
         description.config,
         cluster,
-        run=run_directory.to_dict(description),
+        run=identity.to_dict(description),
     )
     config, taken = description.config, None
     with book.spending("restore"):
         restored = checkpointer.restore(strategy)
         if config.init_from and restored.manifest is None:
-            taken = strategies.together(
+            taken = workers.together(
                 strategy,
                 cluster,
                 lambda: init_from.take(gan.checkpoint, config),
             )
-    recorder = strategies.together(
+    recorder = workers.together(
         strategy, cluster, lambda: _begin(restored, description, gan, cluster)
     )
     stack.callback(recorder.close)
@@ -239,7 +228,7 @@ def _ledger(
     config: Config,
     cluster: Cluster,
     strategy: tf.distribute.Strategy,
-    watcher: preemption.Watcher,
+    watcher: watcher_lib.Watcher,
 ) -> Iterator[ledger.Ledger]:
     """Keeps the ledger of this attempt; an error that leaves ends it."""
     book = ledger.Ledger(
@@ -253,7 +242,7 @@ def _ledger(
         yield book
     except BaseException as error:
         code = errors.code_of(error)
-        if cluster.num_workers > 1 and strategies.is_lost_worker(error):
+        if cluster.num_workers > 1 and workers.is_lost_worker(error):
             code = errors.LOST_WORKER
         book.close(code, watcher.notice)
         raise
@@ -261,7 +250,7 @@ def _ledger(
 
 def _look(
     config: Config, cluster: Cluster
-) -> tuple[sources.Source, run_directory.Description, str]:
+) -> tuple[sources.Source, identity.Description, str]:
     """Opens the data and looks at the run's directory; changes nothing.
 
     Returns:
@@ -270,10 +259,10 @@ def _look(
     for name in ("run_dir", "checkpoint_dir", "backup_dir"):
         access.check(name, getattr(config, name))
     source = sources.open_source(config)
-    description = run_directory.Description(
+    description = identity.Description(
         config, source.image_shape, source.num_classes, source.num_images
     )
-    note = run_directory.check(
+    note = identity.check(
         description,
         is_chief=cluster.is_chief,
         is_alone=cluster.num_workers == 1 and not config.backup_dir,
@@ -283,7 +272,7 @@ def _look(
 
 def _begin(
     restored: checkpointer_lib.Restored,
-    description: run_directory.Description,
+    description: identity.Description,
     gan: gan_lib.GAN,
     cluster: Cluster,
 ) -> metrics.Recorder:
@@ -296,7 +285,7 @@ def _begin(
     _check_restored(restored, description)
     run_dir = description.config.run_dir
     if cluster.is_chief:
-        run_directory.write(description, gan.networks)
+        identity.write(description, gan.networks)
     with files.storage_errors(run_dir):
         return metrics.Recorder(
             run_dir,
@@ -328,7 +317,7 @@ def _claim(
 
 
 def _check_restored(
-    restored: checkpointer_lib.Restored, description: run_directory.Description
+    restored: checkpointer_lib.Restored, description: identity.Description
 ) -> None:
     """Checks that what was restored is of this run, and not of its future.
 
@@ -338,7 +327,7 @@ def _check_restored(
     if restored.manifest is None:
         return
     made, config = restored.manifest, description.config
-    run_directory.check_restored(description, made.run, restored.prefix)
+    identity.check_restored(description, made.run, restored.prefix)
     if made.step > config.num_steps:
         raise errors.UserError(
             f"num_steps ({config.num_steps}) is below the step of the run in "
@@ -354,12 +343,12 @@ def _check_same_flags(
     Raises:
         UserError: on every worker, if they were not.
     """
-    strategies.check_batch(config, strategy)
+    workers.check_batch(config, strategy)
     flags = config.to_dict()
     for name in _OF_A_WORKER:
         del flags[name]
     digest = zlib.crc32(json.dumps(flags).encode())
-    if len(set(strategies.gather(strategy, cluster, digest))) > 1:
+    if len(set(workers.gather(strategy, cluster, digest))) > 1:
         raise errors.UserError(
             "the workers were started with different flags; only "
             f"{', '.join(_OF_A_WORKER)} may differ between them"
@@ -407,7 +396,7 @@ def _loop(run: _Run) -> int:
                 # To a store that is away, it is tried for minutes.
                 _draw_samples(run, step)
                 # The others must be as patient.
-                strategies.agree(run.strategy, run.cluster, (True,))
+                workers.agree(run.strategy, run.cluster, (True,))
         _beat(run, step)
         ramp = min(2 * ramp, config.steps_per_loop)
         num_steps = min(ramp, _loop_length(config, step))
@@ -435,7 +424,7 @@ def _input(run: _Run) -> tuple[int, Any]:
     """Returns the steps that are done, and the images from there on."""
     step = int(run.gan.step.numpy())
     skipped = int(run.gan.divergence.skipped_steps.numpy())
-    iterator = data.make_iterator(
+    iterator = pipeline.make_iterator(
         run.source, run.config, run.strategy, step + skipped
     )
     run.inputs.append(iterator)
@@ -458,10 +447,10 @@ def _run_steps(
         )
         return rows.numpy(), int(verdict.numpy())
     except tf.errors.OpError as error:
-        if strategies.is_lost_worker(error):
+        if workers.is_lost_worker(error):
             raise
         step += int(gan.divergence.skipped_steps.numpy())
-        mistake = data.explain(error, run.source, run.config, step)
+        mistake = pipeline.explain(error, run.source, run.config, step)
         if mistake is None:
             raise
         raise mistake from error
@@ -494,7 +483,7 @@ def _roll_back(run: _Run, step: int, verdict: int) -> None:
         with files.storage_errors(config.run_dir):
             run.recorder.rewind(made.step, made.log)
 
-    strategies.together(run.strategy, run.cluster, rewind)
+    workers.together(run.strategy, run.cluster, rewind)
     run.progress.say(
         f"diverged at step {step:,}: {reason}; back to step {made.step:,}, "
         f"without the data that led there ({counts.rollbacks + 1} of at most "
@@ -548,7 +537,7 @@ def _stop_or_save(run: _Run, step: int) -> bool:
         bool(failure) and run.config.on_save_error == "stop",
         not run.checkpointer.wait_for_room(0.0),
     )
-    stop, is_over, save, give_up, is_full = strategies.agree(
+    stop, is_over, save, give_up, is_full = workers.agree(
         run.strategy, run.cluster, mine
     )
     if give_up:
@@ -590,9 +579,9 @@ def _save_last(run: _Run, step: int) -> None:
 
     with run.ledger.spending("save"):
         _wait(run, run.checkpointer.wait)
-        strategies.together(run.strategy, run.cluster, begin)
+        workers.together(run.strategy, run.cluster, begin)
         _wait(run, run.checkpointer.wait)
-        strategies.together(run.strategy, run.cluster, checkpointer.drain)
+        workers.together(run.strategy, run.cluster, checkpointer.drain)
 
 
 def _wait(run: _Run, is_ready: Callable[[float], bool]) -> None:
@@ -609,12 +598,12 @@ def _wait(run: _Run, is_ready: Callable[[float], bool]) -> None:
     while is_waiting:
         mine = (not is_ready(1.0),)
         _beat(run, int(run.gan.step.numpy()))
-        [is_waiting] = strategies.agree(run.strategy, run.cluster, mine)
+        [is_waiting] = workers.agree(run.strategy, run.cluster, mine)
 
 
-def _facts(run: _Run, step: int) -> checkpoint.Facts:
+def _facts(run: _Run, step: int) -> manager.Facts:
     recorder = run.recorder
-    return checkpoint.Facts(
+    return manager.Facts(
         metrics=recorder.last,
         log=recorder.state_of(step),
         sync=recorder.sync,

@@ -17,7 +17,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dtrain import config, flag_fields
+from dtrain import config, flags
 from dtrain.errors import UserError
 
 JOB = "Job"
@@ -48,7 +48,7 @@ _MAX_NAME = 50
 def _field(
     default: Any, group: str, help_text: str, *backends: str, **more: Any
 ) -> Any:
-    return flag_fields.field(
+    return flags.field(
         default, group, help_text, backends=backends or BACKENDS, **more
     )
 
@@ -270,7 +270,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        flag_fields.check(self)
+        flags.check(self)
         for each in dataclasses.fields(self):
             backends = each.metadata["backends"]
             is_set = getattr(self, each.name) != each.default

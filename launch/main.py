@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dtrain import cluster, config, errors, flag_fields
-from launch import local, supervisor
+from dtrain import config, errors, flags
+from dtrain.cluster import environment as environment_lib
+from launch import lines
 from launch.job import BACKENDS, GROUPS, TITLES, Options
+from launch.keep import supervisor, worker
 
 _HELP = """\
 usage: python -m launch.main [submit] [--flag=value ...] -- [dtrain's flags]
@@ -94,7 +96,7 @@ def run(
 def _help() -> str:
     parts = [_HELP]
     for group in GROUPS:
-        parts += ["", group, *flag_fields.help_lines(Options, group, _mark)]
+        parts += ["", group, *flags.help_lines(Options, group, _mark)]
     return "\n".join([*parts, _END])
 
 
@@ -108,7 +110,7 @@ def _mark(metadata: Mapping[str, Any]) -> str:
 
 def _parse(ours: Sequence[str]) -> dict[str, Any]:
     try:
-        return flag_fields.parse(Options, ours)
+        return flags.parse(Options, ours)
     except errors.UserError as error:
         raise errors.UserError(
             f"{error}; the flags of dtrain.main go after --"
@@ -120,7 +122,7 @@ def _run_here(
 ) -> int:
     """Runs the workers on this machine until the run is finished."""
     parsed = config.parse(["dtrain.main", *theirs])
-    _check(options, parsed, cluster.from_environment(environment))
+    _check(options, parsed, environment_lib.from_environment(environment))
 
     gpus = _share_gpus(options, environment)
     if options.devices_per_worker:
@@ -129,12 +131,12 @@ def _run_here(
             # Its strategy may be for one device alone.
             config.parse(["dtrain.main", *theirs])
 
-    def plan(workers: Sequence[int]) -> tuple[local.Process, ...]:
+    def plan(workers: Sequence[int]) -> tuple[worker.Process, ...]:
         names = [f"worker {index}" for index in workers]
-        ports = local.free_ports(len(workers))
+        ports = worker.free_ports(len(workers))
         # Each keeps its own, also when others are left out.
         visible = [gpus[index] for index in workers] if gpus else []
-        return local.plan(ports, theirs, names, visible)
+        return worker.plan(ports, theirs, names, visible)
 
     if options.dry_run:
         everyone = plan(range(options.num_workers))
@@ -153,7 +155,7 @@ def _run_here(
 
 
 def _check(
-    options: Options, parsed: config.Config, workers: cluster.Cluster
+    options: Options, parsed: config.Config, workers: environment_lib.Cluster
 ) -> None:
     """Checks what the flags say of each other.
 
@@ -177,7 +179,7 @@ def _check(
             f"strategy ({parsed.strategy}) runs in one process; with "
             f"num_workers ({options.num_workers}) leave it out"
         )
-    if workers != cluster.ALONE:
+    if workers != environment_lib.ALONE:
         raise errors.UserError(
             f"{workers.source} makes this worker {workers.index} of "
             f"{workers.num_workers}; leave num_workers "
@@ -226,7 +228,7 @@ def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
 
 def main() -> None:
     """Runs the program."""
-    local.print_what_cannot_be_shown()
+    lines.print_what_cannot_be_shown()
     errors.exit_with(lambda: run(sys.argv))
 
 

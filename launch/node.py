@@ -4,7 +4,8 @@ A scheduler starts it, by the plan of a backend:
 
     python -m launch.node --log_dir=DIR --grace_secs=60 -- --run_dir=gs://...
 
-Who the other nodes are is read from the environment; see `dtrain.cluster`.
+Who the other nodes are is read from the environment; see
+`dtrain.cluster.environment`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
-from dtrain import cluster, config, errors, flag_fields, stop_file
-from launch import local, supervisor
+from dtrain import config, errors, flags
+from dtrain.cluster import environment as environment_lib
+from dtrain.resilience import stop_file
+from launch import lines
+from launch.keep import supervisor, worker
 
 _FLAGS = {
     "log_dir": (
@@ -62,7 +66,7 @@ def run(
         for flag, (_, words) in _FLAGS.items():
             print(f"  --{flag}\n      {words}")
         return errors.FINISHED
-    values = flag_fields.parse_flags(arguments[:end], _FLAGS)
+    values = flags.parse_flags(arguments[:end], _FLAGS)
     theirs = arguments[end + 1 :]
     if values["is_encoded"]:
         theirs = [
@@ -70,7 +74,7 @@ def run(
             for each in theirs
         ]
     parsed = config.parse([arguments[0], *theirs])
-    workers = cluster.from_environment(environment)
+    workers = environment_lib.from_environment(environment)
     name = f"worker {workers.index}"
     if values["log_dir"]:
         _log_to(values["log_dir"], workers.index)
@@ -79,13 +83,13 @@ def run(
         grace_secs=values["grace_secs"],
         is_of_a_job=True,
     )
-    code = supervisor.run(options, lambda _: local.plan((0,), theirs, (name,)))
+    code = supervisor.run(options, lambda _: worker.plan((0,), theirs, (name,)))
     if code not in (errors.RUN_AGAIN, errors.LOST_WORKER):
         return code
     # A person has ended the job, whatever became of this worker of it.
     since_secs = stop_file.since_secs(start_secs, environment)
     if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
-        local.say(f"{name} ends: the stop file is there", sys.stderr)
+        lines.say(f"{name} ends: the stop file is there", sys.stderr)
         return errors.FINISHED
     return values["again_code"] or code
 
@@ -110,7 +114,7 @@ def _log_to(directory: str, index: int) -> None:
 
 def main() -> None:
     """Runs the program."""
-    local.print_what_cannot_be_shown()
+    lines.print_what_cannot_be_shown()
     errors.exit_with(lambda: run(sys.argv))
 
 

@@ -12,17 +12,10 @@ from types import ModuleType
 
 from etils import epath
 
-from dtrain import config, flag_fields
+from dtrain import config, flags
 from dtrain.errors import UserError
-from launch import (
-    kubernetes,
-    skypilot,
-    slurm,
-    snapshot,
-    storage,
-    submission,
-    vertex,
-)
+from launch import code, storage, submission
+from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Options, Plan
 
 # What each of them has is in `job`.
@@ -55,7 +48,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
     print(job.estimate(), flush=True)
     # Takes seconds in a large repository, and the job would not be written down
     # if it was interrupted.
-    versions = snapshot.versions(job.workdir)
+    versions = code.versions(job.workdir)
     job_id = _submit(job, plan)
     # First of all, for nobody else knows its number.
     print(
@@ -86,7 +79,7 @@ def make_job(
     job = Job(
         options=options,
         # A file of flags may be another one when the job is queued again.
-        arguments=flag_fields.expand(arguments),
+        arguments=flags.expand(arguments),
         parsed=parsed,
         directory="",
         workdir=_workdir(),
@@ -176,11 +169,11 @@ def _remove(job: Job, made: Sequence[epath.Path]) -> None:
 
 def _write(job: Job, plan: Plan) -> None:
     directory = epath.Path(job.directory)
-    found = snapshot.find(job.workdir) if plan.has_code else {}
+    found = code.find(job.workdir) if plan.has_code else {}
     with storage.access(directory):
         storage.make_directory(directory)
         for name, text in plan.files.items():
             # A name that the file system has may be no UTF-8.
             (directory / name).write_bytes(os.fsencode(text))
         if plan.has_code:
-            snapshot.write(found, os.path.join(job.directory, "code"))
+            code.write(found, os.path.join(job.directory, "code"))

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from dtrain import errors, flag_fields
+from dtrain import errors, flags
 from dtrain.errors import UserError
-from launch import slurm, submission
+from launch import submission
+from launch.backends import slurm
 from launch.job import QUEUED, RUNNING, UNKNOWN, State
 from launch.submission import Submission
 from launch.submit import BACKENDS
@@ -24,7 +25,7 @@ _RUN_DIR = {"run_dir": ("", "Directory of the run, or its record_dir.")}
 
 def status(arguments: Sequence[str]) -> int:
     """Says how the job of a run is, and how far the run."""
-    found = _find(flag_fields.parse_flags(arguments, _RUN_DIR)["run_dir"])
+    found = _find(flags.parse_flags(arguments, _RUN_DIR)["run_dir"])
     print(f"{found.name}  {found.backend}  submitted {found.submitted}")
     for state in _states(found):
         print(f"{state.phase}  {state.details}")
@@ -38,7 +39,7 @@ def status(arguments: Sequence[str]) -> int:
 def logs(arguments: Sequence[str]) -> int:
     """Prints what the workers say."""
     known = {**_RUN_DIR, "follow": (False, "Goes on until the job is over.")}
-    values = flag_fields.parse_flags(arguments, known)
+    values = flags.parse_flags(arguments, known)
     found = _find(values["run_dir"])
     # A scheduler does not like to be asked twice a second.
     asked_at, over = -math.inf, False
@@ -56,7 +57,7 @@ def logs(arguments: Sequence[str]) -> int:
 
 def stop(arguments: Sequence[str]) -> int:
     """Lets the run save and end, then takes the job out of its queue."""
-    record_dir = flag_fields.parse_flags(arguments, _RUN_DIR)["run_dir"]
+    record_dir = flags.parse_flags(arguments, _RUN_DIR)["run_dir"]
     found = _find(record_dir)
     if len(found.run_dirs) > 1 and _is_any(found, QUEUED):
         # Of a sweep: else one that ends lets the next one start.
@@ -78,7 +79,7 @@ def stop(arguments: Sequence[str]) -> int:
 def list_jobs(arguments: Sequence[str]) -> int:
     """Prints a line for each job of the runs in a directory."""
     known = {"run_dir": ("runs", "Directory of the runs.")}
-    values = flag_fields.parse_flags(arguments, known)
+    values = flags.parse_flags(arguments, known)
     found = submission.find(os.path.expanduser(values["run_dir"]))
     if not found:
         print(f"no run in {values['run_dir']} was submitted")

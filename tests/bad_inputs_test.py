@@ -17,8 +17,10 @@ import keras
 import numpy as np
 import pytest
 
-from dtrain import checkpoint_tool, errors, images, sample, sealed, store
+from dtrain import checkpoint_tool, errors, sample, store
 from dtrain import main as dtrain_main
+from dtrain.record import images
+from dtrain.storage import sealed
 from tests import runs
 
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {

@@ -23,7 +23,9 @@ import pytest
 import tensorflow as tf
 
 import dtrain
-from dtrain import callbacks, claim, errors, files, retention
+from dtrain import errors
+from dtrain.checkpoint import callbacks, retention
+from dtrain.storage import claim, files
 from tests import fit_gan, runs
 
 NUM_BATCHES = fit_gan.NUM_IMAGES // fit_gan.BATCH
@@ -497,7 +499,7 @@ def test_import_brings_no_tensorflow() -> None:
     code = (
         "import sys, dtrain; assert 'tensorflow' not in sys.modules; "
         "from dtrain import BackupAndRestore; "
-        "assert BackupAndRestore.__module__ == 'dtrain.callbacks'"
+        "assert BackupAndRestore.__module__ == 'dtrain.checkpoint.callbacks'"
     )
     subprocess.run(
         [sys.executable, "-c", code], env=runs.environment(), check=True

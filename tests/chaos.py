@@ -30,8 +30,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from dtrain import config, errors, goodput, report, startup
-from dtrain.cluster import Cluster
+from dtrain import config, errors, report
+from dtrain.cluster.environment import Cluster
+from dtrain.record import goodput
+from dtrain.storage import startup
 from tests import network, runs
 from tests.benchmarks import goodput as benchmark
 
@@ -464,7 +466,7 @@ def _pause(victim: Victim, secs: float, at_least: int) -> float:
 def compare(victim: Victim, step: int) -> None:
     """Trains as many steps without any fault, and compares the bits."""
     startup.import_tensorflow()
-    from dtrain import checkpoint_reader
+    from dtrain.bundle import tensors
 
     whole = victim.place / "whole"
     _run(
@@ -479,7 +481,7 @@ def compare(victim: Victim, step: int) -> None:
     prefixes = [
         f"{run}/checkpoints/ckpt-{step}" for run in (victim.run_dir, whole)
     ]
-    broken, expected = map(checkpoint_reader.digest, prefixes)
+    broken, expected = map(tensors.digest, prefixes)
     print(f"step {step:,}\n  broken again and again  {broken}")
     print(f"  nothing happened        {expected}")
     assert broken == expected, "the bits differ"

@@ -7,9 +7,10 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_directory, snapshot
-from dtrain.checkpoint_directory import CheckpointDirectory
-from dtrain.manifest import DamagedError
+from dtrain.checkpoint import directory as directory_lib
+from dtrain.checkpoint import snapshot
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.manifest import DamagedError
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_full_disk_leaves_all_as_it_was(
     def full(path: str) -> None:
         raise OSError(28, "No space left on device", path)
 
-    monkeypatch.setattr(checkpoint_directory.files, "sync", full)
+    monkeypatch.setattr(directory_lib.files, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         directory.commit(4, taken)
     monkeypatch.undo()

@@ -14,7 +14,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import checkpoint_reader, checkpoint_tool, errors
+from dtrain import checkpoint_tool, errors
+from dtrain.bundle import tensors
 from tests import runs
 
 
@@ -49,7 +50,7 @@ def digest_of(state: list[Variable]) -> str:
     values = {each.name: tf.Variable(each.value()) for each in state}
     with tempfile.TemporaryDirectory() as directory:
         prefix = tf.train.Checkpoint(**values).write(f"{directory}/ckpt")
-        return checkpoint_reader.digest(prefix)
+        return tensors.digest(prefix)
 
 
 @settings(max_examples=20)
@@ -95,7 +96,7 @@ def test_one_bit_changes_the_digest(tmp_path: pathlib.Path) -> None:
         weight = tf.Variable(np.array([value], np.float32))
         state = tf.train.Checkpoint(weight=weight)
         prefix = state.write(str(tmp_path / "ckpt"))
-        digests.add(checkpoint_reader.digest(prefix))
+        digests.add(tensors.digest(prefix))
     assert len(digests) == 4
 
 

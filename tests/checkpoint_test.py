@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import errors, pins, retention
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain import errors
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint import pins, retention
+from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
 
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 import yaml
 
 from dtrain import checkpoint_tool, errors
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.bundle import reader
+from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
-from dtrain.toolbox import reader
 from tests import checkpoint_test, foreign, runs
 
 Tool = Callable[..., str]

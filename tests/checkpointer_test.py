@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpointer as checkpointer_lib
-from dtrain import cluster
+from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.errors import UserError
+from dtrain.run import checkpointer as checkpointer_lib
 from tests.checkpoint_test import make_state, save_steps, steps_in
 
 ALONE = tf.distribute.get_strategy
@@ -28,9 +28,9 @@ def checkpointer(
     **settings: object,
 ) -> checkpointer_lib.Checkpointer:
     config = Config(run_dir=str(run_dir), **settings)
-    workers = cluster.ALONE
+    workers = environment.ALONE
     if not is_chief:
-        workers = cluster.Cluster(("a:1", "b:1"), 1)
+        workers = environment.Cluster(("a:1", "b:1"), 1)
     return checkpointer_lib.Checkpointer(
         state or make_state(), config, workers, clock=clock
     )

@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
-from dtrain import checkpoint_reader, errors
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain import errors
+from dtrain.bundle import tensors
+from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import runs
 
 PAGE = (runs.ROOT / "docs/checkpoints.md").read_text()
@@ -74,7 +75,7 @@ def test_a_loop_that_was_killed_ends_with_the_bits_of_one_that_was_not(
 ) -> None:
     run("loop.py", "checkpoints", "300", directory=tmp_path)
     killed, whole = (
-        checkpoint_reader.digest(f"{directory}/checkpoints/ckpt-300")
+        tensors.digest(f"{directory}/checkpoints/ckpt-300")
         for directory in (checkpoints, tmp_path)
     )
     assert killed == whole

@@ -18,8 +18,8 @@ from typing import cast
 import pytest
 import tensorflow as tf
 
-from dtrain import access, claim, files
 from dtrain.errors import StorageError, UserError
+from dtrain.storage import access, claim, files
 from tests import object_store, runs
 
 RUN_DIR = "gs://bucket/run"

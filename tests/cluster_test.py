@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import cluster
-from dtrain.cluster import Cluster
+from dtrain.cluster import environment as environment_lib
+from dtrain.cluster.environment import Cluster
 from dtrain.errors import UserError
 
 json_values = st.recursive(
@@ -35,7 +35,7 @@ def test_round_trip(num_workers: int, data: st.DataObject) -> None:
         f"host{number}:{2000 + number}" for number in range(num_workers)
     )
     made = Cluster(workers, data.draw(st.integers(0, num_workers - 1)))
-    read = cluster.from_environment({"TF_CONFIG": made.to_tf_config()})
+    read = environment_lib.from_environment({"TF_CONFIG": made.to_tf_config()})
     assert read == made
     assert read.is_chief == (made.index == 0)
     assert read.num_workers == num_workers
@@ -44,18 +44,20 @@ def test_round_trip(num_workers: int, data: st.DataObject) -> None:
 @given(json_values)
 def test_any_json_is_read_or_refused(value: object) -> None:
     with contextlib.suppress(UserError):
-        read = cluster.from_environment({"TF_CONFIG": json.dumps(value)})
+        read = environment_lib.from_environment(
+            {"TF_CONFIG": json.dumps(value)}
+        )
         assert 0 <= read.index < read.num_workers
 
 
 def test_no_tf_config_is_a_worker_alone() -> None:
-    assert cluster.from_environment({}) == cluster.ALONE
-    assert cluster.ALONE.is_chief
+    assert environment_lib.from_environment({}) == environment_lib.ALONE
+    assert environment_lib.ALONE.is_chief
 
 
 def test_a_chief_job_comes_first() -> None:
     jobs = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
-    read = cluster.from_environment(
+    read = environment_lib.from_environment(
         {
             "TF_CONFIG": json.dumps(
                 {"cluster": jobs, "task": {"type": "worker", "index": 1}}
@@ -99,7 +101,7 @@ def test_a_chief_job_comes_first() -> None:
 )
 def test_mistakes(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        cluster.from_environment({"TF_CONFIG": text})
+        environment_lib.from_environment({"TF_CONFIG": text})
     assert message in str(caught.value)
 
 
@@ -136,28 +138,30 @@ def spec(**changes: object) -> dict[str, str]:
 def test_a_list_and_an_index() -> None:
     workers = ("a:1", "b:2", "c:3")
     kubernetes = {**LIST, "JOB_COMPLETION_INDEX": "1"}
-    assert cluster.from_environment(kubernetes) == Cluster(workers, 1)
+    assert environment_lib.from_environment(kubernetes) == Cluster(workers, 1)
     both = {**kubernetes, "DTRAIN_WORKER_INDEX": "2"}
-    assert cluster.from_environment(both) == Cluster(workers, 2)
+    assert environment_lib.from_environment(both) == Cluster(workers, 2)
 
 
 def test_the_pools_of_vertex() -> None:
     workers = ("chief:2222", "worker-0:2222", "worker-1:2222")
-    assert cluster.from_environment(spec()) == Cluster(workers, 2)
+    assert environment_lib.from_environment(spec()) == Cluster(workers, 2)
     chief = {"type": "workerpool0", "index": 0}
-    assert cluster.from_environment(spec(task=chief)) == Cluster(workers, 0)
+    assert environment_lib.from_environment(spec(task=chief)) == Cluster(
+        workers, 0
+    )
     alone = spec(cluster={"workerpool0": ["chief:2222"]}, task=chief)
-    assert cluster.from_environment(alone) == cluster.ALONE
+    assert environment_lib.from_environment(alone) == environment_lib.ALONE
 
 
 def test_the_nodes_of_skypilot() -> None:
-    read = cluster.from_environment(SKYPILOT)
+    read = environment_lib.from_environment(SKYPILOT)
     assert read.index == 1
     hosts, ports = zip(*(each.split(":") for each in read.workers), strict=True)
     assert hosts == ("10.0.0.1", "10.0.0.2")
     assert len(set(ports)) == 1
     alone = {**SKYPILOT, "SKYPILOT_NODE_IPS": "10.0.0.1"}
-    assert cluster.from_environment(alone) == cluster.ALONE
+    assert environment_lib.from_environment(alone) == environment_lib.ALONE
 
 
 @given(
@@ -166,7 +170,7 @@ def test_the_nodes_of_skypilot() -> None:
 def test_the_tasks_of_slurm(tasks: list[int], data: st.DataObject) -> None:
     node = data.draw(st.integers(0, len(tasks) - 1))
     index = sum(tasks[:node]) + data.draw(st.integers(0, tasks[node] - 1))
-    read = cluster.from_environment(
+    read = environment_lib.from_environment(
         {
             **SLURM,
             "SLURM_STEP_NODELIST": f"n[01-{len(tasks)}]",
@@ -195,7 +199,7 @@ def test_jobs_in_a_row_have_ports_of_their_own(
             "SLURM_STEP_NUM_TASKS": str(2 * num_tasks),
             "SLURM_PROCID": str(num_tasks),
         }
-        workers = cluster.from_environment(step).workers
+        workers = environment_lib.from_environment(step).workers
         return {worker.partition(":")[2] for worker in workers}
 
     assert all(10000 <= int(port) < 32768 for port in ports(job))
@@ -204,13 +208,13 @@ def test_jobs_in_a_row_have_ports_of_their_own(
 
 def test_the_first_that_is_there_decides() -> None:
     everything = {**SLURM, **SKYPILOT, **spec(), "DTRAIN_WORKER_INDEX": "0"}
-    assert cluster.from_environment(everything).source == "CLUSTER_SPEC"
+    assert environment_lib.from_environment(everything).source == "CLUSTER_SPEC"
     named = {**everything, **LIST}
-    assert cluster.from_environment(named).source == "DTRAIN_WORKERS"
+    assert environment_lib.from_environment(named).source == "DTRAIN_WORKERS"
     # As where a batch script unsets one by `VARIABLE=`.
-    assert cluster.from_environment({**named, "DTRAIN_WORKERS": ""}) == (
-        cluster.from_environment(everything)
-    )
+    assert environment_lib.from_environment(
+        {**named, "DTRAIN_WORKERS": ""}
+    ) == (environment_lib.from_environment(everything))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +252,7 @@ def test_the_first_that_is_there_decides() -> None:
 )
 def test_mistakes_of_others(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        cluster.from_environment(environment)
+        environment_lib.from_environment(environment)
     assert message in str(caught.value)
 
 
@@ -287,7 +291,7 @@ def test_any_environment_is_read_or_refused(
 ) -> None:
     said = ""
     try:
-        read = cluster.from_environment({**base, **changes})
+        read = environment_lib.from_environment({**base, **changes})
         assert 0 <= read.index < read.num_workers == len(set(read.workers))
     except UserError as error:
         said = str(error)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from dtrain import errors
-from dtrain.toolbox import containers, entries
-from dtrain.toolbox.containers import Entry
+from dtrain.tensorfiles import containers, entries
+from dtrain.tensorfiles.containers import Entry
 from tests import object_store, runs
 
 SUFFIXES = (".safetensors", ".npz")

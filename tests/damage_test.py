@@ -21,14 +21,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import checkpointer as checkpointer_lib
-from dtrain import errors, metrics, pins, retention, run_directory
-from dtrain import gan as gan_lib
-from dtrain.checkpoint_directory import CheckpointDirectory
-from dtrain.cluster import ALONE
+from dtrain import errors
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint import pins, retention
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.snapshot import Plan
+from dtrain.cluster.environment import ALONE
 from dtrain.errors import UserError
-from dtrain.snapshot import Plan
+from dtrain.gan import state as gan_lib
+from dtrain.record import metrics
+from dtrain.run import checkpointer as checkpointer_lib
+from dtrain.run import identity
 from tests import runs
 
 NUM_DAMAGES = int(os.environ.get("DTRAIN_NUM_DAMAGES", "300"))
@@ -59,7 +62,7 @@ class Run:
         self._whole = directory / "whole"
         _train(self.path)
         shutil.copytree(self.path, self._whole)
-        self.description = run_directory.read(str(self.path))
+        self.description = identity.read(str(self.path))
         config = self.description.config
         self._gan = gan_lib.GAN(
             config,
@@ -98,12 +101,12 @@ class Run:
 
         What it restores must be, to the bit, what was saved at that step.
         """
-        note = run_directory.check(self.description, is_chief=True)
+        note = identity.check(self.description, is_chief=True)
         restored = self._checkpointer.restore(tf.distribute.get_strategy())
         step = int(self._gan.step.numpy())
         assert restored.manifest.step == step
         self._check_state(restored.manifest.run, step)
-        run_directory.write(self.description, self._gan.networks)
+        identity.write(self.description, self._gan.networks)
         recorder = metrics.Recorder(
             str(self.path), step, is_chief=True, expected=restored.manifest.log
         )
@@ -113,7 +116,7 @@ class Run:
         return Opened(prefix, step, [line for line in notes if line])
 
     def _check_state(self, run: object, step: int) -> None:
-        assert run == run_directory.to_dict(self.description)
+        assert run == identity.to_dict(self.description)
         keys, tensors, *_ = self._plan.take(step)
         assert {*keys} == self._tensors[step].keys()
         for key, tensor in zip(keys, tensors, strict=True):

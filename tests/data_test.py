@@ -16,10 +16,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import data, sources, strategies
+from dtrain.cluster import workers as workers_lib
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
+from dtrain.data.sources import arrays, memory
 from dtrain.errors import UserError
-from dtrain.sources import arrays, memory
 from tests import runs
 
 HUGE_STEP = 10_000_000
@@ -40,24 +41,26 @@ def read(
     step: int,
     num_draws: int,
     strategy: tf.distribute.Strategy | None = None,
-) -> list[data.Batch]:
+) -> list[pipeline.Batch]:
     """Reads draws, the slices of all replicas put together."""
     strategy = strategy or tf.distribute.get_strategy()
-    iterator = data.make_iterator(source, config, strategy, step)
+    iterator = pipeline.make_iterator(source, config, strategy, step)
     draws = []
     for _ in range(num_draws):
         batch = next(iterator)
         parts = [strategy.experimental_local_results(part) for part in batch]
         draws.append(
-            data.Batch(*(np.concatenate(part, axis=0) for part in parts))
+            pipeline.Batch(*(np.concatenate(part, axis=0) for part in parts))
         )
     return draws
 
 
-def assert_equal(left: list[data.Batch], right: list[data.Batch]) -> None:
+def assert_equal(
+    left: list[pipeline.Batch], right: list[pipeline.Batch]
+) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
-        for name in data.Batch._fields:
+        for name in pipeline.Batch._fields:
             np.testing.assert_array_equal(
                 getattr(one, name), getattr(other, name)
             )
@@ -81,7 +84,7 @@ def test_parts_make_up_the_global_batch(
     batch_size = num_replicas * replica_batch_size
     seen = collections.Counter()
     for worker in range(num_workers):
-        part = data.Part(batch_size, num_replicas, num_workers, worker)
+        part = pipeline.Part(batch_size, num_replicas, num_workers, worker)
         for draw in range(first_draw, first_draw + num_draws):
             for local in range(local_replicas):
                 start = part.first_position(draw * local_replicas + local)
@@ -107,7 +110,7 @@ def test_every_epoch_is_a_permutation(
 ) -> None:
     start = epoch * num_images
     positions = tf.range(start, start + num_images, dtype=tf.int64)
-    indices = data.sample_indices(positions, seed, num_images)
+    indices = pipeline.sample_indices(positions, seed, num_images)
     assert indices.dtype == tf.int64
     assert sorted(indices.numpy().tolist()) == list(range(num_images))
 
@@ -121,9 +124,9 @@ def test_an_index_does_not_depend_on_its_batch(
     start: int, num_images: int, cut: int
 ) -> None:
     positions = tf.range(start, start + 64, dtype=tf.int64)
-    whole = data.sample_indices(positions, 3, num_images)
+    whole = pipeline.sample_indices(positions, 3, num_images)
     parts = [
-        data.sample_indices(part, 3, num_images)
+        pipeline.sample_indices(part, 3, num_images)
         for part in (positions[:cut], positions[cut:])
     ]
     np.testing.assert_array_equal(whole, tf.concat(parts, 0))
@@ -132,7 +135,7 @@ def test_an_index_does_not_depend_on_its_batch(
 def test_seeds_and_epochs_differ() -> None:
     positions = tf.range(1000, dtype=tf.int64)
     orders = [
-        data.sample_indices(positions + 1000 * epoch, seed, 1000).numpy()
+        pipeline.sample_indices(positions + 1000 * epoch, seed, 1000).numpy()
         for seed in range(3)
         for epoch in range(3)
     ]
@@ -144,7 +147,7 @@ def test_orders_look_independent(num_images: int) -> None:
     # Each |z| is below 5 unless something is wrong; with the op's 4 rounds and
     # a plain seed it is above 100.
     positions = tf.range(10 * num_images, dtype=tf.int64)
-    indices = data.sample_indices(positions, 0, num_images).numpy()
+    indices = pipeline.sample_indices(positions, 0, num_images).numpy()
     epochs = indices.reshape(10, num_images).astype(np.float64)
     root = np.sqrt(num_images)
     between = np.corrcoef(epochs) - np.eye(10)
@@ -157,8 +160,8 @@ def test_orders_look_independent(num_images: int) -> None:
 
 def test_mix_is_splitmix64() -> None:
     # The first two outputs of the published generator from state 0.
-    gamma = data._uint64(data._GOLDEN_GAMMA)
-    mixed = data._mix(tf.stack([gamma, gamma + gamma])).numpy()
+    gamma = pipeline._uint64(pipeline._GOLDEN_GAMMA)
+    mixed = pipeline._mix(tf.stack([gamma, gamma + gamma])).numpy()
     assert [hex(value) for value in mixed] == [
         "0xe220a8397b1dcdaf",
         "0x6e789e6aa1b965f4",
@@ -168,7 +171,7 @@ def test_mix_is_splitmix64() -> None:
 def test_order_stays_what_it_is() -> None:
     # A run that is resumed by a newer dtrain must see the same images.
     positions = tf.constant([0, 1, 1796, 1797, 10**12], tf.int64)
-    indices = data.sample_indices(positions, 0, 1797)
+    indices = pipeline.sample_indices(positions, 0, 1797)
     assert indices.numpy().tolist() == [818, 502, 672, 1390, 1411]
 
 
@@ -176,7 +179,7 @@ def test_a_batch_is_what_its_positions_say() -> None:
     source = make_source()
     [batch] = read(source, Config(batch_size=8), 5, 1)
     np.testing.assert_array_equal(batch.positions, np.arange(40, 48))
-    indices = data.sample_indices(tf.constant(batch.positions), 0, 37)
+    indices = pipeline.sample_indices(tf.constant(batch.positions), 0, 37)
     np.testing.assert_array_equal(batch.labels, indices)
     assert batch.labels.dtype == np.int32
     assert batch.images.dtype == np.float32
@@ -238,7 +241,7 @@ def test_replicas_share_the_batch(num_replicas: int, in_memory: bool) -> None:
 
 def test_replica_sees_its_slice_inside_strategy_run() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    iterator = data.make_iterator(
+    iterator = pipeline.make_iterator(
         make_source(), Config(batch_size=8), strategy, 1
     )
 
@@ -264,8 +267,8 @@ def test_workers_share_the_batch() -> None:
     source = make_source()
     draws = []
     for worker in range(2):
-        part = data.Part(8, 4, 2, worker)
-        dataset = data.make_dataset_of_part(source, 0, part, 5)
+        part = pipeline.Part(8, 4, 2, worker)
+        dataset = pipeline.make_dataset_of_part(source, 0, part, 5)
         draws.append(list(dataset.take(6).as_numpy_iterator()))
     # Two elements a draw: one for each of a worker's replicas.
     positions = [
@@ -293,7 +296,7 @@ def test_batch_size_must_be_a_multiple(
     batch_size: int, num_replicas: int, line: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        strategies.check_batch_size(batch_size, num_replicas)
+        workers_lib.check_batch_size(batch_size, num_replicas)
     assert str(raised.value) == line
 
 
@@ -305,7 +308,7 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 from dtrain import config, data, sources
 settings = config.Config(dataset=sys.argv[1], batch_size=8, cache_gib=0.0)
 source = sources.open_source(settings)
-iterator = data.make_iterator(source, settings, strategy, 3)
+iterator = pipeline.make_iterator(source, settings, strategy, 3)
 for _ in range(2):
     batch = next(iterator)
     [positions] = strategy.experimental_local_results(batch.positions)
@@ -350,14 +353,16 @@ def test_two_processes_share_the_batch(tmp_path: pathlib.Path) -> None:
         positions = [int(word) for line in lines for word in line[:4]]
         shown = [int(word) for line in lines for word in line[4:]]
         assert positions == list(range(8 * draw, 8 * draw + 8))
-        indices = data.sample_indices(tf.constant(positions, tf.int64), 0, 37)
+        indices = pipeline.sample_indices(
+            tf.constant(positions, tf.int64), 0, 37
+        )
         assert shown == indices.numpy().tolist()
 
 
 def test_make_iterator_checks_the_batch_size() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with pytest.raises(UserError, match="multiple of the 2 replicas"):
-        data.make_iterator(make_source(), Config(batch_size=3), strategy, 0)
+        pipeline.make_iterator(make_source(), Config(batch_size=3), strategy, 0)
 
 
 def test_explain_names_the_file(tmp_path: pathlib.Path) -> None:
@@ -370,7 +375,7 @@ def test_explain_names_the_file(tmp_path: pathlib.Path) -> None:
     source = sources.open_source(config)
     with pytest.raises(tf.errors.OpError) as raised:
         read(source, config, 100, 6)
-    fault = data.explain(raised.value, source, config, 100)
+    fault = pipeline.explain(raised.value, source, config, 100)
     assert str(bad) in str(fault)
     assert "\n" not in str(fault)
 
@@ -379,5 +384,5 @@ def test_explain_leaves_other_errors_alone() -> None:
     source = make_source()
     error = tf.errors.InvalidArgumentError(None, None, "a model's mistake")
     config = Config(steps_per_loop=2)
-    assert data.explain(error, source, config, 0) is None
-    assert data.explain(ValueError(), source, config, 0) is None
+    assert pipeline.explain(error, source, config, 0) is None
+    assert pipeline.explain(ValueError(), source, config, 0) is None

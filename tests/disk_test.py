@@ -20,13 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import errors, retention
-from dtrain.checkpoint_directory import (
-    INDEX,
-    MANIFEST,
-    CheckpointDirectory,
-)
+from dtrain import errors
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint import retention
+from dtrain.checkpoint.directory import INDEX, MANIFEST, CheckpointDirectory
 from dtrain.errors import StorageError
 from tests import faults, requirement, runs
 

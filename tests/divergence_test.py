@@ -9,14 +9,11 @@ import signal
 import pytest
 import tensorflow as tf
 
-from dtrain import (
-    checkpoint_reader,
-    checkpointer,
-    config,
-    divergence,
-    errors,
-    retention,
-)
+from dtrain import config, errors
+from dtrain.bundle import tensors
+from dtrain.checkpoint import retention
+from dtrain.gan import divergence
+from dtrain.run import checkpointer
 from tests import runs
 
 STRATEGIES = {
@@ -137,7 +134,7 @@ def test_a_run_that_diverges_finishes(
     code, output = runs.run(module, *arguments, *flags(cut), **spoil)
     assert code == errors.FINISHED, output
     digests = [
-        checkpoint_reader.digest(f"{run}/checkpoints/ckpt-{NUM_STEPS}")
+        tensors.digest(f"{run}/checkpoints/ckpt-{NUM_STEPS}")
         for run in (whole, cut)
     ]
     assert digests[0] == digests[1]

@@ -14,32 +14,32 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from dtrain import gan, registry
 from dtrain.config import Config
+from dtrain.gan import phases, state
 from dtrain.models import dcgan
 
 Objective = Callable[
-    [registry.Networks, registry.Example],
+    [phases.Networks, phases.Example],
     tuple[tf.Tensor, dict[str, tf.Tensor]],
 ]
 
 
 def make(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> registry.Networks:
+) -> phases.Networks:
     """Makes the default networks, to be trained on a spoiled objective."""
-    discriminate, generate = registry.adversarial_phases(config)
+    discriminate, generate = phases.adversarial_phases(config)
     objective, optimizer = discriminate.objective, None
     for part in os.environ["DTRAIN_TEST_SPOIL"].split(","):
         step, spoil = part.split("=")
         done = tf.constant(int(step) - 1)
-        mark = gan.latents_at(config, done, 0, 1)[0, 0]
+        mark = state.latents_at(config, done, 0, 1)[0, 0]
         if spoil == "dead":
             optimizer = keras.optimizers.SGD(0.01)
             objective = _dead_after(mark, objective)
         else:
             objective = _multiplied(mark, float(spoil), objective)
-    return registry.Networks(
+    return phases.Networks(
         *dcgan.make(config, image_shape, num_classes),
         (discriminate._replace(objective=objective), generate),
         None,
@@ -51,7 +51,7 @@ def _multiplied(
     mark: tf.Tensor, factor: float, objective: Objective
 ) -> Objective:
     def spoiled(
-        networks: registry.Networks, example: registry.Example
+        networks: phases.Networks, example: phases.Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, metrics = objective(networks, example)
         is_here = tf.abs(example.latents[:, 0] - mark) < 1e-7
@@ -62,7 +62,7 @@ def _multiplied(
 
 def _dead_after(mark: tf.Tensor, objective: Objective) -> Objective:
     def spoiled(
-        networks: registry.Networks, example: registry.Example
+        networks: phases.Networks, example: phases.Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, metrics = objective(networks, example)
         weight = networks.discriminator.trainable_variables[0].value

@@ -9,8 +9,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import drawing
 from dtrain.config import Config
+from dtrain.record import drawing
 
 SEEDS = st.integers(0, 2**31 - 1)
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_tool, drawing, errors, export
+from dtrain import checkpoint_tool, errors
 from dtrain import main as dtrain_main
+from dtrain.record import drawing
+from dtrain.run import export
 from tests import object_store, runs
 
 BATCHES = (1, 7)

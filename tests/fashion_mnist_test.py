@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
-from dtrain import checkpoint_reader, errors
+from dtrain import errors
+from dtrain.bundle import tensors
 from tests import requirement, runs
 
 DIRECTORY = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -27,7 +28,7 @@ def train(run_dir: pathlib.Path, dataset: str, *flags: str) -> str:
     assert "60,000 images 28x28x1, 10 classes" in output
     assert (run_dir / f"samples/step-{NUM_STEPS:06}.png").stat().st_size > 1000
     assert len(runs.metrics(run_dir)) == NUM_STEPS
-    return checkpoint_reader.digest(f"{run_dir}/checkpoints/ckpt-{NUM_STEPS}")
+    return tensors.digest(f"{run_dir}/checkpoints/ckpt-{NUM_STEPS}")
 
 
 def test_in_memory_and_from_array_record_are_the_same(

@@ -1,10 +1,10 @@
 """Makes what dtrain writes fail, or ends the process, at any one point.
 
-Every function of `dtrain.files` that changes something, and TensorFlow's own
-write, has points that a run passes in an order that is the same each time:
-`before` and `after` each, `half` and `whole` where a kill leaves a part, or
-all of it under a temporary name. `Faults` counts them, and does what it is
-told at one of them.
+Every function of `dtrain.storage.files` that changes something, and
+TensorFlow's own write, has points that a run passes in an order that is the
+same each time: `before` and `after` each, `half` and `whole` where a kill
+leaves a part, or all of it under a temporary name. `Faults` counts them, and
+does what it is told at one of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-from dtrain import files
+from dtrain.storage import files
 
 # What becomes of a point: it is passed, or something else happens.
 Action = Callable[[], None]

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_tool, errors, restoring
+from dtrain import checkpoint_tool, errors
+from dtrain.bundle import fit, reader, restore
+from dtrain.checkpoint import writing
 from dtrain.errors import UserError
-from dtrain.toolbox import edits, fit, reader, writer
+from dtrain.toolbox import edits
 from tests import foreign
 
 layers = keras.layers
@@ -173,11 +175,11 @@ def test_a_mutation_is_refused_and_repaired(
     chance = random.Random(f"{mutate.__name__} {number}")
     edit, names = mutate(chance)
     prefix = f"{tmp_path}/mutated/ckpt-1"
-    writer.commit(edit(tree), prefix)
+    writing.commit(edit(tree), prefix)
     live = make(2)
     before = state(live)
     with pytest.raises(UserError) as caught:
-        restoring.restore(live, prefix, prefix)
+        restore.restore(live, prefix, prefix)
     assert state(live) == before
     details = list(caught.value.details)
     assert len(details) <= 24
@@ -194,7 +196,7 @@ def test_a_mutation_is_refused_and_repaired(
     assert checkpoint_tool.run(words[3:]) == errors.FINISHED
     output = next(word for word in words if word.startswith("--output="))
     repaired = output.removeprefix("--output=")
-    restoring.restore(live, repaired, repaired)
+    restore.restore(live, repaired, repaired)
     original = make(2)
     original.restore(saved).assert_consumed()
     if mutate is not cast_a_part:
@@ -214,7 +216,7 @@ def test_another_architecture(
     live = make(2, **other)
     before = state(live)
     with pytest.raises(UserError) as caught:
-        restoring.restore(live, saved, saved)
+        restore.restore(live, saved, saved)
     assert state(live) == before
     assert text in "\n".join(caught.value.details)
     assert len(caught.value.details) <= 24
@@ -224,7 +226,7 @@ def test_what_is_left_over_can_be_dropped(saved: str) -> None:
     live = make(2)
     del live.penalty
     with pytest.raises(UserError) as caught:
-        restoring.restore(live, saved, saved)
+        restore.restore(live, saved, saved)
     assert caught.value.details[-1].endswith("--drop=penalty")
 
 
@@ -237,7 +239,7 @@ def test_what_fits_for_tensorflow_fits(
     prefix = made.write(str(tmp_path), is_managed=True)
     again = foreign.make(program).checkpoint
     assert fit.compare(reader.read(prefix), fit.of_objects(again)) is None
-    restoring.restore(again, prefix, prefix)
+    restore.restore(again, prefix, prefix)
     live, trained = fit.of_objects(again), fit.of_objects(made.checkpoint)
     for name in trained:
         np.testing.assert_array_equal(live[name].read(), trained[name].read())
@@ -251,5 +253,5 @@ def test_names_of_another_process_do_not_matter(saved: str) -> None:
     other = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
     assert other.layers[0].name != made.layers[0].name
     live = tf.train.Checkpoint(model=other)
-    restoring.restore(live, prefix, prefix)
+    restore.restore(live, prefix, prefix)
     np.testing.assert_array_equal(other.get_weights()[0], made.get_weights()[0])

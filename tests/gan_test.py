@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import data, optimizers, registry, sources
-from dtrain import gan as gan_lib
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
+from dtrain.gan import loading, optimizers
+from dtrain.gan import phases as phases_lib
+from dtrain.gan import state as gan_lib
 from tests.replicas import mirrored
 
 SMALL = Config(
@@ -55,7 +57,7 @@ def train(
 ) -> tuple[gan_lib.GAN, np.ndarray]:
     """Trains from the start; returns the GAN and its metrics."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    iterator = data.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(source, config, strategy, 0)
     rows, _ = gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
     return gan, rows.numpy()
 
@@ -123,10 +125,10 @@ def test_each_replica_sees_its_part_of_the_same_batch(
     """Trap 2: Keras' own random numbers are equal on every replica."""
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, digits.num_classes)
-    iterator = data.make_iterator(digits, SMALL, strategy, 3)
+    iterator = pipeline.make_iterator(digits, SMALL, strategy, 3)
 
     @tf.function
-    def examples(batch: data.Batch) -> registry.Example:
+    def examples(batch: pipeline.Batch) -> phases_lib.Example:
         return strategy.run(lambda part: gan._example(0, part), args=(batch,))
 
     made = examples(next(iterator))
@@ -137,7 +139,7 @@ def test_each_replica_sees_its_part_of_the_same_batch(
     images = np.concatenate(
         strategy.experimental_local_results(made.real_images)
     )
-    indices = data.sample_indices(
+    indices = pipeline.sample_indices(
         tf.range(24, 32, dtype=tf.int64), SMALL.seed, digits.num_images
     )
     expected, _ = digits.read(indices)
@@ -151,7 +153,7 @@ def test_each_replica_sees_its_part_of_the_same_batch(
 
 def test_phases_take_the_draws_in_turn() -> None:
     config = dataclasses.replace(SMALL, discriminator_steps=3)
-    phases = registry.adversarial_phases(config)
+    phases = phases_lib.adversarial_phases(config)
     assert gan_lib._draws(phases, 3) == [0, 1, 2, 2]
     assert gan_lib._draws(phases[::-1], 3) == [0, 0, 1, 2]
 
@@ -178,7 +180,7 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
     config = dataclasses.replace(SMALL, ema_half_life_images=16.0)
     strategy = mirrored(1)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = data.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(digits, config, strategy, 0)
     expected = [weight.numpy() for weight in gan.networks.generator.weights]
     for step in range(60):
         gan.train_steps(iterator, tf.constant(1, tf.int64))
@@ -244,7 +246,7 @@ def test_trains_on_two_replicas(changes: dict, digits: sources.Source) -> None:
 
 
 def broken_on_the_last_replica(
-    networks: registry.Networks, example: registry.Example
+    networks: phases_lib.Networks, example: phases_lib.Example
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A loss whose gradient is infinite for one image only."""
     logits = networks.discriminator(example.real_images, training=True)
@@ -263,14 +265,14 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
     """Trap 1: Keras' LossScaleOptimizer looks at replica 0 alone."""
     keras.config.set_dtype_policy("mixed_float16")
     phases = (
-        registry.Phase("discriminator", broken_on_the_last_replica),
-        registry.adversarial_phases(SMALL)[-1],
+        phases_lib.Phase("discriminator", broken_on_the_last_replica),
+        phases_lib.adversarial_phases(SMALL)[-1],
     )
-    monkeypatch.setattr(registry, "adversarial_phases", lambda _: phases)
+    monkeypatch.setattr(loading, "adversarial_phases", lambda _: phases)
     config = dataclasses.replace(SMALL, precision="mixed_float16")
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = data.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(digits, config, strategy, 0)
     before = [weight.numpy() for weight in gan.networks.discriminator.weights]
     generator = gan.networks.generator.weights[0].numpy()
     gan.train_steps(iterator, tf.constant(2, tf.int64))
@@ -343,7 +345,7 @@ def test_collectives_in_a_step(
     config = dataclasses.replace(SMALL, **changes)
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = data.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(digits, config, strategy, 0)
     traced = gan.train_steps.get_concrete_function(
         iterator, tf.constant(1, tf.int64)
     )
@@ -366,7 +368,7 @@ def test_unsynchronized_batch_norm_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trap 3: its averages differ between replicas, and one is saved."""
-    monkeypatch.setattr(registry, "load", lambda _: make_with_norm)
+    monkeypatch.setattr(loading, "load", lambda _: make_with_norm)
     with pytest.raises(UserError, match=r"plain_norm .* synchronized=True"):
         gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
     gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
@@ -457,7 +459,7 @@ def test_everything_a_model_can_hold_comes_back(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(registry, "load", lambda _: make_stateful)
+    monkeypatch.setattr(loading, "load", lambda _: make_stateful)
     strategy = mirrored(num_replicas)
     config = dataclasses.replace(SMALL, latent_size=8)
     whole, _ = train(config, strategy, digits, 6)
@@ -466,7 +468,7 @@ def test_everything_a_model_can_hold_comes_back(
     prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
-    iterator = data.make_iterator(digits, config, strategy, 2)
+    iterator = pipeline.make_iterator(digits, config, strategy, 2)
     resumed.train_steps(iterator, tf.constant(4, tf.int64))
     assert resumed.differing_variables() == []
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
@@ -490,7 +492,7 @@ def test_loss_scales_come_back(
     prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
-    iterator = data.make_iterator(digits, config, strategy, 2)
+    iterator = pipeline.make_iterator(digits, config, strategy, 2)
     resumed.train_steps(iterator, tf.constant(5, tf.int64))
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -522,7 +524,7 @@ def test_stop_ends_the_loop_after_the_step_that_runs(
     """From another thread, while the main one waits for TensorFlow."""
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, 0)
-    iterator = data.make_iterator(digits, SMALL, strategy, 0)
+    iterator = pipeline.make_iterator(digits, SMALL, strategy, 0)
     gan.train_steps(iterator, tf.constant(1, tf.int64))
     seen: list[int] = []
 

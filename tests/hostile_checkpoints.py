@@ -22,9 +22,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+from dtrain.bundle import index
+from dtrain.bundle.tree import Tensor, of_names
+from dtrain.checkpoint import listing, opening, writing
 from dtrain.errors import UserError
-from dtrain.toolbox import index, interchange, listing, opening, parsing, writer
-from dtrain.toolbox.tree import Tensor, of_names
+from dtrain.toolbox import interchange, parsing
 from tests.hostile_files import peak_bytes
 
 CASE_SECS = 30
@@ -180,7 +182,7 @@ def write_sound(directory: str) -> str:
             for name, value in values.items()
         }
     )
-    writer.commit(tree, f"{directory}/ckpt-1")
+    writing.commit(tree, f"{directory}/ckpt-1")
     return f"{directory}/ckpt-1"
 
 

@@ -31,7 +31,7 @@ import h5py
 import numpy as np
 import safetensors
 
-from dtrain.toolbox import (
+from dtrain.tensorfiles import (
     entries,
     h5_file,
     h5_listing,

@@ -12,7 +12,7 @@ import h5py
 import pytest
 
 from dtrain import errors
-from dtrain.toolbox import containers
+from dtrain.tensorfiles import containers
 from tests import hostile_files, runs
 
 NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "300"))

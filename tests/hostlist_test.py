@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrain import hostlist
+from dtrain.cluster import hostlist
 from dtrain.errors import UserError
 from tests import requirement
 

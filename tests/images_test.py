@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from dtrain import images
+from dtrain.record import images
 
 
 def test_to_uint8_covers_the_range() -> None:

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_tool, errors, init_from
-from dtrain import gan as gan_lib
+from dtrain import checkpoint_tool, errors
+from dtrain.bundle import fit, reader
+from dtrain.checkpoint import writing
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.toolbox import edits, fit, reader, writer
+from dtrain.gan import state as gan_lib
+from dtrain.run import init_from
+from dtrain.toolbox import edits
 from tests import replicas, runs
 
 CONFIG = Config(
@@ -93,7 +96,7 @@ def test_from_a_generator_alone_that_is_called_otherwise(
     """The average begins as the generator, as that of any new run does."""
     tree = reader.read(f"{source}/checkpoints/ckpt-10")
     other = edits.keep(["gen"])(edits.rename({"generator": "gen"})(tree))
-    writer.commit(other, f"{tmp_path}/other/ckpt-0")
+    writing.commit(other, f"{tmp_path}/other/ckpt-0")
     config = dataclasses.replace(
         CONFIG,
         init_from=f"{tmp_path}/other",

@@ -26,17 +26,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import checkpointer as checkpointer_lib
-from dtrain import files, pins, places, recovery, retention
-from dtrain.checkpoint_directory import (
-    INDEX,
-    MANIFEST,
-    CheckpointDirectory,
-)
-from dtrain.cluster import ALONE
+from dtrain.checkpoint import going_on, pins, retention
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint.background import Writer
+from dtrain.checkpoint.directory import INDEX, MANIFEST, CheckpointDirectory
+from dtrain.cluster.environment import ALONE
 from dtrain.config import Config
-from dtrain.writer import Writer
+from dtrain.run import checkpointer as checkpointer_lib
+from dtrain.run import places
+from dtrain.storage import files
 from tests import faults
 
 # The short form kills where it leaves something else than just before.
@@ -409,8 +407,8 @@ def save_until_killed(root: str, sender: connection.Connection) -> None:
         state, root, (retention.Last(2),), writer=writer
     )
     manager.directory.clean()
-    place = recovery.Place(manager.directory, is_mine=True)
-    search = recovery.search([place], "full")
+    place = going_on.Place(manager.directory, is_mine=True)
+    search = going_on.search([place], "full")
     assert not search.notes, search.notes
     step = 0
     if search.found:
@@ -500,7 +498,7 @@ def go_on_after(root: pathlib.Path) -> int:
     """Returns the step of the state that a directory has; 0 is none."""
     directory = CheckpointDirectory(f"{root}/checkpoints")
     directory.clean()
-    search = recovery.search([recovery.Place(directory, is_mine=True)], "full")
+    search = going_on.search([going_on.Place(directory, is_mine=True)], "full")
     assert not search.notes, search.notes
     if search.found is None:
         return 0

@@ -18,8 +18,9 @@ import sys
 from typing import Any
 from unittest import mock
 
-from dtrain import errors, startup
+from dtrain import errors
 from dtrain import main as dtrain_main
+from dtrain.storage import startup
 
 PHASES = ("metrics", "written", "renamed", "uncommitted", "committed")
 
@@ -36,10 +37,12 @@ def main() -> None:
     """Arms the kill and runs dtrain."""
     kill_step, phase = int(sys.argv[1]), sys.argv[2]
     startup.import_tensorflow()
-    from dtrain import checkpoint, files, metrics
+    from dtrain.checkpoint import manager
+    from dtrain.record import metrics
+    from dtrain.storage import files
 
     write = metrics.Recorder.write
-    sweep = checkpoint.CheckpointManager._sweep
+    sweep = manager.CheckpointManager._sweep
     move = files.move
 
     def write_or_die(self: Any, first_step: int, *rest: Any) -> None:
@@ -61,7 +64,7 @@ def main() -> None:
 
     with (
         mock.patch.object(metrics.Recorder, "write", write_or_die),
-        mock.patch.object(checkpoint.CheckpointManager, "_sweep", sweep_or_die),
+        mock.patch.object(manager.CheckpointManager, "_sweep", sweep_or_die),
         mock.patch.object(files, "move", move_or_die),
     ):
         errors.exit_with(

@@ -27,16 +27,9 @@ from hypothesis import strategies as st
 
 from dtrain import errors
 from dtrain.errors import UserError
-from launch import kubernetes, main, manifest
-from launch.job import (
-    FAILED,
-    FINISHED,
-    QUEUED,
-    RUNNING,
-    UNKNOWN,
-    Job,
-    Plan,
-)
+from launch import main
+from launch.backends import kubernetes, yaml_text
+from launch.job import FAILED, FINISHED, QUEUED, RUNNING, UNKNOWN, Job, Plan
 from launch.submission import Submission
 from tests import build_files, plans, runs, typed
 from tests.kubernetes_api import KubernetesApi
@@ -185,7 +178,7 @@ def test_kubectl_knows_every_field_of_a_job(name: str) -> None:
     """It drops what the types of its own release do not have."""
     plan = make_plan(*FLAGS[name])
     job = documents(plan)[-1]
-    text = manifest.dump([job])
+    text = yaml_text.dump([job])
     [typed] = kubectl("set", "image", "worker=another", stdin=text)
     container(job)["image"] = "another"
     assert is_within(job, typed)
@@ -256,7 +249,7 @@ def test_arguments_arrive_as_they_were_typed(typed: list[str]) -> None:
 
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_text_is_written_as_text(texts: list[str]) -> None:
-    [found] = yaml.safe_load_all(manifest.dump([{"x": texts}]))
+    [found] = yaml.safe_load_all(yaml_text.dump([{"x": texts}]))
     assert found == {"x": texts}
 
 
@@ -271,7 +264,7 @@ def test_kubectl_takes_no_text_for_a_number() -> None:
         "kind": "Pod",
         "metadata": {"name": "x", "annotations": annotations},
     }
-    [found] = kubectl("label", "a=b", stdin=manifest.dump([document]))
+    [found] = kubectl("label", "a=b", stdin=yaml_text.dump([document]))
     assert found["metadata"]["annotations"] == annotations
 
 
@@ -444,11 +437,11 @@ BREAKS: dict[str, tuple[Break, str]] = {
 @pytest.mark.parametrize("name", BREAKS)
 def test_manifests_that_would_not_do(name: str) -> None:
     [service, job] = documents(make_plan("--num_nodes=2", *STORE))
-    manifest.check([service, job])
+    yaml_text.check([service, job])
     breaks, message = BREAKS[name]
     breaks(service, job)
     with pytest.raises(UserError) as caught:
-        manifest.check([service, job])
+        yaml_text.check([service, job])
     assert message in str(caught.value)
 
 
@@ -477,7 +470,7 @@ def test_job_sets_that_would_not_do() -> None:
         if message == "the name of a pod":
             broken["metadata"]["name"] = "a" * 43
         with pytest.raises(UserError, match=message):
-            manifest.check([broken])
+            yaml_text.check([broken])
 
 
 def submitted(**options: Any) -> Submission:

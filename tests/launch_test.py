@@ -17,17 +17,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dtrain import cluster, errors
-from launch import cycle, local, main
+from dtrain import errors
+from dtrain.cluster import environment as environment_lib
+from launch import main
+from launch.keep import cycle
+from launch.keep import worker as worker_lib
 from tests import runs, typed
 
 
-def process(code: str, name: str = "worker 0") -> local.Process:
+def process(code: str, name: str = "worker 0") -> worker_lib.Process:
     """A worker that runs a line of Python."""
-    return local.Process(name, (sys.executable, "-c", code), {})
+    return worker_lib.Process(name, (sys.executable, "-c", code), {})
 
 
-def run(*processes: local.Process, **options: float) -> int:
+def run(*processes: worker_lib.Process, **options: float) -> int:
     """Runs some workers once; returns the exit code for all of them."""
     with cycle.Notices() as notices:
         return cycle.run(processes, notices, **options).code
@@ -67,7 +70,7 @@ def test_what_bash_reads_is_what_was_typed(
     python.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
-        planned = local.plan((2000, 2001), arguments)
+        planned = worker_lib.plan((2000, 2001), arguments)
     lines = "\n".join(each.to_shell() for each in planned)
     first, second = run_lines(lines, tmp_path)
     for index, (said, config) in enumerate([first, second]):
@@ -83,7 +86,7 @@ def test_a_canary_would_be_seen(tmp_path: pathlib.Path) -> None:
 
 
 def test_one_worker_gets_no_cluster() -> None:
-    [worker] = local.plan([2000], ["--strategy=mirrored"])
+    [worker] = worker_lib.plan([2000], ["--strategy=mirrored"])
     assert worker.environment == {}
     assert worker.command[-1] == "--strategy=mirrored"
 
@@ -120,7 +123,7 @@ def test_gpus_that_cannot_be_shared(line: str, message: str) -> None:
 
 
 def test_ports_are_free_and_distinct() -> None:
-    assert len(set(local.free_ports(20))) == 20
+    assert len(set(worker_lib.free_ports(20))) == 20
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_ports_are_free_and_distinct() -> None:
     ],
 )
 def test_one_code_for_all(codes: list[int], expected: int) -> None:
-    assert local.combine(codes) == expected
+    assert errors.combine(codes) == expected
 
 
 def test_lines_carry_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +189,7 @@ def test_output_that_nobody_reads_stops_no_worker() -> None:
     script = (
         "from launch import cycle, local\n"
         "import sys\n"
-        "worker = local.Process('worker 0', (sys.executable, '-c', "
+        "worker = worker_lib.Process('worker 0', (sys.executable, '-c', "
         "'for n in range(50000): print(n)'), {})\n"
         "with cycle.Notices() as notices:\n"
         "    code = cycle.run([worker], notices).code\n"
@@ -240,7 +243,7 @@ def test_output_that_nobody_reads_stops_no_worker() -> None:
 def test_the_line_that_names_the_error(
     lines: tuple[str, ...], found: str
 ) -> None:
-    worker = local.Worker(process(f"print({chr(10).join(lines)!r})"))
+    worker = worker_lib.Worker(process(f"print({chr(10).join(lines)!r})"))
     while worker.code is None:
         time.sleep(0.01)
     worker.close()
@@ -287,7 +290,9 @@ def test_mistakes(arguments: list[str], message: str) -> None:
 
 def test_a_worker_of_a_larger_cluster_is_started_alone() -> None:
     workers = ("a:1", "b:2")
-    environment = {"TF_CONFIG": cluster.Cluster(workers, 1).to_tf_config()}
+    environment = {
+        "TF_CONFIG": environment_lib.Cluster(workers, 1).to_tf_config()
+    }
     with pytest.raises(errors.UserError, match="worker 1 of 2"):
         main.run(["main", "--num_workers=2"], environment)
     assert main.run(["main", "--dry_run"], environment) == errors.FINISHED
@@ -325,7 +330,7 @@ def test_nobody_listens(where: str, tmp_path: pathlib.Path) -> None:
         'worker += f"exit(len(open({marks!r}).read()) < 3)"\n'
         "def plan(_):\n"
         "    command = (sys.executable, '-c', worker)\n"
-        "    return [local.Process('worker 0', command, {})]\n"
+        "    return [worker_lib.Process('worker 0', command, {})]\n"
         "sys.exit(supervisor.run(supervisor.Options(), plan))\n"
     )
     reader, writer = os.pipe()
@@ -354,10 +359,10 @@ def test_a_line_that_the_terminal_cannot_show() -> None:
     assert b"usage" in child.stdout
     program = (
         "import sys\n"
-        "from launch import local, main\n"
+        "from launch import lines, main\n"
         "sys.argv = ['main', '--help']\n"
         "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
-        "local.say('[worker 0] \\u2603', sys.stdout)\n"
+        "lines.say('[worker 0] \\u2603', sys.stdout)\n"
     )
     child = subprocess.run(
         [sys.executable, "-c", program],

@@ -13,8 +13,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dtrain import goodput, ledger
-from dtrain.goodput import Attempt, Point
+from dtrain.record import goodput, ledger
+from dtrain.record.goodput import Attempt, Point
 
 NS = 1_000_000_000
 

@@ -20,7 +20,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import files, log
+from dtrain.record import log
+from dtrain.storage import files
 from tests import object_store, runs
 
 
@@ -386,7 +387,7 @@ def test_no_room_on_a_real_disk(tmp_path: pathlib.Path) -> None:
     """A limit on the size of a file stands for the disk: no root needed."""
     program = (
         "import sys\n"
-        "from dtrain import log\n"
+        "from dtrain.record import log\n"
         "from tests.log_test import lines\n"
         "written = log.Log(sys.argv[1], b'')\n"
         "for step in range(1, 201):\n"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import config, losses
+from dtrain import config
+from dtrain.gan import losses
 
 # softplus(a) = log(1 + e^a), worked out by hand to seven digits:
 SOFTPLUS_0 = 0.6931472  # log 2

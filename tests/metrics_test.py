@@ -16,7 +16,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import files, metrics
+from dtrain.record import metrics
+from dtrain.storage import files
 from tests import object_store, runs
 
 NAMES = ("generator_loss", "discriminator_loss")

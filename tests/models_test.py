@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from dtrain import config, registry
+from dtrain import config
 from dtrain.errors import UserError
+from dtrain.gan import loading, phases
 from dtrain.models import batch_norm, dcgan
 
 SMALL = config.Config(base_channels=4, latent_size=8)
@@ -23,8 +24,8 @@ def _make(
     image_shape: tuple[int, int, int] = DIGITS,
     num_classes: int = 0,
     **settings: Any,
-) -> registry.Networks:
-    return registry.build(
+) -> phases.Networks:
+    return loading.build(
         dcgan.make,
         dataclasses.replace(SMALL, **settings),
         image_shape,

@@ -10,7 +10,8 @@ import zlib
 
 import pytest
 
-from dtrain import errors, stop_file
+from dtrain import errors
+from dtrain.resilience import stop_file
 from tests import runs
 
 FOR_EVER = "--num_steps=1000000"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain.checkpoint import CheckpointManager
+from dtrain.bundle import fit
+from dtrain.checkpoint.manager import CheckpointManager
 from dtrain.errors import UserError
-from dtrain.toolbox import fit
 from tests import foreign, replicas
 
 layers = keras.layers

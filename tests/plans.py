@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dtrain import flag_fields
+from dtrain import flags
 from launch import submit
 from launch.job import Job, Options
 
@@ -166,7 +166,7 @@ def command_line(backend: str, name: str) -> list[str]:
 def make_job(*typed: str) -> Job:
     """The job of a command line, with the clock and the user of the files."""
     end = typed.index("--")
-    options = Options(**flag_fields.parse(Options, ["main", *typed[:end]]))
+    options = Options(**flags.parse(Options, ["main", *typed[:end]]))
     job = submit.make_job(options, typed[end + 1 :], SECS)
     return dataclasses.replace(job, workdir=WORKDIR, python=PYTHON)
 

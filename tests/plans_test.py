@@ -12,8 +12,9 @@ import time
 import pytest
 
 from dtrain import errors
-from launch import local, main, submit
+from launch import main, submit
 from launch.job import Options
+from launch.keep import worker
 from tests import build_files, plans
 
 GOLDEN = build_files.ROOT / "tests" / "golden"
@@ -38,7 +39,7 @@ def test_a_dry_run_prints_what_is_in_the_file(
     monkeypatch.setattr(os, "getcwd", lambda: plans.WORKDIR)
     monkeypatch.setattr(sys, "executable", plans.PYTHON)
     monkeypatch.setattr(
-        local, "free_ports", lambda count: list(range(2000, 2000 + count))
+        worker, "free_ports", lambda count: list(range(2000, 2000 + count))
     )
     typed = ["main", "--dry_run", *plans.command_line(backend, name)]
     assert main.run(typed, {}) == errors.FINISHED

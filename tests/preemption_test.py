@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dtrain import errors, preemption
+from dtrain import errors
+from dtrain.resilience import watcher as watcher_lib
 from tests import runs
 
 # A mutex that is locked twice is never had, and unlike sleep(3) the call goes
@@ -42,7 +43,7 @@ timer.start()
 def begin():
     watcher.begin(lambda: say("told by", watcher.notice, watcher.is_over))
 
-watcher = preemption.Watcher(**eval(sys.argv[1]))
+watcher = watcher_lib.Watcher(**eval(sys.argv[1]))
 watcher.start()
 exec(sys.argv[2])
 say("ready")
@@ -50,7 +51,7 @@ stuck()
 """
 
 BEGUN = "watcher.arm(); begin()"
-SECOND = preemption._SAME_NOTICE_SECS
+SECOND = watcher_lib._SAME_NOTICE_SECS
 
 
 class Child:
@@ -207,8 +208,8 @@ def test_handler_of_another_is_overwritten_until_armed_again(
 
 
 @contextlib.contextmanager
-def watching(**settings: object) -> Iterator[preemption.Watcher]:
-    watcher = preemption.Watcher(environment={"NO_GCE_CHECK": "1"}, **settings)
+def watching(**settings: object) -> Iterator[watcher_lib.Watcher]:
+    watcher = watcher_lib.Watcher(environment={"NO_GCE_CHECK": "1"}, **settings)
     watcher.start()
     watcher.arm()
     watcher.begin()
@@ -323,7 +324,7 @@ def test_time_limit(start: Start) -> None:
 
 
 def test_end_of_the_allocation(start: Start) -> None:
-    lead = preemption._LEAST_LEAD_SECS
+    lead = watcher_lib._LEAST_LEAD_SECS
     end = str(int(time.time() + lead + 3))
     child = start(SLURM_JOB_END_TIME=end)
     assert child.line() == "told by the end of the Slurm allocation True"
@@ -346,11 +347,11 @@ def test_garbage_is_ignored_with_a_line(
     name: str, value: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment = {"NO_GCE_CHECK": "true", name: value}
-    watcher = preemption.Watcher(environment=environment)
+    watcher = watcher_lib.Watcher(environment=environment)
     watcher.start()
     watcher.begin()
     try:
-        time.sleep(2 * preemption._TICK_SECS)
+        time.sleep(2 * watcher_lib._TICK_SECS)
         assert not watcher.requested
     finally:
         watcher.close()
@@ -378,7 +379,7 @@ subprocess.run([sys.executable, "-c", *sys.argv[1:]])
     ) as process:
         try:
             assert process.stdout.readline() == "ready\n"
-            time.sleep(2 * preemption._TICK_SECS)
+            time.sleep(2 * watcher_lib._TICK_SECS)
             process.kill()
             line = process.stdout.readline()
             assert line == "told by the launcher is gone False\n"
@@ -474,8 +475,8 @@ def metadata() -> Iterator[Metadata]:
 
 
 @contextlib.contextmanager
-def on_gce(server: Metadata, **more: str) -> Iterator[preemption.Watcher]:
-    watcher = preemption.Watcher(
+def on_gce(server: Metadata, **more: str) -> Iterator[watcher_lib.Watcher]:
+    watcher = watcher_lib.Watcher(
         environment={"GCE_METADATA_HOST": server.host, **more}
     )
     watcher.start()
@@ -509,7 +510,7 @@ def test_gce_is_noticed_within_two_seconds(
         wait_for(lambda: watcher.requested)
         # One may have been answered before; a slow machine shows no seconds.
         assert metadata.asked.count(key) - since <= 2
-        assert preemption._GCE_EVERY_SECS <= 1.0
+        assert watcher_lib._GCE_EVERY_SECS <= 1.0
         assert watcher.notice == f"GCE: {key}"
         assert watcher.is_over
 
@@ -554,7 +555,7 @@ def test_silent_server_delays_nothing(metadata: Metadata) -> None:
 def test_no_server_is_survived_without_a_word(
     host: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    watcher = preemption.Watcher(environment={"GCE_METADATA_HOST": host})
+    watcher = watcher_lib.Watcher(environment={"GCE_METADATA_HOST": host})
     watcher.start()
     watcher.begin()
     time.sleep(0.2)
@@ -573,9 +574,9 @@ def test_nobody_is_asked_who_is_not_there(
     assert not metadata.asked
     # Without a variable, the machine's maker tells.
     product = tmp_path / "product_name"
-    monkeypatch.setattr(preemption, "_GCE_PRODUCT", product)
-    assert preemption._gce_keys({}) == {}
+    monkeypatch.setattr(watcher_lib, "_GCE_PRODUCT", product)
+    assert watcher_lib._gce_keys({}) == {}
     product.write_text("Some Laptop\n")
-    assert preemption._gce_keys({}) == {}
+    assert watcher_lib._gce_keys({}) == {}
     product.write_text("Google Compute Engine\n")
-    assert "instance/preempted" in preemption._gce_keys({})
+    assert "instance/preempted" in watcher_lib._gce_keys({})

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtrain import checkpoint_reader, drawing, errors, images, sample
+from dtrain import errors, sample
 from dtrain import main as dtrain_main
+from dtrain.bundle import tensors
 from dtrain.config import Config
+from dtrain.record import drawing, images
 from tests import runs
 
 
@@ -59,7 +61,7 @@ def test_weights_with_tensorflow_and_keras_alone(
 def check_generator(run_dir: pathlib.Path, saved: pathlib.Path) -> None:
     """Checks that a saved model holds and draws what the run does."""
     generator = keras.models.load_model(saved)
-    stored = dict(checkpoint_reader.variables(f"{run_dir}/checkpoints/ckpt-2"))
+    stored = dict(tensors.variables(f"{run_dir}/checkpoints/ckpt-2"))
     averages = {
         value.tobytes()
         for name, value in stored.items()

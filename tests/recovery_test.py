@@ -8,10 +8,14 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpointer as checkpointer_lib
-from dtrain import cluster, errors, files, places, recovery, snapshot
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain import errors
+from dtrain.checkpoint import going_on, snapshot
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.cluster import environment
 from dtrain.config import Config
+from dtrain.run import checkpointer as checkpointer_lib
+from dtrain.run import places
+from dtrain.storage import files
 
 DATA = "data-00000-of-00001"
 
@@ -43,7 +47,7 @@ class Run:
         self.weights.assign([-1.0] * 10)
         config = Config(run_dir=str(self.run_dir), **settings)
         checkpointer = checkpointer_lib.Checkpointer(
-            self.state, config, cluster.ALONE
+            self.state, config, environment.ALONE
         )
         restored = checkpointer.restore(tf.distribute.get_strategy())
         if restored.manifest:
@@ -136,7 +140,7 @@ def test_what_is_on_its_way_is_no_checkpoint(run: Run) -> None:
     (checkpoints / "pending").mkdir()
     (checkpoints / "ckpt-1.json").rename(checkpoints / "pending/ckpt-1.json")
     directory = CheckpointDirectory(str(checkpoints))
-    seen = recovery.search([recovery.Place(directory, is_mine=False)], "full")
+    seen = going_on.search([going_on.Place(directory, is_mine=False)], "full")
     assert not seen.holds_something
     assert (checkpoints / "ckpt-1.index").exists()
 
@@ -176,7 +180,7 @@ def test_the_backup_of_a_host_that_had_another_number(run: Run) -> None:
 def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:
     run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-2.index")
     directory = CheckpointDirectory(f"{run.run_dir}/checkpoints")
-    seen = recovery.search([recovery.Place(directory, is_mine=False)], "full")
+    seen = going_on.search([going_on.Place(directory, is_mine=False)], "full")
     assert seen.found
     assert seen.found.manifest.step == 1
     assert seen.notes[0].endswith("; passed over")
@@ -194,7 +198,7 @@ def test_never_starts_over_where_a_run_was_saved_elsewhere(
     directory.commit(3, snapshot.Plan(run.state).take(3))
     run.weights.assign([3.0] * 10)
     directory.commit(3, snapshot.Plan(run.state).take(3))
-    places.record(config, cluster.ALONE)
+    places.record(config, environment.ALONE)
     assert run.restore().prefix == f"{elsewhere}/ckpt-3"
 
     elsewhere.rename(run.run_dir.parent / "not mounted")
@@ -209,7 +213,7 @@ def test_never_starts_over_where_a_run_was_saved_elsewhere(
 
 def test_a_run_that_was_moved_finds_its_own(run: Run) -> None:
     run.save("checkpoints", 2)
-    places.record(Config(run_dir=str(run.run_dir)), cluster.ALONE)
+    places.record(Config(run_dir=str(run.run_dir)), environment.ALONE)
     moved = run.run_dir.rename(run.run_dir.with_name("moved"))
     run.run_dir = moved
     assert run.restore().prefix == f"{moved}/checkpoints/ckpt-2"

@@ -21,10 +21,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import data, reduction, registry, sources
-from dtrain import gan as gan_lib
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
+from dtrain.gan import loading, reduction
+from dtrain.gan import state as gan_lib
 from dtrain.models import batch_norm
 from tests.replicas import mirrored
 
@@ -221,7 +222,7 @@ def train(
     config: Config, num_replicas: int, source: sources.Source, steps: int = 3
 ) -> gan_lib.GAN:
     gan, strategy = build(config, num_replicas, source)
-    iterator = data.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(source, config, strategy, 0)
     rows, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))
     assert np.isfinite(rows).all()
     assert gan.differing_variables() == []
@@ -278,7 +279,7 @@ def test_collectives_in_a_step(
     """One exchange a phase; BatchNorm, which rides along, needs none."""
     config = dataclasses.replace(SMALL, batch_norm=True)
     gan, strategy = build(config, num_replicas, digits)
-    iterator = data.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(digits, config, strategy, 0)
     graph = gan.train_steps.get_concrete_function(
         iterator, tf.constant(1, tf.int64)
     ).graph.as_graph_def()
@@ -310,7 +311,7 @@ def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:
             move(self, *statistics)
 
         patch.setattr(batch_norm.BatchNorm, "move", count)
-        iterator = data.make_iterator(digits, config, strategy, 0)
+        iterator = pipeline.make_iterator(digits, config, strategy, 0)
         gan.train_steps(iterator, tf.constant(1, tf.int64))
     # Two phases, on two replicas.
     assert collections.Counter(moved) == {norm.name: 4 for norm in norms}
@@ -363,7 +364,7 @@ def test_other_state_is_refused(
     make_layer: Any, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_with(lambda: [make_layer()])
-    monkeypatch.setattr(registry, "load", lambda _: model)
+    monkeypatch.setattr(loading, "load", lambda _: model)
     with pytest.raises(UserError, match=remedy):
         gan_lib.GAN(SMALL, mirrored(1), IMAGE_SHAPE, 0)
     fast = dataclasses.replace(SMALL, reduction="fast")
@@ -380,7 +381,7 @@ def test_a_users_own_layers_train_in_order(
             batch_norm.BatchNorm(),
         ]
     )
-    monkeypatch.setattr(registry, "load", lambda _: model)
+    monkeypatch.setattr(loading, "load", lambda _: model)
     digests = {digest(train(SMALL, count, digits, 2)) for count in (1, 2)}
     assert len(digests) == 1
 
@@ -415,7 +416,9 @@ def test_each_image_once_an_epoch_over_changing_replicas(
         for segment, num_replicas in enumerate(replicas):
             strategy = mirrored(num_replicas)
             # Changes within an epoch: twelve steps are one and a half.
-            iterator = data.make_iterator(source, SMALL, strategy, 12 * segment)
+            iterator = pipeline.make_iterator(
+                source, SMALL, strategy, 12 * segment
+            )
             for _ in range(12):
                 batch = next(iterator).images
                 parts = strategy.experimental_local_results(batch)
@@ -441,7 +444,7 @@ def test_fast_losses_agree_over_changing_replicas(
             if segment:
                 gan.checkpoint.read(str(tmp_path / "ckpt")).assert_consumed()
             steps = 20 // len(replicas)
-            iterator = data.make_iterator(
+            iterator = pipeline.make_iterator(
                 digits, config, strategy, segment * steps
             )
             row, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import config, losses, registry
+from dtrain import config
 from dtrain.errors import UserError
+from dtrain.gan import loading, losses
+from dtrain.gan import phases as phases_lib
 from dtrain.models import dcgan
 
 SETTINGS = config.Config(
@@ -48,7 +50,7 @@ def _write(directory: pathlib.Path, source: str) -> pathlib.Path:
 
 def _line(spec: str) -> str:
     with pytest.raises(UserError) as error:
-        registry.load(spec)
+        loading.load(spec)
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -58,12 +60,12 @@ def _line(spec: str) -> str:
 
 
 def test_dcgan_is_found_by_its_name() -> None:
-    assert registry.load("dcgan") is dcgan.make
+    assert loading.load("dcgan") is dcgan.make
 
 
 def test_a_users_function_is_found(directory: pathlib.Path) -> None:
     _write(directory, "def make(config, image_shape, num_classes): return 7")
-    make = registry.load("my_models.gan:make")
+    make = loading.load("my_models.gan:make")
     assert make(SETTINGS, SHAPE, 0) == 7
 
 
@@ -176,8 +178,8 @@ class Unbuilt(keras.Model):
         return logits + self.only_in_training(logits) if training else logits
 
 
-def _build(made: Any, **settings: Any) -> registry.Networks:
-    return registry.build(
+def _build(made: Any, **settings: Any) -> phases_lib.Networks:
+    return loading.build(
         lambda *_: made,
         dataclasses.replace(SETTINGS, **settings),
         SHAPE,
@@ -188,8 +190,8 @@ def _build(made: Any, **settings: Any) -> registry.Networks:
 def test_what_fits_is_built() -> None:
     generator, discriminator = _generator(), _discriminator()
     optimizer = keras.optimizers.SGD(0.1)
-    phase = registry.Phase("generator", lambda *_: (None, {}))
-    assert _build((generator, discriminator)) == registry.Networks(
+    phase = phases_lib.Phase("generator", lambda *_: (None, {}))
+    assert _build((generator, discriminator)) == phases_lib.Networks(
         generator, discriminator
     )
     assert _build([generator, discriminator, [phase], optimizer]) == (
@@ -257,13 +259,13 @@ def test_what_fits_is_built() -> None:
         ),
         (
             lambda: (_generator(), _discriminator(), ("generator",)),
-            "a phase is of type str; it must be a dtrain.registry.Phase",
+            "a phase is of type str; it must be a dtrain.Phase",
         ),
         (
             lambda: (
                 _generator(),
                 _discriminator(),
-                (registry.Phase("critic", print),),
+                (phases_lib.Phase("critic", print),),
             ),
             "a phase trains 'critic'; it must train 'generator' or",
         ),
@@ -303,7 +305,7 @@ def test_an_error_in_make_says_where(directory: pathlib.Path) -> None:
         """,
     )
     with pytest.raises(UserError) as error:
-        registry.build(registry.load("my_models.gan:make"), SETTINGS, SHAPE, 0)
+        loading.build(loading.load("my_models.gan:make"), SETTINGS, SHAPE, 0)
     assert "raised ValueError" in str(error.value)
     assert f"{path}:4" in str(error.value)
 
@@ -311,7 +313,7 @@ def test_an_error_in_make_says_where(directory: pathlib.Path) -> None:
 def test_labels_are_needed_to_be_conditional() -> None:
     settings = config.Config(conditional=True, dataset="folder:/cats")
     with pytest.raises(UserError, match="the data set folder:/cats has none"):
-        registry.build(dcgan.make, settings, SHAPE, 0)
+        loading.build(dcgan.make, settings, SHAPE, 0)
 
 
 def test_a_model_without_labels_cannot_be_conditional() -> None:
@@ -336,7 +338,7 @@ def test_a_model_with_labels_must_be_conditional() -> None:
 def test_networks_are_mirrored_in_the_scope_of_a_strategy() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        networks = registry.build(
+        networks = loading.build(
             dcgan.make,
             config.Config(base_channels=4, latent_size=8, batch_norm=True),
             SHAPE,
@@ -380,12 +382,12 @@ class Shift(keras.Model):
 
 # Two pixels an image: sums 3 and -1 for the reals, 1 and 0 for the fakes; so
 # logits 6 and -2, 2 and 0; the squared gradient is 2 * 2^2 = 8.
-def _networks() -> registry.Networks:
-    return registry.Networks(Shift(), Point(2.0))
+def _networks() -> phases_lib.Networks:
+    return phases_lib.Networks(Shift(), Point(2.0))
 
 
-def _example() -> registry.Example:
-    return registry.Example(
+def _example() -> phases_lib.Example:
+    return phases_lib.Example(
         real_images=tf.reshape([1.0, 2.0, -1.0, 0.0], [2, 1, 2, 1]),
         labels=tf.zeros([2], tf.int32),
         latents=tf.constant([[1.0, 0.0], [1.0, -1.0]]),
@@ -398,7 +400,7 @@ FAKE_LOGITS = [2.0, 0.0]
 
 
 def _objectives(**settings: Any) -> list[Any]:
-    phases = registry.adversarial_phases(
+    phases = phases_lib.adversarial_phases(
         dataclasses.replace(SETTINGS, **settings)
     )
     networks, example = _networks(), _example()
@@ -406,7 +408,7 @@ def _objectives(**settings: Any) -> list[Any]:
 
 
 def test_a_step_is_discriminator_phases_and_one_generators() -> None:
-    phases = registry.adversarial_phases(
+    phases = phases_lib.adversarial_phases(
         dataclasses.replace(SETTINGS, discriminator_steps=3)
     )
     assert [phase.network for phase in phases] == [
@@ -459,7 +461,7 @@ def test_wgan_gp_looks_between_real_and_fake() -> None:
             return super().call(inputs, training)
 
     watching = _networks()._replace(discriminator=Watching(1.0))
-    phase = registry.adversarial_phases(
+    phase = phases_lib.adversarial_phases(
         dataclasses.replace(SETTINGS, loss="wgan_gp")
     )[0]
     phase.objective(watching, _example())
@@ -477,7 +479,7 @@ def test_the_discriminators_phase_does_not_reach_the_generator(
     )
     networks = _networks()
     for phase, trained, reached in zip(
-        registry.adversarial_phases(settings),
+        phases_lib.adversarial_phases(settings),
         [networks.discriminator, networks.generator],
         (False, True),
         strict=True,
@@ -491,7 +493,7 @@ def test_the_discriminators_phase_does_not_reach_the_generator(
 
 
 def test_penalty_trains_the_discriminator() -> None:
-    phase = registry.adversarial_phases(
+    phase = phases_lib.adversarial_phases(
         dataclasses.replace(SETTINGS, loss="hinge", r1_gamma=3.0)
     )[0]
     networks = _networks()
@@ -508,14 +510,14 @@ def test_phases_of_conditional_dcgan(loss: str) -> None:
     settings = dataclasses.replace(
         SETTINGS, loss=loss, conditional=True, r1_gamma=1.0
     )
-    networks = registry.build(dcgan.make, settings, SHAPE, 10)
-    example = registry.Example(
+    networks = loading.build(dcgan.make, settings, SHAPE, 10)
+    example = phases_lib.Example(
         real_images=tf.zeros([4, *SHAPE]),
         labels=tf.constant([0, 3, 9, 9]),
         latents=tf.random.stateless_normal([4, 8], [0, 0]),
         uniforms=tf.constant([0.0, 0.1, 0.5, 0.9]),
     )
-    for phase in registry.adversarial_phases(settings):
+    for phase in phases_lib.adversarial_phases(settings):
         network = getattr(networks, phase.network)
         with tf.GradientTape() as tape:
             value, metrics = tf.function(phase.objective)(networks, example)

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import checkpoint_reader, errors, files, recovery, retention
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain import errors
+from dtrain.bundle import tensors
+from dtrain.checkpoint import going_on, retention
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.storage import files
 from tests import object_store, runs
 
 HISTORY = "gs://bucket/history"
@@ -66,7 +69,7 @@ def restore(directory: str) -> list:
     for left in reversed(range(5)):
         try:
             opened.clean()
-            found = recovery.search([recovery.Place(opened, True)], "full")
+            found = going_on.search([going_on.Place(opened, True)], "full")
             if found.found is None:
                 return [0, not found.holds_something, found.notes]
             newest = found.found.manifest.step
@@ -103,7 +106,7 @@ def clean_while_it_is_read(directory: str, step: int) -> list[bool]:
 
 
 def digest(prefix: str) -> str:
-    return checkpoint_reader.digest(prefix)
+    return tensors.digest(prefix)
 
 
 @contextlib.contextmanager
@@ -303,7 +306,7 @@ def test_run_is_killed_and_goes_on(tmp_path: pathlib.Path) -> None:
         with opened(store) as client:
             prefix = f"checkpoints/ckpt-{num_steps}"
             assert client.call(digest, f"{run_dir}/{prefix}") == (
-                checkpoint_reader.digest(f"{whole}/{prefix}")
+                tensors.digest(f"{whole}/{prefix}")
             )
             newest, step, _ = client.call(use_stock, f"{run_dir}/checkpoints")
             assert (newest, step) == (f"{run_dir}/{prefix}", num_steps)

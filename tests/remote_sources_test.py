@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import sources
 from dtrain.config import Config
+from dtrain.data import sources
 from tests import object_store, runs
 
 NUM_IMAGES = 12

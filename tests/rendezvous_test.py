@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dtrain import errors, rendezvous
-from dtrain.cluster import ALONE, Cluster
+from dtrain import errors
+from dtrain.cluster import rendezvous
+from dtrain.cluster.environment import ALONE, Cluster
 from dtrain.errors import LostWorkerError
-from launch import local
+from launch.keep import worker as worker_lib
 from tests import runs
 
 WAIT_SECS = 20.0
@@ -55,7 +56,7 @@ class Meeting(threading.Thread):
 
 
 def make_cluster(num_workers: int) -> Cluster:
-    ports = local.free_ports(num_workers)
+    ports = worker_lib.free_ports(num_workers)
     return Cluster(tuple(f"127.0.0.1:{port}" for port in ports), 0)
 
 
@@ -282,8 +283,8 @@ def test_the_chief_is_killed_and_comes_back() -> None:
     cluster = make_cluster(2)
     script = (
         "import os\n"
-        "from dtrain import cluster, rendezvous\n"
-        "here = cluster.from_environment(os.environ)\n"
+        "from dtrain.cluster import environment, rendezvous\n"
+        "here = environment.from_environment(os.environ)\n"
         "print(rendezvous.meet(here, 20, lambda: False), flush=True)\n"
     )
 

@@ -12,7 +12,8 @@ import time
 import pytest
 from PIL import Image
 
-from dtrain import errors, goodput, report
+from dtrain import errors, report
+from dtrain.record import goodput
 from tests import runs
 from tests.ledger_test import make
 

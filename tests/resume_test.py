@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from dtrain import checkpoint_reader, errors
-from dtrain.checkpoint_directory import CheckpointDirectory
-from launch import local
+from dtrain import errors
+from dtrain.bundle import tensors
+from dtrain.checkpoint.directory import CheckpointDirectory
+from launch.keep import worker as worker_lib
 from tests import killed, runs
 
 NUM_STEPS = 120
@@ -54,7 +55,7 @@ def flags(run_dir: pathlib.Path, num_steps: int = NUM_STEPS) -> list[str]:
 
 def digest(run_dir: pathlib.Path, step: int) -> str:
     """Returns the SHA-256 over all state of a run at a step."""
-    return checkpoint_reader.digest(f"{run_dir}/checkpoints/ckpt-{step}")
+    return tensors.digest(f"{run_dir}/checkpoints/ckpt-{step}")
 
 
 def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
@@ -302,7 +303,7 @@ def start_hosts(
     hosts: list[pathlib.Path], num_steps: int
 ) -> list[subprocess.Popen[str]]:
     """Starts a worker on each of some hosts, which share no disk."""
-    ports = local.free_ports(len(hosts))
+    ports = worker_lib.free_ports(len(hosts))
     return [
         runs.start(
             "dtrain.main",
@@ -311,7 +312,7 @@ def start_hosts(
             f"--backup_dir={host}/ssd",
             **process.environment,
         )
-        for host, process in zip(hosts, local.plan(ports, []), strict=True)
+        for host, process in zip(hosts, worker_lib.plan(ports, []), strict=True)
     ]
 
 

@@ -9,8 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dtrain import errors, retention
-from dtrain.retention import (
+from dtrain import errors
+from dtrain.checkpoint import retention
+from dtrain.checkpoint.retention import (
     Best,
     EveryHours,
     EverySteps,

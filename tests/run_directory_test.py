@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import registry, run_directory, snapshot
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.checkpoint import snapshot
+from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
+from dtrain.gan import loading, phases
 from dtrain.models import dcgan
+from dtrain.run import identity
 
 
-def describe(
-    run_dir: pathlib.Path, **settings: object
-) -> run_directory.Description:
-    return run_directory.Description(
+def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
+    return identity.Description(
         config=Config(run_dir=str(run_dir), base_channels=2, **settings),
         image_shape=(8, 8, 1),
         num_classes=10,
@@ -30,8 +30,8 @@ def describe(
     )
 
 
-def make_networks(config: Config) -> registry.Networks:
-    return registry.build(dcgan.make, config, (8, 8, 1), 10)
+def make_networks(config: Config) -> phases.Networks:
+    return loading.build(dcgan.make, config, (8, 8, 1), 10)
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +41,16 @@ def default_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def networks() -> registry.Networks:
+def networks() -> phases.Networks:
     return make_networks(Config(base_channels=2))
 
 
 def test_what_is_written_is_read(
-    tmp_path: pathlib.Path, networks: registry.Networks
+    tmp_path: pathlib.Path, networks: phases.Networks
 ) -> None:
     written = describe(tmp_path / "deep/run", seed=3, cache_gib=0.5)
-    run_directory.write(written, networks)
-    assert run_directory.read(written.config.run_dir) == written
+    identity.write(written, networks)
+    assert identity.read(written.config.run_dir) == written
     assert {path.name for path in (tmp_path / "deep/run").iterdir()} == {
         "config.json",
         "generator.json",
@@ -63,28 +63,26 @@ def test_what_is_written_is_read(
 
 def test_check_writes_nothing(tmp_path: pathlib.Path) -> None:
     for run_dir in (tmp_path / "none/yet", tmp_path):
-        run_directory.check(describe(run_dir), is_chief=True)
+        identity.check(describe(run_dir), is_chief=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_may_go_on_with_other_conveniences(
-    tmp_path: pathlib.Path, networks: registry.Networks
+    tmp_path: pathlib.Path, networks: phases.Networks
 ) -> None:
-    run_directory.write(describe(tmp_path), networks)
+    identity.write(describe(tmp_path), networks)
     now = describe(tmp_path, num_steps=9, strategy="mirrored", resume="must")
-    run_directory.check(now, is_chief=True)
-    run_directory.write(now, networks)
-    assert run_directory.read(str(tmp_path)) == now
+    identity.check(now, is_chief=True)
+    identity.write(now, networks)
+    assert identity.read(str(tmp_path)) == now
 
 
 def test_a_run_may_move(
-    tmp_path: pathlib.Path, networks: registry.Networks
+    tmp_path: pathlib.Path, networks: phases.Networks
 ) -> None:
-    run_directory.write(describe(tmp_path / "here"), networks)
+    identity.write(describe(tmp_path / "here"), networks)
     (tmp_path / "here").rename(tmp_path / "there")
-    run_directory.check(
-        describe(tmp_path / "there", resume="must"), is_chief=True
-    )
+    identity.check(describe(tmp_path / "there", resume="must"), is_chief=True)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +100,13 @@ def test_other_data_under_the_same_name(
     changes: dict,
     said: str,
     tmp_path: pathlib.Path,
-    networks: registry.Networks,
+    networks: phases.Networks,
 ) -> None:
     description = describe(tmp_path)
-    run_directory.write(description, networks)
+    identity.write(description, networks)
     now = dataclasses.replace(description, **changes)
     with pytest.raises(UserError) as caught:
-        run_directory.check(now, is_chief=True)
+        identity.check(now, is_chief=True)
     assert said in str(caught.value)
 
 
@@ -116,16 +114,16 @@ def test_another_worker_may_come_while_the_chief_writes(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / "generator.json").write_text("{")
-    run_directory.check(describe(tmp_path), is_chief=False)
+    identity.check(describe(tmp_path), is_chief=False)
     with pytest.raises(UserError, match="holds no run"):
-        run_directory.check(describe(tmp_path), is_chief=True)
+        identity.check(describe(tmp_path), is_chief=True)
 
 
 def test_a_run_killed_at_its_very_start_may_start_again(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / "config.json.tmp").write_text('{"config": {')
-    run_directory.check(describe(tmp_path), is_chief=True)
+    identity.check(describe(tmp_path), is_chief=True)
 
 
 # The networks as Keras reads them.
@@ -141,7 +139,7 @@ def test_keras_rebuilds_the_networks(
     )
     keras.config.set_dtype_policy(precision)
     made = make_networks(description.config)
-    run_directory.write(description, made)
+    identity.write(description, made)
     # Whoever reads them knows nothing of the run's precision.
     keras.config.set_dtype_policy("float32")
     latents = tf.random.stateless_normal([3, 64], (1, 2))
@@ -164,26 +162,26 @@ class Closed(keras.Model):
 
 
 def test_a_network_that_is_only_code_is_not_described(
-    tmp_path: pathlib.Path, networks: registry.Networks
+    tmp_path: pathlib.Path, networks: phases.Networks
 ) -> None:
     closed = networks._replace(generator=Closed(object()))
-    run_directory.write(describe(tmp_path), closed)
+    identity.write(describe(tmp_path), closed)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["config.json", "discriminator.json"]
 
 
 def test_a_damaged_config_is_taken_from_a_checkpoint(
-    tmp_path: pathlib.Path, networks: registry.Networks
+    tmp_path: pathlib.Path, networks: phases.Networks
 ) -> None:
     described = describe(tmp_path)
-    run_directory.write(described, networks)
+    identity.write(described, networks)
     state = tf.train.Checkpoint(weights=tf.Variable([0.0]))
     checkpoints = CheckpointDirectory(f"{tmp_path}/checkpoints")
-    facts = {"run": run_directory.to_dict(described)}
+    facts = {"run": identity.to_dict(described)}
     checkpoints.commit(4, snapshot.Plan(state).take(4), facts)
     path = tmp_path / "config.json"
     whole = path.read_bytes()
-    assert not run_directory.check(described, is_chief=True)
+    assert not identity.check(described, is_chief=True)
     for damaged in (
         whole[:-20],
         b"",
@@ -191,14 +189,14 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(
     ):
         assert damaged != whole
         path.write_bytes(damaged)
-        assert run_directory.read(str(tmp_path)) == described
-        note = run_directory.check(described, is_chief=True)
+        assert identity.read(str(tmp_path)) == described
+        note = identity.check(described, is_chief=True)
         assert note.startswith(f"{path} is damaged")
         assert note.endswith(f"taken from {tmp_path}/checkpoints/ckpt-4.json")
-        run_directory.write(described, networks)
+        identity.write(described, networks)
         assert path.read_bytes() == whole
     path.unlink()
-    note = run_directory.check(described, is_chief=True)
+    note = identity.check(described, is_chief=True)
     assert note.startswith(f"{path} is missing")
 
 
@@ -206,14 +204,14 @@ def test_a_checkpoint_of_another_run_is_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     described = describe(tmp_path)
-    values = run_directory.to_dict(described)
-    run_directory.check_restored(described, values, "backup/ckpt-4")
-    run_directory.check_restored(described, {}, "backup/ckpt-4")
+    values = identity.to_dict(described)
+    identity.check_restored(described, values, "backup/ckpt-4")
+    identity.check_restored(described, {}, "backup/ckpt-4")
     values["config"]["seed"] = 8
     with pytest.raises(
         UserError, match=r"ckpt-4 belongs to another run: seed was 8 and is now"
     ):
-        run_directory.check_restored(described, values, "backup/ckpt-4")
+        identity.check_restored(described, values, "backup/ckpt-4")
 
 
 def test_what_a_run_that_was_killed_at_its_start_leaves(
@@ -223,7 +221,7 @@ def test_what_a_run_that_was_killed_at_its_start_leaves(
     (tmp_path / "lease.json").touch()
     (tmp_path / "history").mkdir()
     (tmp_path / "history/.lock").touch()
-    assert not run_directory.check(describe(tmp_path), is_chief=True)
+    assert not identity.check(describe(tmp_path), is_chief=True)
     (tmp_path / "history/thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no run: history"):
-        run_directory.check(describe(tmp_path), is_chief=True)
+        identity.check(describe(tmp_path), is_chief=True)

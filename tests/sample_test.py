@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from dtrain import checkpoint_tool, drawing, errors, images, sample
+from dtrain import checkpoint_tool, errors, sample
 from dtrain import main as dtrain_main
 from dtrain.config import Config
+from dtrain.record import drawing, images
 from tests import runs
 
 NUM_CLASSES = 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain import sealed
+from dtrain.storage import sealed
 
 VALUES = st.recursive(
     st.none()

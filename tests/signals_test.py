@@ -19,7 +19,7 @@ import time
 import pytest
 
 from dtrain import errors
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import preemption_test, runs
 
 NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "3"))

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from dtrain import config
 from dtrain.errors import UserError
 from launch import job as jobs
-from launch import skypilot, submission
+from launch import submission
+from launch.backends import skypilot
 from launch.job import Job, Options
 from tests import clients, plans, typed
 

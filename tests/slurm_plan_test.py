@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 
 from dtrain import config
 from dtrain.errors import UserError
-from launch import slurm
+from launch.backends import slurm
 from launch.job import Job, Options, Plan
 from tests import plans, typed
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dtrain import checkpoint_reader, errors
+from dtrain import errors
+from dtrain.bundle import tensors
 from tests import runs, slurm_cluster
 from tests.slurm_cluster import SlurmCluster
 
@@ -109,7 +110,7 @@ def check_bits(run_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     )
     assert code == errors.FINISHED, output
     digests = {
-        checkpoint_reader.digest(f"{run}/checkpoints/ckpt-{step}")
+        tensors.digest(f"{run}/checkpoints/ckpt-{step}")
         for run in (run_dir, whole)
     }
     assert len(digests) == 1

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import snapshot, writer
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.bundle import objects
+from dtrain.checkpoint import background as background_lib
+from dtrain.checkpoint import snapshot
+from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
 from tests import replicas
 
@@ -43,7 +45,7 @@ class Model:
             "network": self.network,
             "optimizer": self.optimizer,
         }
-        untracked = snapshot.untracked_variables(parts)
+        untracked = objects.untracked_variables(parts)
         assert len(untracked) == 1, "that of the Dropout"
         self.checkpoint = tf.train.Checkpoint(
             **parts,
@@ -108,7 +110,7 @@ def test_written_while_training_goes_on_100_times(
     """100 of 100 are what they were when they were taken."""
     plan = snapshot.Plan(model.checkpoint)
     directory = CheckpointDirectory(str(tmp_path / "asynchronous"))
-    background = writer.Writer()
+    background = background_lib.Writer()
     for number in range(100):
         taken = plan.take(number)
         background.submit(

@@ -21,17 +21,12 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtrain import digits, sources, store
+from dtrain import store
 from dtrain.config import Config
-from dtrain.digits import make
+from dtrain.data import digits, sources
+from dtrain.data.digits import make
+from dtrain.data.sources import conversion, idx, memory, npz, preparation
 from dtrain.errors import UserError
-from dtrain.sources import (
-    conversion,
-    idx,
-    memory,
-    npz,
-    preparation,
-)
 from tests import requirement, runs
 
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")

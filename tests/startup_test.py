@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dtrain import startup
+from dtrain.storage import startup
 from tests import runs
 
 NOISE = """\

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from dtrain import status
+from dtrain.resilience import status
 
 
 def test_what_is_written_is_read(tmp_path: pathlib.Path) -> None:

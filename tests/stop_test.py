@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dtrain import errors, stop, stop_file
+from dtrain import errors, stop
+from dtrain.resilience import stop_file
 from tests import object_store, runs
 
 

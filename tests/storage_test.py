@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from dtrain.errors import StorageError
-from launch import snapshot, storage
+from launch import code, storage
 
 
 class NotFoundError(Exception):
@@ -42,17 +42,17 @@ def test_a_job_takes_its_code_and_the_lock_along(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.py").write_text("SIZE = 1\n")
-    snapshot.write(snapshot.find(str(tmp_path)), str(tmp_path / "copy"))
+    code.write(code.find(str(tmp_path)), str(tmp_path / "copy"))
     names = (
         "mine/model.py",
         "dtrain/errors.py",
         "launch/storage.py",
-        snapshot.RUNNER,
+        code.RUNNER,
     )
     for name in names:
         assert (tmp_path / "copy" / name).is_file()
-    lock = pathlib.Path(snapshot.__file__).parent.parent / snapshot.LOCK
-    copy = tmp_path / "copy" / snapshot.LOCK
+    lock = pathlib.Path(code.__file__).parent.parent / code.LOCK
+    copy = tmp_path / "copy" / code.LOCK
     assert not lock.exists() or copy.read_bytes() == lock.read_bytes()
 
 
@@ -66,10 +66,10 @@ def test_a_job_takes_no_copy_of_another_along(
     (tmp_path / "run.py").write_text("SIZE = 1\n")
     (tmp_path / "launch" / "code").mkdir(parents=True)
     (tmp_path / "launch" / "code" / "mine.py").write_text("SIZE = 2\n")
-    first = snapshot.find(str(tmp_path))
+    first = code.find(str(tmp_path))
     for run_dir in ("", "runs/a/"):
         place = tmp_path / f"{run_dir}launch/20261123-081500/code"
-        snapshot.write(first, str(place))
+        code.write(first, str(place))
         assert (place / "run.py").read_text() == "SIZE = 1\n"
-    assert snapshot.find(str(tmp_path)) == first
+    assert code.find(str(tmp_path)) == first
     assert "launch/code/mine.py" in first

@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from dtrain import errors, status
-from launch import cycle, local, supervisor
+from dtrain import errors
+from dtrain.resilience import status
+from launch.keep import cycle, supervisor, worker
 from tests import runs
 
 # What the programs begin with: tell(...) writes the status.
@@ -37,9 +38,9 @@ def tell(step=-1, saved=-1, **more):
 def plan(*programs: str) -> supervisor.Plan:
     """Makes workers that run these programs; `me` is a worker's index."""
 
-    def processes(workers: Sequence[int]) -> list[local.Process]:
+    def processes(workers: Sequence[int]) -> list[worker.Process]:
         return [
-            local.Process(
+            worker.Process(
                 f"worker {index}",
                 (
                     sys.executable,

@@ -15,16 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain import checkpoint_tool, errors
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.bundle import reader, tree
+from dtrain.checkpoint import writing
+from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
-from dtrain.toolbox import (
-    comparison,
-    edits,
-    interchange,
-    reader,
-    tree,
-    writer,
-)
+from dtrain.toolbox import comparison, edits, interchange
 from tests import foreign
 
 NAMES = st.sampled_from(["a", "b", "_c", "d.e", "kernel", "step", "x y"])
@@ -78,7 +73,7 @@ def test_a_rename_there_and_back(
         assert list(back) == list(before)
         assert same(before, back)
         # Once more by way of a file.
-        writer.commit(there, f"{directory}/edited/ckpt-1")
+        writing.commit(there, f"{directory}/edited/ckpt-1")
         again = reader.read(f"{directory}/edited/ckpt-1")
         assert same(again, there)
         assert same(edits.rename({"new/place": old})(again), before)
@@ -159,7 +154,7 @@ def test_stock_tensorflow_loads_what_was_edited(
         before = reader.read(written(other, directory, seed=3))
         if "z" not in before.places or name in before.places:
             return
-        writer.commit(
+        writing.commit(
             edits.rename({"z": old})(before), f"{directory}/new/ckpt-3"
         )
         number = np.random.default_rng(4)
@@ -216,10 +211,10 @@ def test_one_of_several_data_files(
     corpus: dict[str, str],
 ) -> None:
     """As a large one is written: a part at a time."""
-    monkeypatch.setattr(writer, "_PART_BYTES", 64)
+    monkeypatch.setattr(writing, "_PART_BYTES", 64)
     before = reader.read(corpus["two_and_two"])
     for step in (1, 2):
-        writer.commit(before, f"{tmp_path}/ckpt-{step}")
+        writing.commit(before, f"{tmp_path}/ckpt-{step}")
     names = {path.name for path in tmp_path.iterdir()}
     assert len([name for name in names if "ckpt-1.data-" in name]) > 3
     assert not [name for name in names if "part" in name]
@@ -249,7 +244,7 @@ def test_what_cannot_be_written_leaves_nothing(
 
     broken = before.with_tensors({"b": tree.Tensor("float32", (3,), fail)})
     with pytest.raises(UserError, match="cannot be read"):
-        writer.commit(broken, f"{tmp_path}/new/ckpt-1")
+        writing.commit(broken, f"{tmp_path}/new/ckpt-1")
     assert [each.name for each in (tmp_path / "new").iterdir()] == [".lock"]
 
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from dtrain import config, errors
 from dtrain.errors import UserError
 from launch import job as jobs
-from launch import node, submission, supervisor, vertex
+from launch import node, submission
+from launch.backends import vertex
 from launch.job import Job, Options
+from launch.keep import supervisor
 from tests import clients, plans, typed
 
 NAME = "projects/12/locations/europe-west4/customJobs/345"

@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from dtrain import errors, status, watchdog
+from dtrain import errors
+from dtrain.resilience import status, watchdog
 from tests import runs
 
 CHILD = """

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dtrain.writer import Writer
+from dtrain.checkpoint.background import Writer
 
 
 class Slow:

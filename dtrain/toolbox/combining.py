@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from dtrain.bundle import tree as tree_lib
+from dtrain.bundle.tree import Tensor, Tree
 from dtrain.errors import UserError
 from dtrain.toolbox import edits
-from dtrain.toolbox import tree as tree_lib
-from dtrain.toolbox.tree import Tensor, Tree
 
 
 def average(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:

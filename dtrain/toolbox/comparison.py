@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from dtrain.bundle.tree import Tree
 from dtrain.toolbox import numbers
-from dtrain.toolbox.tree import Tree
 
 Kind = Literal["renamed", "missing", "extra", "dtype", "shape", "changed"]
 

@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from dtrain.bundle import tree as tree_lib
+from dtrain.bundle.tree import Tensor, Tree
 from dtrain.errors import UserError
-from dtrain.toolbox import tree as tree_lib
-from dtrain.toolbox.tree import Tensor, Tree
 
 Edit = Callable[[Tree], Tree]
-
-# Of a dtrain run, and of the programs that count as it does.
-_STEPS = ("step", "global_step", "save_counter")
 
 
 def matching(tree: Tree, pattern: str) -> list[str]:
@@ -392,22 +389,14 @@ def set_step(step: int) -> Edit:
     def edit(tree: Tree) -> Tree:
         if step < 0:
             raise UserError(f"set_step ({step}) must be at least 0")
-        names = [name for name in _STEPS if name in tree.keys]
+        names = [name for name in tree_lib.STEPS if name in tree.keys]
         if not names:
             raise UserError(
                 "set_step: the checkpoint holds none of "
-                f"{', '.join(_STEPS)}; use set with the name it has"
+                f"{', '.join(tree_lib.STEPS)}; use set with the name it has"
             )
         for name in names:
             tree = put(name, step)(tree)
         return tree
 
     return edit
-
-
-def step_of(tree: Tree) -> int | None:
-    """Reads how many steps were done; None where nothing says so."""
-    for name in _STEPS:
-        if name in tree.keys and not tree[name].shape:
-            return int(tree[name].read())
-    return None

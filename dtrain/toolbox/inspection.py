@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from dtrain.bundle.tree import Tree
+from dtrain.checkpoint.listing import columns, size
 from dtrain.toolbox import numbers
-from dtrain.toolbox.listing import columns, size
-from dtrain.toolbox.tree import Tree
 
 
 class Row(NamedTuple):

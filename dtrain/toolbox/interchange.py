@@ -15,11 +15,14 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from dtrain.bundle import reader
+from dtrain.bundle import tree as tree_lib
+from dtrain.bundle.tree import Graph, Tensor, Tree
+from dtrain.checkpoint import opening
 from dtrain.errors import UserError
-from dtrain.toolbox import containers, opening, parsing, reader
-from dtrain.toolbox import tree as tree_lib
-from dtrain.toolbox.entries import Container, Entry
-from dtrain.toolbox.tree import Graph, Tensor, Tree
+from dtrain.tensorfiles import containers
+from dtrain.tensorfiles.entries import Container, Entry
+from dtrain.toolbox import parsing
 
 # Of the metadata of a file: the graph, and TensorFlow's keys by the names.
 _GRAPH, _KEYS = "dtrain.object_graph", "dtrain.keys"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dtrain.bundle.tree import Tree
 from dtrain.errors import UserError
 from dtrain.toolbox import edits
 from dtrain.toolbox.edits import Edit
-from dtrain.toolbox.tree import Tree
 
 # Of a file that is written by hand, or by a short program.
 _MAX_BYTES = 4 << 20

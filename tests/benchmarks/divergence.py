@@ -16,8 +16,10 @@ from unittest import mock
 import numpy as np
 import tensorflow as tf
 
-from dtrain import cluster, divergence, sources, strategies
 from dtrain import config as config_lib
+from dtrain.cluster import environment, workers
+from dtrain.data import sources
+from dtrain.gan import divergence
 from tests.benchmarks import train
 
 
@@ -47,7 +49,7 @@ def main() -> None:
         config = config_lib.parse(
             [sys.argv[0], "--strategy=mirrored", dataset, *rest]
         )
-        strategy = strategies.make(config, cluster.ALONE)
+        strategy = workers.make(config, environment.ALONE)
         source = sources.open_source(config)
     turns = {
         "judged": train.by_dtrain(config, strategy, source),

@@ -16,7 +16,8 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from dtrain import config, errors, goodput, report
+from dtrain import config, errors, report
+from dtrain.record import goodput
 
 
 class Comparison(NamedTuple):

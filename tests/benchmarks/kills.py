@@ -29,9 +29,9 @@ import numpy as np
 import tensorflow as tf
 
 import dtrain
-from dtrain import checkpoint as checkpoint_lib
-from dtrain import recovery, retention
-from dtrain.checkpoint_directory import CheckpointDirectory
+from dtrain.checkpoint import going_on, retention
+from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint.directory import CheckpointDirectory
 
 FORKED = multiprocessing.get_context("forkserver")
 # The slowest of them writes for this long.
@@ -101,9 +101,9 @@ def dtrain_manager(directory: str, sender: Sender) -> None:
     manager = checkpoint_lib.CheckpointManager(
         state, directory, (retention.Last(2),)
     )
-    place = recovery.Place(CheckpointDirectory(directory), is_mine=True)
+    place = going_on.Place(CheckpointDirectory(directory), is_mine=True)
     manager.directory.clean()
-    found = recovery.search([place], "full")
+    found = going_on.search([place], "full")
     if found.found:
         state.restore(found.found.prefix).assert_consumed()
     elif found.holds_something:
@@ -283,7 +283,7 @@ def main() -> None:
         name, _, value = argument.removeprefix("--").partition("=")
         options[name] = int(value)
     # All that takes long to import.
-    FORKED.set_forkserver_preload(["dtrain.callbacks"])
+    FORKED.set_forkserver_preload(["dtrain.checkpoint.callbacks"])
     print(
         "restarts after a kill           resumed the newest   lost a    "
         "unrecoverable   wrong\n"

@@ -20,9 +20,10 @@ from unittest import mock
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain import data, reduction, sources
-from dtrain import gan as gan_lib
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
+from dtrain.gan import reduction
+from dtrain.gan import state as gan_lib
 from tests.replicas import mirrored
 
 REPLICAS = (1, 2, 4)
@@ -49,7 +50,7 @@ def make_turn(
     """
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    iterator = data.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(source, config, strategy, 0)
     packed: list[int] = []
     pack = reduction.pack
 

@@ -28,7 +28,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dtrain import checkpoint_directory, snapshot, writer
+from dtrain.checkpoint import (
+    background as background_lib,
+)
+from dtrain.checkpoint import (
+    directory as directory_lib,
+)
+from dtrain.checkpoint import (
+    snapshot,
+)
 
 _PLAIN_STEPS = 5
 
@@ -74,8 +82,8 @@ def measure(megabytes: int, rounds: int, directory: str) -> str:
     """Measures one size; returns a line of the table."""
     trainer = Trainer(megabytes * 1_000_000)
     plan = snapshot.Plan(trainer.state)
-    durable = checkpoint_directory.CheckpointDirectory(f"{directory}/durable")
-    background = writer.Writer()
+    durable = directory_lib.CheckpointDirectory(f"{directory}/durable")
+    background = background_lib.Writer()
     plain, stock, commit, blocked, overlap = [], [], [], [], []
     inflation = []
     for number in range(1, rounds + 1):

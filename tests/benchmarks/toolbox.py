@@ -34,8 +34,8 @@ def write(directory: str, num_bytes: int) -> None:
     """Writes a checkpoint of random numbers, no more than one in memory."""
     # Not in the process that measures: what it starts would begin with the
     # peak of its memory.
-    from dtrain.toolbox import writer
-    from dtrain.toolbox.tree import Tensor, of_names
+    from dtrain.bundle.tree import Tensor, of_names
+    from dtrain.checkpoint import writing
 
     shape = (_TENSOR_BYTES // 4,)
 
@@ -48,7 +48,7 @@ def write(directory: str, num_bytes: int) -> None:
         )
         for number in range(max(1, num_bytes // _TENSOR_BYTES))
     }
-    writer.commit(of_names(tensors), f"{directory}/ckpt-1")
+    writing.commit(of_names(tensors), f"{directory}/ckpt-1")
 
 
 def measure(command: list[str]) -> tuple[float, float]:

@@ -19,10 +19,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dtrain import cluster, data, sources, strategies
 from dtrain import config as config_lib
-from dtrain import gan as gan_lib
+from dtrain.cluster import environment, workers
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
+from dtrain.gan import state as gan_lib
 from dtrain.models import dcgan
 
 Turn = Callable[[int], None]
@@ -93,7 +94,7 @@ def by_dtrain(
 ) -> Turn:
     """Makes dtrain's loop; returns a function that trains for some steps."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    iterator = data.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(source, config, strategy, 0)
 
     def turn(num_steps: int) -> None:
         left = num_steps
@@ -136,7 +137,7 @@ def main() -> None:
         config = config_lib.parse(
             [sys.argv[0], "--strategy=mirrored", "--r1_gamma=0", dataset, *rest]
         )
-        strategy = strategies.make(config, cluster.ALONE)
+        strategy = workers.make(config, environment.ALONE)
         source = sources.open_source(config)
     turns = {
         "dtrain": by_dtrain(config, strategy, source),

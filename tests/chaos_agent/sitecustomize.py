@@ -65,9 +65,10 @@ def _interfere() -> None:
     """Puts the hooks into the trainer, when it is there."""
     while not hasattr(sys.modules.get("dtrain.train"), "train"):
         time.sleep(0.05)
-    from dtrain import data, train
+    from dtrain import train
+    from dtrain.data import pipeline
 
-    run_steps, make_dataset = train._run_steps, data.make_dataset_of_part
+    run_steps, make_dataset = train._run_steps, pipeline.make_dataset_of_part
 
     def run(*args: Any) -> Any:
         if "exception" in _wanted:
@@ -84,15 +85,15 @@ def _interfere() -> None:
                 time.sleep(1)
             return 0
 
-        def wait(*parts: Any) -> data.Batch:
-            [batch] = parts if len(parts) == 1 else [data.Batch(*parts)]
+        def wait(*parts: Any) -> pipeline.Batch:
+            [batch] = parts if len(parts) == 1 else [pipeline.Batch(*parts)]
             looked = tf.numpy_function(look, [], tf.int64)
             with tf.control_dependencies([looked]):
                 return tf.nest.map_structure(tf.identity, batch)
 
         return make_dataset(*args).map(wait)
 
-    train._run_steps, data.make_dataset_of_part = run, make
+    train._run_steps, pipeline.make_dataset_of_part = run, make
 
 
 def _obey(directory: str) -> None:

@@ -1,0 +1,1 @@
+"""The format of TensorFlow's checkpoints: read, named, compared."""

@@ -1,0 +1,124 @@
+"""Opens a checkpoint of any TensorFlow 2 program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from dtrain.bundle import fingerprint, index
+from dtrain.bundle import tensors as tensors_lib
+from dtrain.bundle.tree import Graph, Tensor, Tree
+from dtrain.errors import UserError
+from dtrain.storage import files
+
+GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def read(prefix: str) -> Tree:
+    """Reads the names of a checkpoint; each value is read when it is asked for.
+
+    Args:
+        prefix: a local path, without `.index`.
+
+    Returns:
+        The tree.
+
+    Raises:
+        UserError: it is damaged, or no checkpoint of TensorFlow 2.
+    """
+    with damage(prefix):
+        index.check(prefix)
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = reader.get_variable_to_shape_map()
+        dtypes = reader.get_variable_to_dtype_map()
+        if GRAPH_KEY not in shapes:
+            raise UserError(
+                f"{prefix} has no object graph: it was not written by "
+                "tf.train.Checkpoint; restore it in TensorFlow and save it by "
+                "that"
+            )
+        graph = Graph.FromString(_read(prefix, GRAPH_KEY, tf.string).item())
+    tensors = {
+        key: Tensor(
+            dtypes[key].name, tuple(shape), _Value(prefix, key, dtypes[key])
+        )
+        for key, shape in shapes.items()
+        if key != GRAPH_KEY
+    }
+    check(prefix, graph)
+    return Tree(graph, tensors)
+
+
+class _Value:
+    """Reads a tensor of a checkpoint."""
+
+    def __init__(self, prefix: str, key: str, dtype: tf.DType) -> None:
+        self._prefix, self._key, self._dtype = prefix, key, dtype
+
+    def __call__(self) -> np.ndarray:
+        if self._dtype == tf.variant:
+            raise UserError(
+                f"{self._key} is the state of an iterator, which only the "
+                "iterator reads; drop it"
+            )
+        with damage(self._prefix):
+            return _read(self._prefix, self._key, self._dtype)
+
+
+def _read(prefix: str, key: str, dtype: tf.DType) -> np.ndarray:
+    # Not by the reader, which makes one error of a file that is damaged and a
+    # memory that is full.
+    [value] = tf.raw_ops.RestoreV2(
+        prefix=prefix,
+        tensor_names=[key],
+        shape_and_slices=[""],
+        dtypes=[dtype],
+    )
+    return fingerprint.values_of(value)
+
+
+@contextlib.contextmanager
+def damage(prefix: str) -> Iterator[None]:
+    """Says in one line what TensorFlow says of a damaged file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*tensors_lib.DAMAGED, DecodeError) as error:
+        raise UserError(
+            f"{prefix} is no readable checkpoint: {files.reason(error)}"
+        ) from error
+
+
+def check(path: str, graph: Graph) -> None:
+    """Refuses a graph whose edges lead nowhere.
+
+    Args:
+        path: where it is from, for errors.
+        graph: of a checkpoint.
+
+    Raises:
+        UserError: it has one.
+    """
+    ends = {
+        number
+        for node in graph.nodes
+        for number in (
+            *(child.node_id for child in node.children),
+            *(slot.original_variable_node_id for slot in node.slot_variables),
+            *(slot.slot_variable_node_id for slot in node.slot_variables),
+        )
+    }
+    if ends and not 0 <= min(ends) <= max(ends) < len(graph.nodes):
+        raise UserError(
+            f"{path} is no readable checkpoint: its object graph names "
+            "objects that it does not have"
+        )

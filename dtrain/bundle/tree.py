@@ -1,0 +1,672 @@
+"""A checkpoint as a tree of readable names.
+
+TensorFlow finds a variable by the way that leads to it: `Checkpoint(g=model)`
+holds `g`, that holds `_functional`, and so on down to `_kernel`. The graph of
+these ways is saved with the values, and is all that a restore looks at; a key
+such as `g_optimizer/_variables/7/.ATTRIBUTES/VARIABLE_VALUE` is the shortest
+of them. Here each tensor has the name that its owner would give it:
+
+    g/conv/kernel                  by its model, not by the optimizer's list
+    g_optimizer/velocities/g/conv/kernel      a slot, by the variable it is of
+    g_optimizer/learning_rate
+
+What only Keras sees on the way (`_functional`, `_operations`) is left out, and
+a layer that has a number there has its Keras name. Where two would be the
+same, both keep what they are in the graph.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from dtrain.errors import UserError
+
+Graph = trackable_object_graph_pb2.TrackableObjectGraph
+GraphNode = Graph.TrackableObject
+Attribute = GraphNode.SerializedTensor
+
+ROOT = 0
+VALUE = "VARIABLE_VALUE"
+# What counts the steps: of a dtrain run, and of programs that count as it does.
+STEPS = ("step", "global_step", "save_counter")
+# What a Keras model holds its layers in; a name is readable without them.
+_CONTAINERS = ("_functional", "_operations", "_layers")
+# What a Keras optimizer holds that is somebody else's, or is named better.
+_OPTIMIZER_LISTS = ("_variables", "_trainable_variables")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A value that is not read yet.
+
+    Attributes:
+        dtype: TensorFlow's name of it, as in `float32` or `string`.
+        shape: its dimensions.
+        read: returns it; what it reads from has to be open.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the value; of strings those of their lengths alone."""
+        return math.prod(self.shape) * tf.as_dtype(self.dtype).size
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a name is in the graph.
+
+    Attributes:
+        node: the number of the object.
+        parent: the number of the one that holds it.
+        edge: what that one calls it.
+        is_layer: whether it is found by its number among the layers of a
+            model, whatever it is called.
+    """
+
+    node: int
+    parent: int
+    edge: str
+    is_layer: bool = False
+
+
+class Tree:
+    """The graph and the tensors of a checkpoint. A value: edits make another.
+
+    Attributes:
+        graph: TensorFlow's; not to be changed.
+        tensors: by their keys.
+        places: of all objects that hold a tensor, by name; slots have none.
+        keys: key of each tensor, by its name, sorted by name.
+        slots: names of what optimizers keep for a variable.
+        optimizers: number of each optimizer, by its name.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        """Finds the names.
+
+        Args:
+            graph: TensorFlow's.
+            tensors: by their keys; one that the graph does not know is named
+                by its key.
+        """
+        self.graph = graph
+        self.tensors = dict(tensors)
+        names = _Names(graph)
+        self.places = names.places
+        self.optimizers = names.optimizers
+        self.slots: set[str] = set()
+        keys: dict[str, str] = {}
+        for node, name in names.found():
+            for attribute in graph.nodes[node].attributes:
+                for key in keys_of(attribute, self.tensors):
+                    rest = key.removeprefix(attribute.checkpoint_key)
+                    full = _with_attribute(name, attribute.name + rest)
+                    keys[full] = key
+                    if node in names.slots:
+                        self.slots.add(full)
+        for key in self.tensors.keys() - keys.values():
+            keys[key] = key
+        self.keys = dict(sorted(keys.items()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Returns a tensor by its name."""
+        return self.tensors[self.keys[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the names of the tensors, sorted."""
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        """Returns the number of tensors."""
+        return len(self.keys)
+
+    @property
+    def step(self) -> int | None:
+        """How many steps were done; None where nothing says so."""
+        for name in STEPS:
+            if name in self.keys and not self[name].shape:
+                return int(self[name].read())
+        return None
+
+    def below(self, name: str) -> list[str]:
+        """Lists the tensors that a name stands for: itself and all below."""
+        return [each for each in self if is_below(each, name)]
+
+    def part(self, name: str) -> str:
+        """Names the network or the optimizer that a tensor is counted to."""
+        for optimizer in sorted(self.optimizers, key=len, reverse=True):
+            if is_below(name, optimizer):
+                return optimizer
+        return name.partition("/")[0]
+
+    def with_tensors(self, changes: Mapping[str, Tensor]) -> Tree:
+        """Replaces tensors.
+
+        Args:
+            changes: by name.
+        """
+        changed = {self.keys[name]: each for name, each in changes.items()}
+        return Tree(self.graph, {**self.tensors, **changed})
+
+    def without(self, names: Collection[str]) -> Tree:
+        """Leaves tensors out, and what then holds none.
+
+        Args:
+            names: of the tensors.
+        """
+        names = set(names)
+        gone = {self.keys[name] for name in names}
+        graph = Graph()
+        graph.CopyFrom(self.graph)
+        for node in graph.nodes:
+            attributes = [
+                each
+                for each in node.attributes
+                if not gone.issuperset(keys_of(each, self.tensors))
+            ]
+            del node.attributes[:]
+            node.attributes.extend(attributes)
+        left = [name for name in self if name not in names]
+        above = {top for name in left for top in _tops(name)}
+        for name in self.places.keys() - above:
+            # An optimizer of which nothing is left still knows its variables.
+            place = self.places[name]
+            _cut(graph.nodes[place.parent], place.edge)
+        tensors = {self.keys[name]: self[name] for name in left}
+        return _rekeyed(_pruned(graph), tensors)
+
+    def renamed(self, changes: Mapping[str, str]) -> Tree:
+        """Gives objects other names, all at once, so that two can be swapped.
+
+        What an optimizer keeps for a variable follows the variable.
+
+        Args:
+            changes: new name by the old one. What a new name says is above
+                the object is made where it is not there.
+
+        Raises:
+            UserError: there is no such object, the new name is taken, or the
+                object is found by its number, and not by a name.
+        """
+        for old, new in changes.items():
+            self._check_rename(old, new)
+        graph = Graph()
+        graph.CopyFrom(self.graph)
+        moved = [(self.places[old], new) for old, new in changes.items()]
+        for place, _ in moved:
+            _cut(graph.nodes[place.parent], place.edge)
+        # The longest last: what is above it may have been renamed, too.
+        for place, new in sorted(moved, key=lambda each: len(each[1])):
+            _connect(graph, place, new)
+        return _rekeyed(_pruned(graph), self.tensors)
+
+    def top(self) -> list[str]:
+        """Lists the names without a slash: networks, optimizers, step."""
+        return sorted({name.partition("/")[0] for name in self})
+
+    def _check_rename(self, old: str, new: str) -> None:
+        """Refuses a name that cannot be given.
+
+        Raises:
+            UserError: see `renamed`.
+        """
+        place = self.places.get(old)
+        if place is None:
+            if old in self.slots:
+                raise UserError(
+                    f"rename ({old}): it is called after its variable; rename "
+                    "that one"
+                )
+            raise UserError(f"rename ({old}): {unknown(self, old)}")
+        if place.is_layer:
+            raise UserError(
+                f"rename ({old}): TensorFlow finds this layer by its number "
+                f"{place.edge}, whatever its name; to move its values use copy"
+            )
+        if not new.strip("/") or "//" in f"/{new}/":
+            raise UserError(
+                f"rename ({old}={new}): a name has parts of at least one "
+                "character, as in generator/conv/kernel"
+            )
+
+
+def of_names(tensors: Mapping[str, Tensor]) -> Tree:
+    """Makes a tree of names alone, as those in a file of tensors.
+
+    Args:
+        tensors: by names whose parts are joined by slashes.
+
+    Raises:
+        UserError: a name has an empty part.
+    """
+    graph = Graph()
+    graph.nodes.add().has_checkpoint_values.value = True
+    numbers: dict[str, int] = {"": ROOT}
+    for name in sorted(tensors):
+        above = ""
+        for part in name.split("/"):
+            if not part:
+                raise UserError(
+                    f"{name!r} is no name of a checkpoint: between slashes "
+                    "there is at least one character"
+                )
+            full = f"{above}/{part}" if above else part
+            if full not in numbers:
+                numbers[full] = len(graph.nodes)
+                graph.nodes.add().has_checkpoint_values.value = True
+                graph.nodes[numbers[above]].children.add(
+                    node_id=numbers[full], local_name=part
+                )
+            above = full
+        graph.nodes[numbers[name]].attributes.add(
+            name=VALUE, full_name=name, checkpoint_key=name
+        )
+    return _rekeyed(graph, tensors)
+
+
+def joined(sources: Mapping[str, Tree]) -> Tree:
+    """Makes one checkpoint of the parts of several.
+
+    Args:
+        sources: the tree that each top name is taken from.
+
+    Raises:
+        UserError: a part is not there, or is of a variable of another part
+            that comes from elsewhere, as an optimizer is.
+    """
+    graph = Graph()
+    graph.nodes.add().has_checkpoint_values.value = True
+    tensors: dict[str, Tensor] = {}
+    for number, tree in enumerate(dict.fromkeys(sources.values())):
+        names = [name for name, each in sources.items() if each is tree]
+        _check_whole(tree, names)
+        kept = tree.without(
+            [name for name in tree if name.partition("/")[0] not in names]
+        )
+        start = len(graph.nodes)
+        graph.nodes.extend(_shifted(kept.graph, start, f"{number}:"))
+        graph.nodes[ROOT].children.extend(graph.nodes[start].children)
+        for key, tensor in kept.tensors.items():
+            tensors[f"{number}:{key}"] = tensor
+    return _rekeyed(_pruned(graph), tensors)
+
+
+def _check_whole(tree: Tree, names: Collection[str]) -> None:
+    """Refuses parts that are not there, or need others.
+
+    Raises:
+        UserError: one is or does.
+    """
+    owners = {key: name.partition("/")[0] for name, key in tree.keys.items()}
+    for name in names:
+        if name not in tree.places:
+            raise UserError(f"{name}: {unknown(tree, name)}")
+        for number in _reached(tree.graph, tree.places[name].node):
+            for attribute in tree.graph.nodes[number].attributes:
+                for key in keys_of(attribute, tree.tensors):
+                    if owners[key] not in names:
+                        raise UserError(
+                            f"{name} is of the variables of {owners[key]}: "
+                            "take both from the same checkpoint"
+                        )
+
+
+def _shifted(graph: Graph, by: int, prefix: str) -> Iterator[GraphNode]:
+    """Yields the objects of a graph with other numbers and keys."""
+    copy = Graph()
+    copy.CopyFrom(graph)
+    for node in copy.nodes:
+        for child in node.children:
+            child.node_id += by
+        for slot in node.slot_variables:
+            slot.original_variable_node_id += by
+            slot.slot_variable_node_id += by
+        for attribute in node.attributes:
+            attribute.checkpoint_key = prefix + attribute.checkpoint_key
+        yield node
+
+
+def is_below(name: str, top: str) -> bool:
+    """Tells whether a name is another one, or below it."""
+    return name == top or name.startswith(f"{top}/")
+
+
+def _tops(name: str) -> Iterator[str]:
+    """Yields a name, and all that it is below."""
+    while name:
+        yield name
+        name = name.rpartition("/")[0]
+
+
+def unknown(tree: Tree, name: str) -> str:
+    """Says in some words that there is no such name, and which come close."""
+    top, _, rest = name.partition("/")
+    for child in tree.graph.nodes[ROOT].children if len(tree) else ():
+        for other, place in tree.places.items():
+            if child.local_name == top and place.node == child.node_id:
+                full = f"{other}/{rest}" if rest else other
+                return f"the object has another name here, {full}; use that"
+    known = [*tree.places, *tree.slots]
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    hint = ", ".join(close) or ", ".join(sorted(tree.top())[:8])
+    return f"the checkpoint holds nothing of this name; try {hint}"
+
+
+def _with_attribute(name: str, attribute: str) -> str:
+    """Names one of the tensors of an object; most have a single one."""
+    return name if attribute == VALUE else f"{name}/{attribute}"
+
+
+def keys_of(attribute: Attribute, keys: Collection[str]) -> list[str]:
+    """Lists the keys of an attribute: a table or an iterator has several.
+
+    Args:
+        attribute: of an object of a graph.
+        keys: of all tensors.
+    """
+    if attribute.checkpoint_key in keys:
+        return [attribute.checkpoint_key]
+    return [key for key in keys if key.startswith(attribute.checkpoint_key)]
+
+
+class _Names:
+    """Finds a name for each object of a graph.
+
+    Attributes:
+        places: see `Tree`.
+        optimizers: see `Tree`.
+        slots: numbers of the objects that optimizers keep for a variable.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._stems: dict[int, str | None] = {}
+        self._by_node: dict[int, str] = {}
+        self.places: dict[str, Place] = {}
+        self.optimizers: dict[str, int] = {}
+        self.slots: set[int] = set()
+        if not graph.nodes:
+            return
+        holding = _holding(graph)
+        self._walk(holding)
+        # Named after their variables, so when all of those have a name.
+        for name, optimizer in self.optimizers.items():
+            self._name_slots(name, optimizer)
+        self.places = {
+            name: place
+            for name, place in self.places.items()
+            if place.node in holding and place.node not in self.slots
+        }
+
+    def found(self) -> Iterator[tuple[int, str]]:
+        """Yields the number and the name of each object that has one."""
+        yield ROOT, ""
+        yield from self._by_node.items()
+
+    def _walk(self, holding: Collection[int]) -> None:
+        """Names what is reached, the shortest way first."""
+        queue = collections.deque([(ROOT, "")])
+        seen = {ROOT}
+        while queue:
+            node, name = queue.popleft()
+            for part, place in self._parts(node):
+                if place.node in seen or place.node not in holding:
+                    continue
+                seen.add(place.node)
+                full = f"{name}/{part}" if name else part
+                self.places[full] = place
+                self._by_node[place.node] = full
+                if _is_optimizer(self._graph.nodes[place.node]):
+                    self.optimizers[full] = place.node
+                queue.append((place.node, full))
+
+    def _parts(self, node: int) -> Iterator[tuple[str, Place]]:
+        """Yields the last part of the names of what an object holds."""
+        found = list(self._children(node, is_inside=False))
+        shown = [self._label(place) for place in found]
+        counts = collections.Counter(shown)
+        for place, label in zip(found, shown, strict=True):
+            yield (label if counts[label] == 1 else place.edge), place
+
+    def _children(self, node: int, *, is_inside: bool) -> Iterator[Place]:
+        """Yields what an object holds, the containers of Keras opened."""
+        lists: Collection[str] = ()
+        if _is_optimizer(self._graph.nodes[node]):
+            lists = _OPTIMIZER_LISTS
+        for child in self._graph.nodes[node].children:
+            if child.local_name in lists:
+                continue
+            if child.local_name in _CONTAINERS:
+                yield from self._children(child.node_id, is_inside=True)
+            else:
+                yield Place(child.node_id, node, child.local_name, is_inside)
+
+    def _label(self, place: Place) -> str:
+        """Returns how a person would call the edge that leads to an object."""
+        if place.is_layer:
+            stem = self._stem(place.node, frozenset())
+            return stem.rpartition("/")[2] if stem else place.edge
+        return place.edge.lstrip("_") or place.edge
+
+    def _stem(self, node: int, above: frozenset[int]) -> str | None:
+        """Guesses Keras' path of a layer from those of its variables."""
+        if node not in self._stems and node not in above:
+            self._stems[node] = None
+            for attribute in self._graph.nodes[node].attributes:
+                self._stems[node] = attribute.full_name
+            for place in self._children(node, is_inside=False):
+                stem = self._stem(place.node, above | {node})
+                if stem:
+                    self._stems[node] = stem.rpartition("/")[0]
+                    break
+        return self._stems.get(node)
+
+    def _name_slots(self, name: str, optimizer: int) -> None:
+        """Names what an optimizer keeps for each variable."""
+        node = self._graph.nodes[optimizer]
+        for slot in node.slot_variables:
+            variable = self._by_node.get(slot.original_variable_node_id)
+            if variable:
+                self._by_node[slot.slot_variable_node_id] = (
+                    f"{name}/{slot.slot_name}/{variable}"
+                )
+                self.slots.add(slot.slot_variable_node_id)
+        lists = {
+            child.local_name: [
+                each.node_id
+                for each in self._graph.nodes[child.node_id].children
+            ]
+            for child in node.children
+        }
+        own = set(lists.get("_variables", ()))
+        variables = lists.get("_trainable_variables", [])
+        # Of an optimizer that is saved without its model.
+        for position, each in enumerate(variables):
+            self._by_node.setdefault(
+                each, f"{name}/trainable_variables/{position}"
+            )
+        for edge, nodes in lists.items():
+            if edge in _OPTIMIZER_LISTS or not own.issuperset(nodes):
+                continue
+            for position, each in enumerate(nodes):
+                self.slots.add(each)
+                if len(nodes) == len(variables):
+                    variable = self._by_node.get(variables[position])
+                    part = edge.lstrip("_")
+                    if variable:
+                        self._by_node[each] = f"{name}/{part}/{variable}"
+        # What an optimizer of one's own keeps in no list.
+        for position, each in enumerate(lists.get("_variables", ())):
+            if each not in self._by_node:
+                self._by_node[each] = f"{name}/variables/{position}"
+                self.slots.add(each)
+
+
+def _is_optimizer(node: GraphNode) -> bool:
+    """Tells by what it holds whether an object is an optimizer."""
+    edges = {child.local_name for child in node.children}
+    return (
+        bool(node.slot_variables)
+        or "_trainable_variables" in edges
+        # Of Keras 2.
+        or {"_variables", "_iterations"} <= edges
+    )
+
+
+def _holding(graph: Graph) -> set[int]:
+    """Returns the objects that have a tensor, or lead to one."""
+    above: dict[int, list[int]] = collections.defaultdict(list)
+    for number, node in enumerate(graph.nodes):
+        for child in node.children:
+            above[child.node_id].append(number)
+    found = {
+        number for number, node in enumerate(graph.nodes) if node.attributes
+    }
+    queue = list(found)
+    while queue:
+        for number in above[queue.pop()]:
+            if number not in found:
+                found.add(number)
+                queue.append(number)
+    return found
+
+
+def _cut(node: GraphNode, edge: str) -> None:
+    """Removes what leads from an object to another."""
+    for position, child in enumerate(node.children):
+        if child.local_name == edge:
+            del node.children[position]
+            break
+
+
+def _connect(graph: Graph, place: Place, name: str) -> None:
+    """Puts an object where a name says; what is missing above is made.
+
+    Raises:
+        UserError: there is something of that name already.
+    """
+    places = _Names(graph).places
+    if name in places:
+        raise UserError(f"rename (to {name}): there is one of that name")
+    above = name.split("/")
+    last = above.pop()
+    parent, known = ROOT, 0
+    for length in range(len(above), 0, -1):
+        if "/".join(above[:length]) in places:
+            parent, known = places["/".join(above[:length])].node, length
+            break
+    for part in above[known:]:
+        graph.nodes.add().has_checkpoint_values.value = True
+        graph.nodes[parent].children.add(
+            node_id=len(graph.nodes) - 1, local_name=part
+        )
+        parent = len(graph.nodes) - 1
+    # Moved only, it is still called what its owner calls it.
+    edge = place.edge if place.edge.lstrip("_") == last else last
+    graph.nodes[parent].children.add(node_id=place.node, local_name=edge)
+
+
+def _reached(graph: Graph, start: int = ROOT) -> dict[int, tuple[str, ...]]:
+    """Finds the way to each object, in the order in which TensorFlow does."""
+    ways: dict[int, tuple[str, ...]] = {start: ()} if graph.nodes else {}
+    queue = collections.deque(ways)
+    while queue:
+        node = queue.popleft()
+        for child in graph.nodes[node].children:
+            if child.node_id not in ways:
+                ways[child.node_id] = (*ways[node], child.local_name)
+                queue.append(child.node_id)
+    return ways
+
+
+def _pruned(graph: Graph) -> Graph:
+    """Leaves out what leads to no tensor any more, and numbers the rest."""
+    holding = _holding(graph) | {
+        number
+        for number, node in enumerate(graph.nodes)
+        # Objects that never held one stay: who restores may ask for them.
+        if not node.has_checkpoint_values.value
+    }
+    for number, node in enumerate(graph.nodes):
+        children = [each for each in node.children if each.node_id in holding]
+        if number == ROOT:
+            # As `tf.train.Checkpoint` does.
+            children.sort(key=lambda each: each.local_name)
+        del node.children[:]
+        node.children.extend(children)
+    kept = list(_reached(graph))
+    for number in list(kept):
+        kept += [
+            slot.slot_variable_node_id
+            for slot in graph.nodes[number].slot_variables
+            if slot.original_variable_node_id in kept
+            and slot.slot_variable_node_id in holding
+            and slot.slot_variable_node_id not in kept
+        ]
+    numbers = {old: new for new, old in enumerate(kept)}
+    pruned = Graph()
+    for old in kept:
+        node = pruned.nodes.add()
+        node.CopyFrom(graph.nodes[old])
+        for child in node.children:
+            child.node_id = numbers[child.node_id]
+        slots = list(node.slot_variables)
+        del node.slot_variables[:]
+        for slot in slots:
+            ends = slot.original_variable_node_id, slot.slot_variable_node_id
+            if numbers.keys() >= set(ends):
+                node.slot_variables.add(
+                    original_variable_node_id=numbers[ends[0]],
+                    slot_variable_node_id=numbers[ends[1]],
+                    slot_name=slot.slot_name,
+                )
+    return pruned
+
+
+def _rekeyed(graph: Graph, tensors: Mapping[str, Tensor]) -> Tree:
+    """Gives each tensor the key that TensorFlow would save it under."""
+    new = {}
+    for attribute, canonical in list(_canonical_keys(graph)):
+        old = attribute.checkpoint_key
+        for key in keys_of(attribute, tensors):
+            new[key] = canonical + key.removeprefix(old)
+        attribute.checkpoint_key = canonical
+    return Tree(
+        graph, {new.get(key, key): each for key, each in tensors.items()}
+    )
+
+
+def _canonical_keys(graph: Graph) -> Iterator[tuple[Attribute, str]]:
+    """Yields the key of each attribute, as TensorFlow makes it."""
+    prefixes = {
+        number: "/".join(map(_escaped, way))
+        for number, way in _reached(graph).items()
+    }
+    for number in list(prefixes):
+        for slot in graph.nodes[number].slot_variables:
+            variable = prefixes[slot.original_variable_node_id]
+            prefixes[slot.slot_variable_node_id] = (
+                f"{variable}/.OPTIMIZER_SLOT/{prefixes[number]}/"
+                f"{_escaped(slot.slot_name)}"
+            )
+    for number, prefix in prefixes.items():
+        for attribute in graph.nodes[number].attributes:
+            own = f".ATTRIBUTES/{_escaped(attribute.name)}"
+            yield attribute, f"{prefix}/{own}" if prefix else own
+
+
+def _escaped(name: str) -> str:
+    """Returns a name as it is in a key, where a slash has a meaning."""
+    return name.replace(".", "..").replace("/", ".S")

@@ -1,0 +1,302 @@
+"""Where a run goes on.
+
+Every worker lists what it can read, trusts no pointer, and offers the newest
+state that verifies. The newest of these offers is taken by all; a worker that
+does not have it receives it from one that has, over the strategy's own
+collectives. What does not verify is put aside, and the run falls back. Where
+something looks like a checkpoint and nothing verifies, the run stops: it never
+starts over by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from dtrain.checkpoint import manifest
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.manifest import DamagedError, Manifest
+from dtrain.cluster import workers
+from dtrain.cluster.environment import Cluster
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import files
+
+_CHUNK_BYTES = 16 << 20
+
+
+class Place(NamedTuple):
+    """A directory of checkpoints that this worker can read.
+
+    Attributes:
+        directory: what it holds.
+        is_mine: whether this worker, and it alone, may change it.
+    """
+
+    directory: CheckpointDirectory
+    is_mine: bool
+
+
+class Found(NamedTuple):
+    """A state that verifies.
+
+    Attributes:
+        directory: where it is.
+        manifest: what it is.
+    """
+
+    directory: CheckpointDirectory
+    manifest: Manifest
+
+    @property
+    def prefix(self) -> str:
+        """What TensorFlow restores from."""
+        return self.directory.prefix(self.manifest.step)
+
+
+class Search(NamedTuple):
+    """What a worker has seen.
+
+    Attributes:
+        found: the newest state that verifies; None if there is none.
+        notes: a line for each state that was put aside or passed over.
+        holds_something: whether there was anything that looks like one.
+    """
+
+    found: Found | None
+    notes: list[str]
+    holds_something: bool
+
+
+def search(
+    places: Sequence[Place],
+    how: str,
+    below: int | None = None,
+    every_steps: int = 1,
+) -> Search:
+    """Finds the newest state that verifies.
+
+    What is newer, and does not, is moved to `quarantine/` where it is this
+    worker's; if nothing verifies, nothing is moved.
+
+    Args:
+        places: in order of preference, for states of the same step.
+        how: full or sizes.
+        below: only states of earlier steps; None is all.
+        every_steps: only states whose step is a multiple of this.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OSError: a place cannot be read.
+        OpError: likewise.
+    """
+    candidates = [
+        (step, -order, place)
+        for order, place in enumerate(places)
+        for step in place.directory.candidates()
+        if (below is None or step < below) and step % (every_steps or 1) == 0
+    ]
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    bad: list[tuple[Place, int, str]] = []
+    unreadable: list[OSError] = []
+    for step, _, place in candidates:
+        try:
+            made = place.directory.verify(step, how)
+        except DamagedError as error:
+            bad.append((place, step, str(error)))
+            if isinstance(error.__cause__, OSError):
+                unreadable.append(error.__cause__)
+            continue
+        return Search(
+            Found(place.directory, made),
+            [_put_aside(*each) for each in bad],
+            holds_something=True,
+        )
+    if bad and len(unreadable) == len(bad):
+        # It is the disk, and not what is on it.
+        raise unreadable[0]
+    set_aside = any(place.directory.quarantined() for place in places)
+    notes = [
+        f"{place.directory.prefix(step)} does not verify: {reason}"
+        for place, step, reason in bad
+    ]
+    return Search(None, notes, bool(bad) or set_aside)
+
+
+def _put_aside(place: Place, step: int, reason: str) -> str:
+    line = f"{place.directory.prefix(step)} does not verify: {reason}"
+    if not place.is_mine:
+        return f"{line}; passed over"
+    target = place.directory.quarantine(step, reason)
+    return f"{line}; moved to {target}"
+
+
+def agree(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    mine: Search,
+    own: CheckpointDirectory | None,
+    stack: contextlib.ExitStack,
+) -> Found | None:
+    """Has all workers go on from the newest state that any of them has.
+
+    Every worker calls this.
+
+    Args:
+        strategy: the run's strategy.
+        cluster: the workers.
+        mine: what this worker has found.
+        own: where this worker keeps what it receives; None keeps it for as
+            long as `stack` is open.
+        stack: takes what is to be removed.
+
+    Returns:
+        Where this worker has the state; None if no worker has any.
+
+    Raises:
+        UserError: something looks like a checkpoint, and nothing verifies.
+        StorageError: what is to be sent cannot be read, or what was received
+            cannot be written.
+    """
+    offer = (-1, 0)
+    if mine.found:
+        made = mine.found.manifest
+        offer = (made.step, int(made.digest[:15], 16))
+    steps, digests = (
+        workers.gather(strategy, cluster, number) for number in offer
+    )
+    held = workers.agree(strategy, cluster, (mine.holds_something,))[0]
+    if max(steps) < 0 and held:
+        raise UserError(_nothing_verifies(mine))
+    offers = set(zip(steps, digests, strict=True))
+    if len(offers) == 1:
+        return mine.found
+    source = steps.index(max(steps))
+    wanted = (steps[source], digests[source])
+    found = mine.found if offer == wanted else None
+    return _share(strategy, cluster, found, source, own, stack)
+
+
+def _nothing_verifies(mine: Search) -> str:
+    why = mine.notes[0] if mine.notes else "all there was is in quarantine/"
+    return (
+        f"there are checkpoints and none of them can be used ({why}); bring "
+        "one back from a copy, or name another run_dir to start over"
+    )
+
+
+def _share(
+    strategy: tf.distribute.Strategy,
+    cluster: Cluster,
+    found: Found | None,
+    source: int,
+    own: CheckpointDirectory | None,
+    stack: contextlib.ExitStack,
+) -> Found:
+    """Sends a state from the worker of a replica to those without it.
+
+    Returns:
+        Where this worker has it.
+    """
+    encoded = found.manifest.encode() if found else b""
+    sizes = workers.gather(strategy, cluster, len(encoded))
+    encoded = workers.broadcast(strategy, encoded, sizes[source], source)
+    made = manifest.decode(encoded)
+    if found:
+
+        def send() -> None:
+            _transfer(strategy, found, made, source)
+
+        workers.together(strategy, cluster, _as_storage(send))
+        return found
+
+    def receive() -> Found:
+        # Without a place the others would wait for this one: it takes part
+        # all the same, and tells of it afterwards.
+        failure: OSError | None = None
+        made_at = ""
+        try:
+            made_at = stack.enter_context(
+                tempfile.TemporaryDirectory(
+                    prefix="dtrain-received-", dir=_beside(own)
+                )
+            )
+        except OSError as error:
+            failure = error
+        prefix = f"{made_at}/received" if made_at else ""
+        _transfer(strategy, None, made, source, prefix)
+        if failure:
+            raise failure
+        target = own or CheckpointDirectory(f"{made_at}/checkpoints")
+        target.adopt(made, prefix)
+        target.verify(made.step)
+        return Found(target, made)
+
+    return workers.together(strategy, cluster, _as_storage(receive))
+
+
+def _beside(own: CheckpointDirectory | None) -> str | None:
+    """Returns where a local directory is made from which it can be moved."""
+    if own is None or files.is_remote(own.path):
+        return None
+    files.make_directory(os.path.dirname(own.path))
+    return os.path.dirname(own.path)
+
+
+def _as_storage(action: Callable[[], Any]) -> Callable[[], Any]:
+    def act() -> Any:
+        try:
+            with files.storage_errors("a state that another worker has"):
+                return action()
+        except DamagedError as error:
+            raise StorageError(
+                f"what another worker sent reads back wrong: {error}"
+            ) from error
+
+    return act
+
+
+def _transfer(
+    strategy: tf.distribute.Strategy,
+    found: Found | None,
+    made: Manifest,
+    source: int,
+    prefix: str = "",
+) -> None:
+    """Sends the files of a state in pieces; every worker does this.
+
+    A disk that fails is told of at the end: a worker that left in the middle
+    would have the others wait for it.
+
+    Args:
+        strategy: the run's strategy.
+        found: where this worker has it, if it has.
+        made: its manifest.
+        source: the replica whose worker sends.
+        prefix: where it is written; empty is nowhere.
+    """
+    failure: Exception | None = None
+    for suffix, size in made.sizes.items():
+        for start in range(0, size, _CHUNK_BYTES):
+            length = min(_CHUNK_BYTES, size - start)
+            data = b""
+            try:
+                if found:
+                    path = f"{found.prefix}.{suffix}"
+                    data = files.read_part(path, start, length)
+            except files.FAILURES as error:
+                failure = error
+            data = workers.broadcast(strategy, data, length, source)
+            try:
+                if prefix:
+                    files.append(f"{prefix}.{suffix}", data)
+            except files.FAILURES as error:
+                failure = error
+    if failure:
+        raise failure

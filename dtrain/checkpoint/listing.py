@@ -1,0 +1,324 @@
+"""Which checkpoints there are, told without TensorFlow, in an instant.
+
+Only `gs://` imports it. Values are not read: what is said of a checkpoint is
+what its manifest and the sizes of its files say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from dtrain.checkpoint import manifest
+from dtrain.errors import StorageError
+from dtrain.storage import sealed
+
+_FILE = re.compile(r"(.+)\.(index|json|data-\d{5}-of-\d{5})")
+# Where a run keeps checkpoints, below its directory.
+_TIERS = ("checkpoints", "backup")
+
+
+class Row(NamedTuple):
+    """What is known of a checkpoint.
+
+    Attributes:
+        prefix: what it is called by.
+        step: the steps that were done; None where that cannot be told.
+        saved_at: seconds since 1970.
+        num_bytes: of all its files.
+        state: `whole` as far as sizes tell, or what is wrong with it.
+        metrics: of the step, by name.
+        pins: names that it is kept by.
+    """
+
+    prefix: str
+    step: int | None
+    saved_at: float
+    num_bytes: int
+    state: str
+    metrics: Mapping[str, float | None] = {}
+    pins: tuple[str, ...] = ()
+
+
+def find(directory: str) -> list[Row]:
+    """Lists the checkpoints of a directory, of a run's too, oldest first.
+
+    Args:
+        directory: of checkpoints, or of a run with its tiers; what was put
+            aside in `quarantine/` is listed as well.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    top = directory.rstrip("/")
+    with _storage_errors(directory):
+        # A run may save to other disks, too.
+        tiers = dict.fromkeys((*_TIERS, *_recorded(top)))
+        places = [top, *(_join(top, tier) for tier in tiers)]
+        rows = [row for place in places for row in _rows(place, _sizes(place))]
+        for place in places:
+            for name in _names(f"{place}/quarantine"):
+                rows += _aside(f"{place}/quarantine/{name}")
+    return rows
+
+
+def newest(directory: str) -> str | None:
+    """Finds the newest checkpoint of a directory, or of a run.
+
+    Args:
+        directory: of checkpoints, or of a run.
+
+    Returns:
+        Its prefix; None if there is none.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    whole = [row for row in find(directory) if row.state == "whole"]
+    if not whole:
+        return None
+    # Of two of the same step the first, which is of the durable tier.
+    return max(whole, key=_order).prefix
+
+
+def _order(row: Row) -> tuple[float, float]:
+    return (-1, row.saved_at) if row.step is None else (row.step, 0)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: str) -> Iterator[None]:
+    """Makes one line of what fails; TensorFlow's errors have no name here.
+
+    Raises:
+        StorageError: the disk or the store has failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        of_store = type(error).__module__.startswith("tensorflow.")
+        if not of_store and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"{path}: {reason}") from error
+
+
+def _names(directory: str) -> list[str]:
+    """Lists a directory; nothing if there is none."""
+    if "://" in directory:
+        from dtrain.storage import files
+
+        return files.names(directory)
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _stat(path: str) -> tuple[int, float] | None:
+    """Returns bytes and the time of the last change; None if there is none."""
+    try:
+        if "://" in path:
+            import tensorflow as tf
+
+            found = tf.io.gfile.stat(path)
+            return found.length, found.mtime_nsec / 1e9
+        told = os.stat(path)
+    except Exception as error:
+        # A run that goes on has removed it meanwhile. TensorFlow's own error
+        # has no name here.
+        if type(error).__name__ in ("FileNotFoundError", "NotFoundError"):
+            return None
+        raise
+    return told.st_size, told.st_mtime
+
+
+def _read(path: str) -> bytes:
+    """Reads a small file; nothing if there is none."""
+    if "://" in path:
+        from dtrain.storage import files
+
+        return files.read(path) or b""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+
+
+def _sizes(directory: str) -> dict[str, int]:
+    """Returns the files of a directory that are a checkpoint's, with sizes."""
+    found = {
+        name: _stat(f"{directory}/{name}")
+        for name in _names(directory)
+        if _FILE.fullmatch(name)
+    }
+    return {name: told[0] for name, told in found.items() if told}
+
+
+def _rows(directory: str, sizes: Mapping[str, int]) -> Iterator[Row]:
+    """Yields what looks like a checkpoint, by its step."""
+    groups: dict[str, dict[str, int]] = {}
+    for name, size in sizes.items():
+        match = _FILE.fullmatch(name)
+        if match:
+            groups.setdefault(match[1], {})[match[2]] = size
+    pins = _pins(directory)
+    found = []
+    for name, files in groups.items():
+        if set(files) == {"json"} and not re.fullmatch(r"ckpt-\d+", name):
+            continue
+        found.append(_row(directory, name, files, pins))
+    yield from sorted(found, key=lambda row: (row.step or 0, row.prefix))
+
+
+def _row(
+    directory: str,
+    name: str,
+    files: Mapping[str, int],
+    pins: Mapping[str, int],
+) -> Row:
+    """Says what is known of a checkpoint."""
+    prefix = f"{directory}/{name}"
+    number = re.search(r"-(\d+)$", name)
+    step = int(number[1]) if number else None
+    num_bytes = sum(size for each, size in files.items() if each != "json")
+    if "json" not in files:
+        told = _stat(f"{prefix}.index")
+        changed_at = told[1] if told else 0.0
+        return Row(prefix, step, changed_at, num_bytes, _state_of_stock(files))
+    try:
+        made = manifest.decode(_read(f"{prefix}.json"))
+    except sealed.DamagedError:
+        return Row(prefix, step, 0.0, num_bytes, "damaged: its manifest")
+    wrong = [
+        suffix
+        for suffix in made.sizes
+        if files.get(suffix) != made.sizes[suffix]
+    ]
+    if made.step != step:
+        wrong.append("step")
+    return Row(
+        prefix,
+        step,
+        made.saved_at,
+        num_bytes,
+        f"damaged: its {', '.join(wrong)}" if wrong else "whole",
+        made.metrics,
+        tuple(name for name, pinned in sorted(pins.items()) if pinned == step),
+    )
+
+
+def _state_of_stock(files: Mapping[str, int]) -> str:
+    """Tells whether what another program wrote has all its files."""
+    if "index" not in files:
+        return "incomplete: no index"
+    data = [each for each in files if each.startswith("data-")]
+    promised = int(data[0].rpartition("-")[2]) if data else 1
+    if len(data) != promised:
+        return f"incomplete: {len(data)} of {promised} data files"
+    return "whole"
+
+
+def _join(directory: str, path: str) -> str:
+    return path if "://" in path else os.path.join(directory, path)
+
+
+def _recorded(run_dir: str) -> list[str]:
+    """Returns where a run has saved to, from its directory; see `places`."""
+    try:
+        return sealed.loads(_read(f"{run_dir}/saved.json"))["directories"]
+    except sealed.DamagedError:
+        return []
+
+
+def _pins(directory: str) -> dict[str, int]:
+    try:
+        return sealed.loads(_read(f"{directory}/pins.json"))["pins"]
+    except sealed.DamagedError:
+        return {}
+
+
+def _aside(directory: str) -> Iterator[Row]:
+    """Yields what was put aside, with the reason."""
+    reason = _read(f"{directory}/reason.txt").decode(errors="replace").strip()
+    for row in _rows(directory, _sizes(directory)):
+        yield row._replace(state=f"quarantined: {reason or 'for no reason'}")
+
+
+def lines(
+    rows: Sequence[Row], metric: str = "", now_secs: float | None = None
+) -> list[str]:
+    """Writes a table, a line for each checkpoint.
+
+    Args:
+        rows: the checkpoints.
+        metric: also shown; empty shows the first of each.
+        now_secs: since 1970; None is this moment.
+    """
+    now = time.time() if now_secs is None else now_secs
+    table = [("checkpoint", "step", "age", "size", "metric", "pinned", "state")]
+    for row in rows:
+        table.append(
+            (
+                row.prefix,
+                "-" if row.step is None else str(row.step),
+                age(now - row.saved_at) if row.saved_at else "-",
+                size(row.num_bytes),
+                _metric(row.metrics, metric),
+                ", ".join(row.pins) or "-",
+                row.state,
+            )
+        )
+    return columns(table)
+
+
+def _metric(metrics: Mapping[str, float | None], name: str) -> str:
+    for each, value in metrics.items():
+        if name in ("", each) and value is not None:
+            return f"{each} {value:.4g}"
+    return "-"
+
+
+def columns(table: Sequence[Sequence[str]], right: str = "") -> list[str]:
+    """Lays a table out in columns of the width of what is in them.
+
+    Args:
+        table: rows of the same length, the first of which is the head.
+        right: names of the columns that are flush right.
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    flush = [
+        str.rjust if head in right.split() else str.ljust for head in table[0]
+    ]
+    return [
+        "  ".join(
+            put(cell, width)
+            for put, cell, width in zip(flush, row, widths, strict=True)
+        ).rstrip()
+        for row in table
+    ]
+
+
+def age(secs: float) -> str:
+    """Says how long ago something was, in two figures."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if secs >= 2 * length:
+            return f"{secs / length:.0f} {unit}"
+    return f"{max(secs, 0):.0f} s"
+
+
+def size(num_bytes: float) -> str:
+    """Says how large something is, in three figures."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(num_bytes, 1)) // 3), len(units) - 1)
+    value = num_bytes / 1000**power
+    return (
+        f"{value:.3g} {units[power]}"
+        if value < 999.5
+        else f"{value:.0f} {units[power]}"
+    )

@@ -1,0 +1,113 @@
+"""What a checkpoint must be: written beside it, and after it.
+
+A checkpoint is there when its manifest is. The checksums are those of the
+tensors in memory, taken before they were written, so that whatever happened on
+the way to the disk is seen when they are read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import dtrain
+from dtrain.bundle.fingerprint import Fingerprint
+from dtrain.storage import sealed
+from dtrain.storage.sealed import DamagedError
+
+# Of a file of a checkpoint, after `ckpt-<step>.`: nothing else is touched on
+# the word of a manifest.
+_SUFFIX = re.compile(r"index|data-\d{5}-of-\d{5}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """All that is known of a checkpoint without reading it.
+
+    Attributes:
+        step: the steps that were done.
+        saved_at: seconds since 1970, by the clock of the machine that wrote.
+        sizes: bytes of each file, by its name after `ckpt-<step>.`.
+        index_sha256: of TensorFlow's index, a small file.
+        tensors: by the key in the checkpoint.
+        metrics: of the step, by name; None where not finite.
+        log: `bytes` and `sha256` of metrics.jsonl up to the step; empty where
+            there is none.
+        run: settings and data of the run, as in config.json; empty for one
+            that has none.
+        versions: of the programs that wrote it, by name.
+    """
+
+    step: int
+    saved_at: float
+    sizes: Mapping[str, int]
+    index_sha256: str
+    tensors: Mapping[str, Fingerprint]
+    metrics: Mapping[str, float | None] = dataclasses.field(
+        default_factory=dict
+    )
+    log: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: versions()
+    )
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over all tensors; equal states have equal ones."""
+        parts = [
+            f"{key} {tensor.dtype} {tensor.shape} {tensor.sha256}"
+            for key, tensor in sorted(self.tensors.items())
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def encode(self) -> bytes:
+        """Writes it as sealed JSON."""
+        return sealed.dumps(dataclasses.asdict(self))
+
+
+def decode(data: bytes) -> Manifest:
+    """Reads what `Manifest.encode` wrote.
+
+    Args:
+        data: the bytes of the file.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    body = sealed.loads(data)
+    del body["sha256"]
+    try:
+        tensors = {
+            key: Fingerprint(
+                each["dtype"], tuple(each["shape"]), each["sha256"]
+            )
+            for key, each in body.pop("tensors").items()
+        }
+        made = Manifest(tensors=tensors, **body)
+        if not all(map(_SUFFIX.fullmatch, made.sizes)):
+            raise DamagedError("it names files that are not a checkpoint's")
+        return made
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError("it is of another version of dtrain") from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what writes the bits, by name."""
+    # Here, for a manifest is read where TensorFlow is not imported.
+    import keras
+    import tensorflow as tf
+
+    return {
+        "dtrain": dtrain.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+    }

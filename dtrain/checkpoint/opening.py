@@ -1,0 +1,147 @@
+"""Which checkpoint is meant, and where TensorFlow can read it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dtrain.bundle import reader
+from dtrain.bundle.tree import Tree
+from dtrain.checkpoint import listing
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.manifest import DamagedError, Manifest
+from dtrain.errors import UserError
+from dtrain.storage import files
+
+_NUMBERED = re.compile(r"(?:(.*)/)?ckpt-(\d+)")
+
+
+class Opened(NamedTuple):
+    """A checkpoint that can be read.
+
+    Attributes:
+        prefix: as its user names it.
+        local: where TensorFlow reads it, which may be a copy.
+        tree: reads from it, as long as it is open.
+        manifest: of one that dtrain committed; None for any other.
+    """
+
+    prefix: str
+    local: str
+    tree: Tree
+    manifest: Manifest | None
+
+
+def resolve(path: str) -> str:
+    """Finds the checkpoint that a path stands for.
+
+    Args:
+        path: a checkpoint, with or without `.index`; or a directory of
+            checkpoints, or of a run, whose newest one is meant.
+
+    Returns:
+        Its prefix.
+
+    Raises:
+        UserError: there is none.
+        StorageError: the disk or the store cannot be read.
+    """
+    prefix = re.sub(r"\.(index|json|data-\d+-of-\d+)$", "", path)
+    with files.storage_errors(path):
+        if files.size(f"{prefix}.index") is not None:
+            return prefix
+        newest = listing.newest(path.rstrip("/"))
+    if newest is None:
+        raise UserError(
+            f"there is no checkpoint {path}; name it by its path without "
+            ".index, or name a directory of checkpoints"
+        )
+    return newest
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Opened]:
+    """Opens a checkpoint; one that dtrain keeps is not removed meanwhile.
+
+    Args:
+        path: see `resolve`.
+
+    Yields:
+        The checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+        StorageError: the disk or the store cannot be read.
+    """
+    prefix = resolve(path)
+    made = manifest_of(prefix)
+    with contextlib.ExitStack() as stack:
+        with files.storage_errors(prefix):
+            if made:
+                directory = CheckpointDirectory(os.path.dirname(prefix) or ".")
+                local = stack.enter_context(directory.reading(made.step))
+            else:
+                local = stack.enter_context(_on_disk(prefix))
+        yield Opened(prefix, local, reader.read(local), made)
+
+
+def manifest_of(prefix: str) -> Manifest | None:
+    """Reads what dtrain noted of a checkpoint; None if it is not dtrain's.
+
+    Args:
+        prefix: of the checkpoint.
+
+    Raises:
+        UserError: the note is damaged.
+        StorageError: the disk or the store cannot be read.
+    """
+    match = _NUMBERED.fullmatch(prefix)
+    with files.storage_errors(prefix):
+        if not match or files.size(f"{prefix}.json") is None:
+            return None
+        try:
+            return CheckpointDirectory(match[1] or ".").manifest(int(match[2]))
+        except DamagedError as error:
+            raise UserError(
+                f"{prefix}: {error}; to read it all the same, without a "
+                f"check, move {prefix}.json away"
+            ) from error
+
+
+def target(output: str) -> tuple[str, int]:
+    """Splits the name of a checkpoint that is to be written.
+
+    Args:
+        output: as in `edited/ckpt-5000`.
+
+    Returns:
+        The directory, and the step.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    match = _NUMBERED.fullmatch(output)
+    if not match:
+        raise UserError(
+            f"output ({output}) must end with the name of a checkpoint; try "
+            f"{output.rstrip('/')}/ckpt-0"
+        )
+    return match[1] or ".", int(match[2])
+
+
+@contextlib.contextmanager
+def _on_disk(prefix: str) -> Iterator[str]:
+    """Yields the prefix of a checkpoint, or of a copy of a remote one."""
+    if not files.is_remote(prefix):
+        yield prefix
+        return
+    directory, _, name = prefix.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="dtrain-") as made:
+        for each in files.names(directory):
+            if re.fullmatch(rf"{re.escape(name)}\.(index|data-.*)", each):
+                files.copy(f"{directory}/{each}", f"{made}/{each}")
+        yield f"{made}/{name}"

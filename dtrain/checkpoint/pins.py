@@ -1,0 +1,67 @@
+"""Checkpoints that are kept for ever, by a name that a person gave them.
+
+The names are in `pins.json` beside the checkpoints. To delete that file is to
+unpin them all.
+"""
+
+from __future__ import annotations
+
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.errors import UserError
+from dtrain.storage import files, sealed
+
+
+def read(directory: str) -> dict[str, int]:
+    """Reads which checkpoints must stay for ever: step by name.
+
+    Args:
+        directory: of checkpoints.
+
+    Raises:
+        DamagedError: the list is not what was written.
+    """
+    data = files.read(f"{directory}/pins.json")
+    return sealed.loads(data)["pins"] if data is not None else {}
+
+
+def add(directory: str, step: int, name: str) -> None:
+    """Keeps a checkpoint for ever, under a name.
+
+    Args:
+        directory: of checkpoints.
+        step: which.
+        name: what it is called; one of the same name is not pinned any more.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        DamagedError: the list is not what was written.
+    """
+    there = CheckpointDirectory(directory).steps()
+    if step not in there:
+        raise UserError(
+            f"{directory} holds no checkpoint of step {step}; there: "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    pins = {**read(directory), name: step}
+    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+
+
+def remove(directory: str, name: str) -> None:
+    """Lets a pinned checkpoint go when no policy keeps it.
+
+    Args:
+        directory: of checkpoints.
+        name: what it was pinned as.
+
+    Raises:
+        UserError: nothing is pinned as that.
+        DamagedError: the list is not what was written.
+    """
+    pins = read(directory)
+    if name not in pins:
+        raise UserError(
+            f"nothing in {directory} is pinned as {name}; pinned: "
+            f"{', '.join(sorted(pins)) or 'nothing'}"
+        )
+    del pins[name]
+    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))

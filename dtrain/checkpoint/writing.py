@@ -1,0 +1,139 @@
+"""Writes a tree as a checkpoint: committed, and verified like any other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.bundle import fingerprint
+from dtrain.bundle.reader import GRAPH_KEY
+from dtrain.bundle.tree import Tree
+from dtrain.checkpoint import manifest, opening
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import claim, files
+
+# As much is in the memory at once, or a single tensor that is larger.
+_PART_BYTES = 64 << 20
+
+Progress = Callable[[int], object]
+
+
+class Written:
+    """A tree on its way to the disk; see `checkpoint_directory.Writable`."""
+
+    def __init__(self, tree: Tree, progress: Progress = lambda _: None) -> None:
+        """Takes what is to be written.
+
+        Args:
+            tree: its tensors are read when they are written.
+            progress: called with the bytes of each tensor that is written.
+        """
+        self._tree = tree
+        self._progress = progress
+
+    def write(self, prefix: str) -> Mapping[str, fingerprint.Fingerprint]:
+        """Writes `<prefix>.index` and one data file or more.
+
+        Args:
+            prefix: a local path.
+
+        Returns:
+            What each tensor was before it was written, by its key.
+
+        Raises:
+            UserError: a tensor cannot be read.
+            OpError: the disk is full, or gone.
+        """
+        graph = np.array(self._tree.graph.SerializeToString(), np.object_)
+        described = {GRAPH_KEY: fingerprint.of(graph)}
+        pending, parts, size = {GRAPH_KEY: graph}, list[str](), 0
+        for key, tensor in sorted(self._tree.tensors.items()):
+            value = tensor.read()
+            described[key] = fingerprint.of(value)
+            if size + value.nbytes > _PART_BYTES and pending:
+                parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
+                pending, size = {}, 0
+            pending[key] = value
+            size += value.nbytes
+            self._progress(value.nbytes)
+        if not parts:
+            _save(prefix, pending)
+            return described
+        parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
+        # Renames the data and writes an index of all.
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=parts,
+            destination_prefix=prefix,
+            delete_old_dirs=False,
+        )
+        return described
+
+
+def _save(prefix: str, values: Mapping[str, np.ndarray]) -> str:
+    """Writes some tensors; returns where."""
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=[tf.constant(value) for value in values.values()],
+    )
+    return prefix
+
+
+def commit(
+    tree: Tree,
+    output: str,
+    facts: Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Writes a tree, reads it back, and only then lets it be.
+
+    Args:
+        tree: what is written.
+        output: as in `edited/ckpt-5000`, where nothing is yet; local, or any
+            that `tf.io.gfile` writes.
+        facts: what the manifest says beside the tensors: metrics, log, run.
+        progress: see `Written`.
+
+    Raises:
+        UserError: something is there already, a process trains there, or a
+            tensor cannot be read.
+        StorageError: the disk or the store failed.
+        KeyboardInterrupt: a person ended it; nothing of it is left.
+    """
+    path, step = opening.target(output)
+    with files.storage_errors(path), claimed(path):
+        directory = CheckpointDirectory(path)
+        if step in directory.candidates():
+            raise UserError(f"output ({output}): it exists; name another")
+        try:
+            directory.commit(step, Written(tree, progress), facts)
+        except (UserError, KeyboardInterrupt):
+            # Half of it, which would stay until the next one is written.
+            directory.clean()
+            raise
+        try:
+            directory.verify(step)
+        except manifest.DamagedError as error:
+            aside = directory.quarantine(step, str(error))
+            raise StorageError(
+                f"{output}: what was written reads back wrong ({error}); it "
+                f"is in {aside}"
+            ) from error
+        times = {
+            each: directory.manifest(each).saved_at
+            for each in directory.steps()
+        }
+        directory.point(times)
+
+
+@contextlib.contextmanager
+def claimed(directory: str) -> Iterator[None]:
+    """Keeps out of a directory that a run saves to, and a run out of this."""
+    with claim.claim(directory, name="output"):
+        yield

@@ -1,0 +1,1 @@
+"""Who the workers of a run are, and how they agree."""

@@ -1,0 +1,45 @@
+"""Makes digits.npz from the copy of the set that scikit-learn ships.
+
+    pip install scikit-learn==1.9.1
+    python -m dtrain.data.digits.make
+
+The file comes out with the same bytes each time; README.md beside it tells
+where the images come from and under which licence. scikit-learn is needed
+here only, never to train.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+FILE = pathlib.Path(__file__).parent / "digits.npz"
+
+
+def to_arrays(digits: Any) -> dict[str, np.ndarray]:
+    """Converts what `sklearn.datasets.load_digits` returns.
+
+    Args:
+        digits: has `images`, float64 [n, 8, 8] of whole numbers from 0 (paper)
+            to 16 (ink), and `target`, int64 [n] in [0, 10).
+
+    Returns:
+        `images`, uint8 [n, 8, 8] in [0, 255], and `labels`, uint8 [n].
+    """
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return {"images": images, "labels": digits.target.astype(np.uint8)}
+
+
+def main() -> None:
+    """Writes digits.npz beside this file."""
+    datasets = importlib.import_module("sklearn.datasets")
+    arrays = to_arrays(datasets.load_digits())
+    np.savez_compressed(FILE, images=arrays["images"], labels=arrays["labels"])
+    print(f"wrote {FILE} ({FILE.stat().st_size} bytes)")
+
+
+if __name__ == "__main__":
+    main()

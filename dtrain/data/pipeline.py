@@ -1,0 +1,252 @@
+"""The batches of a run: a pure function of (seed, step, worker).
+
+Position p in a run is the p-th image of all that its discriminator sees:
+draw d takes the positions from d * batch_size on, and a step takes
+`discriminator_steps` draws. Position p shows image permutation(seed,
+epoch)(p mod n) of the n images, where epoch = p // n. So nothing of the input
+is ever saved, any step is reached at once, and however many replicas share a
+batch, the batch is the same.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from dtrain.cluster import workers
+from dtrain.config import Config
+from dtrain.data.sources import Source
+from dtrain.errors import UserError
+
+# With the 4 rounds that are its default, RandomIndexShuffle gives the images of
+# neighbouring positions, and of neighbouring seeds, indices that correlate.
+_ROUNDS = 8
+# Of splitmix64, the generator of java.util.SplittableRandom: Steele, Lea and
+# Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+# Threads that decode images which are not in memory.
+_NUM_THREADS = min(os.cpu_count() or 1, 16)
+# Batches of a replica that are ready before they are asked for.
+_PREFETCH = 4
+
+
+class Batch(NamedTuple):
+    """What one replica sees of one draw.
+
+    Attributes:
+        positions: int64 [b], consecutive, of the images in the whole run.
+        images: float32 [b, H, W, C] in [-1, 1].
+        labels: int32 [b] in [0, num_classes), or zeros without labels.
+    """
+
+    positions: tf.Tensor
+    images: tf.Tensor
+    labels: tf.Tensor
+
+
+class Part(NamedTuple):
+    """The part of every draw that one worker reads.
+
+    Attributes:
+        batch_size: images of a draw, over all replicas.
+        num_replicas: over all workers; divides batch_size.
+        num_workers: divides num_replicas.
+        worker: in [0, num_workers).
+    """
+
+    batch_size: int
+    num_replicas: int
+    num_workers: int
+    worker: int
+
+    @property
+    def replica_batch_size(self) -> int:
+        """Images of a draw that one replica sees."""
+        return self.batch_size // self.num_replicas
+
+    @property
+    def local_replicas(self) -> int:
+        """Replicas of this worker."""
+        return self.num_replicas // self.num_workers
+
+    def first_position(self, element: Any) -> Any:
+        """Returns where in the run an element of the worker's input starts.
+
+        A worker reads one element for each of its replicas and each draw;
+        an element holds `replica_batch_size` consecutive positions.
+
+        Args:
+            element: its number, counted from the first draw of the run; an
+                int, or int64 [].
+        """
+        draw = element // self.local_replicas
+        replica = self.worker * self.local_replicas
+        replica += element % self.local_replicas
+        return draw * self.batch_size + replica * self.replica_batch_size
+
+
+def sample_indices(
+    positions: tf.Tensor, seed: int, num_images: int
+) -> tf.Tensor:
+    """Returns which image is shown at each position of a run.
+
+    Args:
+        positions: int64 [b], at least 0.
+        seed: of the run.
+        num_images: of the source.
+
+    Returns:
+        int64 [b] in [0, num_images); over the positions of an epoch a
+        permutation.
+    """
+    # The public tf.random.experimental.index_shuffle pads a batch of seeds
+    # wrongly.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=positions % num_images,
+        seed=_permutation_seeds(seed, positions // num_images),
+        max_index=tf.constant(num_images - 1, tf.int64),
+        rounds=_ROUNDS,
+    )
+
+
+def _permutation_seeds(seed: int, epochs: tf.Tensor) -> tf.Tensor:
+    """Returns the seeds of the permutations of some epochs.
+
+    The op's key must look random: it does little to mix it itself.
+
+    Args:
+        seed: of the run.
+        epochs: int64 [b].
+
+    Returns:
+        uint32 [b, 3].
+    """
+    gamma = _uint64(_GOLDEN_GAMMA)
+    state = _mix(_uint64(seed))
+    state += tf.bitcast(epochs, tf.uint64) * gamma
+    first, second = _mix(state), _mix(state + gamma)
+    words = (first, tf.bitwise.right_shift(first, _uint64(32)), second)
+    low = [tf.bitwise.bitwise_and(word, _uint64(2**32 - 1)) for word in words]
+    return tf.cast(tf.stack(low, axis=-1), tf.uint32)
+
+
+def _mix(bits: tf.Tensor) -> tf.Tensor:
+    """Mixes uint64 numbers as splitmix64 does; a bijection."""
+    for shift, factor in _MIX:
+        shifted = tf.bitwise.right_shift(bits, _uint64(shift))
+        bits = tf.bitwise.bitwise_xor(bits, shifted) * _uint64(factor)
+    return bits
+
+
+def _uint64(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.uint64)
+
+
+def make_iterator(
+    source: Source, config: Config, strategy: tf.distribute.Strategy, step: int
+) -> Any:
+    """Makes the input of a run from a step on. Every worker calls this.
+
+    A batch_size that the replicas cannot share is a UserError.
+
+    Args:
+        source: of the images.
+        config: `batch_size`, `seed` and `discriminator_steps` count.
+        strategy: whose replicas share the batches.
+        step: number of steps already taken.
+
+    Returns:
+        An iterator for `strategy.run`; each element is one draw, of which
+        each replica sees its `Batch`.
+    """
+    workers.check_batch(config, strategy)
+
+    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        part = Part(
+            config.batch_size,
+            context.num_replicas_in_sync,
+            context.num_input_pipelines,
+            context.input_pipeline_id,
+        )
+        first_draw = step * config.discriminator_steps
+        return make_dataset_of_part(source, config.seed, part, first_draw)
+
+    return iter(strategy.distribute_datasets_from_function(make_dataset))
+
+
+def make_dataset_of_part(
+    source: Source, seed: int, part: Part, first_draw: int
+) -> tf.data.Dataset:
+    """Makes the endless input of one worker.
+
+    Args:
+        source: of the images.
+        seed: of the run.
+        part: which part of each draw the worker reads.
+        first_draw: the draw to start at.
+
+    Returns:
+        Elements of `Batch`, one for each local replica in turn.
+    """
+
+    def fetch(element: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        start = part.first_position(element)
+        size = part.replica_batch_size
+        positions = start + tf.range(size, dtype=tf.int64)
+        indices = sample_indices(positions, seed, source.num_images)
+        return positions, source.fetch(indices)
+
+    def decode(positions: tf.Tensor, fetched: Any) -> Batch:
+        images, labels = source.decode(fetched)
+        images = tf.ensure_shape(
+            images, (part.replica_batch_size, *source.image_shape)
+        )
+        labels = tf.ensure_shape(labels, (part.replica_batch_size,))
+        return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
+
+    # Apart, because op determinism lets one thread at a time run Python:
+    # what is decoded keeps its threads.
+    elements = tf.data.Dataset.range(
+        first_draw * part.local_replicas, tf.int64.max
+    )
+    # One thread is plenty for gathering from memory.
+    threads = None if source.in_memory else _NUM_THREADS
+    dataset = elements.map(fetch, threads).map(decode, threads)
+    options = tf.data.Options()
+    options.deterministic = True
+    # What it would tune is set here, and its thread costs time at the end.
+    options.autotune.enabled = False
+    return dataset.prefetch(_PREFETCH).with_options(options)
+
+
+def explain(
+    error: Exception, source: Source, config: Config, step: int
+) -> UserError | None:
+    """Finds out whether an image made a step fail, and which.
+
+    TensorFlow does not say which file it could not decode. As the order of
+    the images is known, those of the failed steps are tried again one by one.
+
+    Args:
+        error: what running the steps raised.
+        source: of the images.
+        config: of the run.
+        step: number of steps taken before the loop that failed.
+
+    Returns:
+        An error that names the image, or None if it was something else.
+    """
+    if source.in_memory or not isinstance(error, tf.errors.OpError):
+        return None
+    draws_per_step = config.discriminator_steps
+    first = step * draws_per_step * config.batch_size
+    # One step more than the loop took, for what was read ahead.
+    num_draws = (config.steps_per_loop + 1) * draws_per_step
+    positions = tf.range(first, first + num_draws * config.batch_size)
+    indices = sample_indices(
+        tf.cast(positions, tf.int64), config.seed, source.num_images
+    )
+    return source.find_fault(dict.fromkeys(indices.numpy().tolist()))

@@ -1,0 +1,62 @@
+"""Images that lie in one NumPy array: of IDX and npz files."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.data.sources import conversion, python_calls
+from dtrain.data.sources.source import Images, Source
+
+
+class ArraySource(Source):
+    """Images of one array, which may be a memory-mapped file."""
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        image_size: int,
+        channels: int,
+    ) -> None:
+        """Takes over the arrays, which must not change any more.
+
+        Args:
+            name: the data set as the user named it.
+            images: uint8 [n, H, W, C].
+            labels: int32 [n], at least 0, or None.
+            image_size: see `conversion.convert`.
+            channels: see `conversion.convert`.
+        """
+        num_images, height, width, had = images.shape
+        super().__init__(
+            name,
+            num_images,
+            conversion.converted_shape(
+                (height, width, had), image_size, channels
+            ),
+            0 if labels is None else int(labels.max()) + 1,
+        )
+        self._images = images
+        self._labels = (
+            np.zeros(num_images, np.int32) if labels is None else labels
+        )
+        self._image_size, self._channels = image_size, channels
+
+    def fetch(self, indices: tf.Tensor) -> Images:
+        """Copies images out of the array; see `Source.fetch`."""
+        images, labels = python_calls.numpy_function(
+            lambda index: (self._images[index], self._labels[index]),
+            [indices],
+            (tf.uint8, tf.int32),
+        )
+        images.set_shape((None, *self._images.shape[1:]))
+        labels.set_shape((None,))
+        return images, labels
+
+    def decode(self, fetched: Images) -> Images:
+        """Converts the images; see `Source.decode`."""
+        images, labels = fetched
+        images = conversion.convert(images, self._image_size, self._channels)
+        return tf.ensure_shape(images, (None, *self.image_shape)), labels

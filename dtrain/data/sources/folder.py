@@ -1,0 +1,217 @@
+"""Folders of PNG and JPEG files, optionally one folder for each class.
+
+Files that lie in the folder itself have no labels. Otherwise each folder in
+it is a class; classes are numbered in the order of their sorted names, and so
+are the images in a class. Hidden files and folders are passed over, and so is
+what a camera notes about which way up an image is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from dtrain.config import Config
+from dtrain.data.sources import conversion, source
+from dtrain.data.sources.source import EncodedSource, Images
+from dtrain.errors import UserError
+from dtrain.storage import access, files
+
+_ENDINGS = (".png", ".jpg", ".jpeg")
+# What is wrong with a file, and not with the store that it is on.
+_UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
+_SPLITS = frozenset(
+    ("train", "training", "test", "testing", "val", "valid", "validation")
+)
+
+
+class FolderSource(EncodedSource):
+    """Image files, decoded when they are read."""
+
+    def __init__(
+        self, paths: list[str], labels: list[int] | None, config: Config
+    ) -> None:
+        """Decodes the first image, to learn its shape or raise UserError.
+
+        Args:
+            paths: of the files; at least one.
+            labels: a class for each file, or None.
+            config: `dataset`, `image_size` and `channels` count.
+        """
+        self._files = paths
+        self._image_size, self._channels = config.image_size, config.channels
+        self._first_shape = self._shape(paths[0])
+        super().__init__(
+            config.dataset,
+            len(paths),
+            conversion.converted_shape(
+                self._first_shape, config.image_size, config.channels
+            ),
+            0 if labels is None else labels[-1] + 1,
+        )
+        if labels is None:
+            labels = [0] * len(paths)
+        with tf.device("CPU:0"):
+            self._paths = tf.constant([os.fsencode(path) for path in paths])
+            self._labels = tf.constant(labels, tf.int32)
+
+    def fetch(self, indices: tf.Tensor) -> Images:
+        """Looks up paths and labels; see `Source.fetch`."""
+        paths = tf.gather(self._paths, indices)
+        return paths, tf.gather(self._labels, indices)
+
+    def decode_one(self, fetched: Images) -> Images:
+        """Reads and decodes one file; see `EncodedSource.decode_one`."""
+        path, label = fetched
+        image = self._decode_file(path)
+        image = tf.ensure_shape(image, (None, None, self._first_shape[-1]))
+        return conversion.convert(image, self._image_size, 0), label
+
+    def fault(self, index: int, error: tf.errors.OpError) -> UserError:
+        """Names the file; see `Source.fault`."""
+        path, first = self._files[index], self._files[0]
+        try:
+            shape = self._shape(path)
+        except UserError as fault:
+            return fault
+        if shape[-1] != self._first_shape[-1]:
+            return UserError(
+                f"{first} has {self._first_shape[-1]} channels but {path} "
+                f"{shape[-1]}; give --channels=1 or --channels=3"
+            )
+        if shape != self._first_shape and not self._image_size:
+            return UserError(
+                f"{first} is {source.shown(self._first_shape)} but {path} "
+                f"{source.shown(shape)}; give --image_size"
+            )
+        return super().fault(index, error)
+
+    def _decode_file(self, path: tf.Tensor) -> tf.Tensor:
+        # decode_image knows the format by the content, not by the name.
+        return tf.io.decode_image(
+            tf.io.read_file(path), self._channels, expand_animations=False
+        )
+
+    def _shape(self, path: str) -> tuple[int, int, int]:
+        """Decodes a file for its shape.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            Height, width and channels.
+
+        Raises:
+            UserError: it cannot be decoded.
+            StorageError: the store that it is on does not answer.
+        """
+        try:
+            image = self._decode_file(tf.constant(os.fsencode(path)))
+        except tf.errors.OpError as error:
+            if files.is_remote(path) and not isinstance(error, _UNREADABLE):
+                mistake = access.explain("dataset", path, error)
+                raise mistake from error
+            raise UserError(
+                f"{path} cannot be decoded: {source.reason(error)}; repair or "
+                "remove it"
+            ) from error
+        height, width, channels = image.shape
+        return height, width, channels
+
+
+def open_folder(path: str, config: Config) -> FolderSource:
+    """Opens a folder of images.
+
+    Args:
+        path: of the folder, which may be gs://.
+        config: `dataset`, `split`, `image_size` and `channels` count.
+
+    Returns:
+        The images, with a class for each folder in the folder.
+
+    Raises:
+        UserError: there is no such folder, it holds no images or is not laid
+            out as it must be, or the first image cannot be read.
+        StorageError: the store that it is on does not answer.
+    """
+    with access.to("dataset", path):
+        return _open(path.rstrip("/") or path, config)
+
+
+def _open(path: str, config: Config) -> FolderSource:
+    if not tf.io.gfile.isdir(path):
+        raise UserError(
+            f"dataset ({config.dataset}) must name a folder; {path} is not one"
+        )
+    if config.split != "train":
+        raise UserError(
+            f"split ({config.split}) does not apply to a folder; name the "
+            "folder of the split itself"
+        )
+    images, folders = _list(path)
+    found = {folder: _list(folder)[0] for folder in folders}
+    classes = {folder: names for folder, names in found.items() if names}
+    if images and classes:
+        raise UserError(
+            f"{path} holds both images ({images[0]}) and folders of images "
+            f"({next(iter(classes))}); move one of them elsewhere"
+        )
+    if images:
+        return FolderSource(images, None, config)
+    if not classes:
+        raise UserError(
+            f"{path} holds no images ({', '.join(_ENDINGS)}), nor folders of "
+            "them"
+        )
+    _check_classes(path, found)
+    paths = [name for names in classes.values() for name in names]
+    labels = [
+        label for label, names in enumerate(classes.values()) for _ in names
+    ]
+    return FolderSource(paths, labels, config)
+
+
+def _check_classes(path: str, found: dict[str, list[str]]) -> None:
+    names = {os.path.basename(folder).lower() for folder in found}
+    if names <= _SPLITS:
+        raise UserError(
+            f"{path} holds splits ({', '.join(sorted(names))}), not classes; "
+            f"try --dataset=folder:{next(iter(found))}"
+        )
+    for folder, images in found.items():
+        if not images:
+            raise UserError(
+                f"{folder} holds no images, so it is no class; remove it, or "
+                "hide it by a dot before its name"
+            )
+
+
+def _list(path: str) -> tuple[list[str], list[str]]:
+    # Sorted, for the order of a directory is its disk's; hidden ones left out.
+    images, folders = [], []
+    try:
+        for name, is_folder in _entries(path):
+            if name.startswith("."):
+                continue
+            if is_folder:
+                folders.append(os.path.join(path, name))
+            elif name.lower().endswith(_ENDINGS):
+                images.append(os.path.join(path, name))
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed: {error.strerror}") from error
+    return sorted(images), sorted(folders)
+
+
+def _entries(path: str) -> Iterator[tuple[str, bool]]:
+    """Yields what a folder holds: its name, and whether it is a folder."""
+    if files.is_remote(path):
+        for name in tf.io.gfile.listdir(path):
+            # What is listed of a folder itself has no name.
+            if name.rstrip("/"):
+                yield name.rstrip("/"), name.endswith("/")
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            yield entry.name, entry.is_dir()

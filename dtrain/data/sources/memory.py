@@ -1,0 +1,147 @@
+"""Keeps the images of another source in memory, decoded once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.data.sources import source
+from dtrain.data.sources.source import Images, Source
+
+Report = Callable[[str], None]
+
+# In bytes. TensorFlow takes no memory that starts elsewhere.
+_ALIGNMENT = 64
+_CHUNK_BYTES = 8 * 2**20
+_REPORT_EVERY_SECS = 5.0
+
+
+class MemorySource(Source):
+    """Images that are gathered from one tensor."""
+
+    in_memory = True
+
+    def __init__(
+        self, origin: Source, images: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Takes over the arrays, which must not change any more.
+
+        Args:
+            origin: where they were read from.
+            images: uint8 [n, H, W, C], of `_empty`.
+            labels: int32 [n].
+        """
+        super().__init__(
+            origin.name,
+            origin.num_images,
+            origin.image_shape,
+            origin.num_classes,
+        )
+        # The input pipeline runs on the host; a GPU's memory is dear.
+        with tf.device("CPU:0"):
+            # Neither DLPack nor the variable copies. tf.data would copy a
+            # tensor that its functions capture, but not a variable.
+            self._images = tf.Variable(
+                tf.experimental.dlpack.from_dlpack(images.__dlpack__()),
+                trainable=False,
+                name="images",
+            )
+            self._labels = tf.convert_to_tensor(labels)
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Passes the indices on; see `Source.fetch`."""
+        return indices
+
+    def decode(self, fetched: tf.Tensor) -> Images:
+        """Gathers by index; see `Source.decode`."""
+        images = tf.gather(self._images, fetched)
+        return images, tf.gather(self._labels, fetched)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Allocates uint8 of a shape where TensorFlow can use it uncopied."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].reshape(shape)
+
+
+def to_stderr(line: str) -> None:
+    """Prints a line for the user to see that something goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fits(origin: Source, cache_gib: float) -> bool:
+    """Tells whether all the images take at most `cache_gib` GiB."""
+    return origin.num_bytes <= cache_gib * 2**30
+
+
+def load(origin: Source, report: Report = to_stderr) -> MemorySource:
+    """Reads all images of a source, decoding them in C++ threads.
+
+    An image that cannot be read is a UserError that names it.
+
+    Args:
+        origin: the source.
+        report: called with a line of progress every few seconds.
+
+    Returns:
+        A source of the same images in the same order.
+    """
+    chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(origin.image_shape))))
+    num_images = origin.num_images
+
+    def fetch(start: tf.Tensor) -> tuple[Any]:
+        # A tuple of one, so that the next map gets it in one piece.
+        end = tf.minimum(start + chunk, num_images)
+        return (origin.fetch(tf.range(start, end)),)
+
+    batches = (
+        tf.data.Dataset.range(0, num_images, chunk)
+        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(origin.decode, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(1)
+    )
+    return collect(origin, batches, report)
+
+
+def collect(
+    origin: Source, batches: tf.data.Dataset, report: Report = to_stderr
+) -> MemorySource:
+    """Copies batches of images one after another into memory.
+
+    An image that cannot be read is a UserError that names it.
+
+    Args:
+        origin: says how many images there are, and of which shape.
+        batches: of images uint8 [b, H, W, C] and labels int32 [b], in order.
+        report: called with a line of progress every few seconds.
+
+    Returns:
+        A source of these images.
+    """
+    images = _empty((origin.num_images, *origin.image_shape))
+    labels = np.empty(origin.num_images, np.int32)
+    done = 0
+    due = time.monotonic() + _REPORT_EVERY_SECS
+    try:
+        for batch_images, batch_labels in batches.as_numpy_iterator():
+            end = done + len(batch_labels)
+            images[done:end], labels[done:end] = batch_images, batch_labels
+            done = end
+            if time.monotonic() >= due:
+                due += _REPORT_EVERY_SECS
+                report(
+                    f"reading {origin.name} into memory: {done:,} of "
+                    f"{origin.num_images:,} images"
+                )
+    except tf.errors.OpError as error:
+        fault = origin.find_fault(range(done, origin.num_images))
+        raise fault or source.unreadable(origin.name, error) from error
+    assert done == origin.num_images
+    return MemorySource(origin, images, labels)

@@ -1,0 +1,156 @@
+"""npz files: NumPy arrays of images and labels in one archive.
+
+Images are the array `x_<split>`, or else `x` or `images`: [n, H, W] or
+[n, H, W, C] with 1 to 4 channels; uint8, or floats in [0, 1] or in [-1, 1]
+(where no value is negative, [0, 1] is meant). Labels are `y_<split>`, or else
+`y`, `label` or `labels`: whole numbers [n], at least 0; they may be missing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dtrain.config import Config
+from dtrain.data.sources import arrays, source
+from dtrain.errors import UserError
+from dtrain.storage import access, files
+
+# What NumPy and zipfile raise on files that are not sound.
+_MALFORMED = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_MAX_CLASSES = 100_000
+
+
+def open_npz(path: str, config: Config) -> arrays.ArraySource:
+    """Opens an npz file.
+
+    Args:
+        path: of the file; gs:// is read into memory.
+        config: `split`, `image_size` and `channels` count.
+
+    Returns:
+        The images, with the labels if there are any.
+
+    Raises:
+        UserError: there is no such file, it is malformed, or its arrays are
+            not images and labels.
+        StorageError: the store that it is on does not answer.
+    """
+    content = _fetch(path) if files.is_remote(path) else path
+    if content is None or (content == path and not os.path.isfile(path)):
+        raise UserError(
+            f"dataset ({config.dataset}) must name an npz file; "
+            f"{path} is not one"
+        )
+    if not zipfile.is_zipfile(content):
+        raise UserError(
+            f"{path} is not an npz file; write one with numpy.savez"
+        )
+    try:
+        with np.load(content, allow_pickle=False) as file:
+            images_name, labels_name = _choose(path, file.files, config.split)
+            images = file[images_name]
+            labels = file[labels_name] if labels_name else None
+    except UserError:
+        raise
+    except _MALFORMED as error:
+        raise UserError(
+            f"{path} cannot be read: {source.reason(error)}"
+        ) from error
+    for array in (images, labels):
+        # What is no array comes out as the bytes that it is.
+        if isinstance(array, bytes):
+            raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
+    images = _as_images(f"{images_name} in {path}", images)
+    if labels is not None:
+        labels = _as_labels(f"{labels_name} in {path}", labels, len(images))
+    return arrays.ArraySource(
+        config.dataset, images, labels, config.image_size, config.channels
+    )
+
+
+def _fetch(path: str) -> io.BytesIO | None:
+    """Reads an object; returns None if there is none."""
+    with access.to("dataset", path):
+        content = files.read(path)
+    return None if content is None else io.BytesIO(content)
+
+
+def _choose(
+    path: str, names: Sequence[str], split: str
+) -> tuple[str, str | None]:
+    if f"x_{split}" in names:
+        labels = f"y_{split}"
+        return f"x_{split}", labels if labels in names else None
+    images = next((name for name in ("x", "images") if name in names), None)
+    if images is None or split != "train":
+        raise UserError(
+            f"{path} holds {', '.join(names) or 'nothing'}; --split={split} "
+            f"needs x_{split}" + (", x or images" if split == "train" else "")
+        )
+    labels = ("y", "label", "labels")
+    return images, next((name for name in labels if name in names), None)
+
+
+def _as_images(name: str, images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4 or images.shape[-1] not in (1, 2, 3, 4):
+        raise UserError(
+            f"{name} is {source.shown(images.shape) or 'one number'}; images "
+            "must be [n, height, width] or [n, height, width, 1 to 4 channels]"
+        )
+    if images.size == 0:
+        raise UserError(f"{name} holds no images")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise UserError(
+            f"{name} is of type {images.dtype}; images must be uint8, or "
+            "floats in [0, 1] or [-1, 1]"
+        )
+    low, high = float(images.min()), float(images.max())
+    # Written so that NaN fails too.
+    if not (low >= -1 and high <= 1):
+        raise UserError(
+            f"{name} lies in [{low:g}, {high:g}]; floats must lie in [0, 1] "
+            "or [-1, 1]; store 0 to 255 as uint8"
+        )
+    scale, offset = (127.5, 127.5) if low < 0 else (255.0, 0.0)
+    converted = np.empty(images.shape, np.uint8)
+    for index, image in enumerate(images):
+        converted[index] = np.rint(image.astype(np.float64) * scale + offset)
+    return converted
+
+
+def _as_labels(name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
+    if labels.shape != (num_images,):
+        raise UserError(
+            f"{name} is {source.shown(labels.shape) or 'one number'}; there "
+            f"must be one label for each of the {num_images} images"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{name} is of type {labels.dtype}; labels must be whole numbers"
+        )
+    if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
+        raise UserError(
+            f"{name} lies in [{labels.min()}, {labels.max()}]; labels must "
+            f"count the classes from 0, at most {_MAX_CLASSES} of them"
+        )
+    return labels.astype(np.int32)

@@ -1,0 +1,229 @@
+"""Finds TFDS data sets on disk, and prepares them where that is allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import io
+import os
+import pathlib
+import socket
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import constants
+
+from dtrain.config import Config
+from dtrain.data import digits
+from dtrain.data.sources import source
+from dtrain.errors import UserError
+
+_EMBEDDED = digits.Digits.name
+_OFFLINE = (
+    "without a network there are --dataset=digits, folder:/path, idx:/path "
+    "and npz:/path"
+)
+# Keeps the directory of digits that could be prepared nowhere else.
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def prepared_builder(config: Config, name: str) -> Any:
+    """Returns the builder of a data set that is prepared on disk.
+
+    The embedded digits are prepared if they are not, another set only with
+    --download. Workers that start together on one disk wait for the first.
+
+    Args:
+        config: `dataset`, `data_dir`, `manual_dir` and `download` count.
+        name: as TFDS writes it: name[/config][:version].
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        UserError: TFDS knows no such set, it is not prepared and may not be,
+            or preparing it failed.
+    """
+    data_dir = os.path.expanduser(config.data_dir) or None
+    builder = _make_builder(config, name, data_dir)
+    with _silence():
+        is_prepared = builder.is_prepared()
+    if is_prepared:
+        return builder
+    if builder.name == _EMBEDDED:
+        return _prepared_digits(config, builder)
+    if not config.download:
+        raise UserError(
+            f"{config.dataset} is not prepared in {_root(builder)}: name its "
+            "place by --data_dir, or fetch it with --download; " + _OFFLINE
+        )
+    _check_can_fetch(config, builder)
+    try:
+        return _prepare(config, builder)
+    # The code of a data set is somebody else's, and may raise anything.
+    except Exception as error:
+        raise UserError(
+            f"{config.dataset} could not be prepared in {_root(builder)}: "
+            f"{type(error).__name__}: {source.reason(error)}; {_OFFLINE}"
+        ) from error
+
+
+def _make_builder(config: Config, name: str, data_dir: str | None) -> Any:
+    try:
+        with _silence():
+            return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = [*tfds.list_builders(), _EMBEDDED]
+        near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        where = data_dir or constants.DATA_DIR
+        raise UserError(
+            f"dataset ({config.dataset}) is not known to TFDS{hint} and not "
+            f"prepared in {where}; {_OFFLINE}"
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"dataset ({config.dataset}) needs the Python package "
+            f"{error.name}; install it"
+        ) from error
+    except (ValueError, AssertionError, KeyError) as error:
+        # TFDS puts what it was called with before what is wrong.
+        text = source.reason(error).rpartition('}": ')[2]
+        raise UserError(
+            f"dataset ({config.dataset}): {text}{_configs(name)}"
+        ) from error
+
+
+def _configs(name: str) -> str:
+    """Lists the configurations of a set, to choose from."""
+    try:
+        known = list(tfds.builder_cls(name.partition("/")[0]).builder_configs)
+    except (ValueError, ImportError):
+        return ""
+    if not known or "/" not in name:
+        return ""
+    more = ", ..." if len(known) > 10 else ""
+    return f"; its configurations are {', '.join(known[:10])}{more}"
+
+
+def _prepared_digits(config: Config, builder: Any) -> Any:
+    try:
+        with _silence():
+            return _prepare(config, builder)
+    except OSError as error:
+        # Without --data_dir a place that lasts only for this run will do.
+        if config.data_dir:
+            raise UserError(
+                f"data_dir ({config.data_dir}) cannot be written to: "
+                f"{error.strerror or error}"
+            ) from error
+    directory = tempfile.TemporaryDirectory(prefix="dtrain-digits-")
+    _TEMPORARY.append(directory)
+    with _silence():
+        builder = tfds.builder(_EMBEDDED, data_dir=directory.name)
+        return _prepare(config, builder)
+
+
+def _prepare(config: Config, builder: Any) -> Any:
+    """Prepares a set as ArrayRecord unless another process has just done so.
+
+    TFDS writes into a directory of its own and renames it at the end, so that
+    a killed preparation leaves nothing that looks prepared.
+    """
+    arguments = {"data_dir": _root(builder), "version": str(builder.version)}
+    if builder.builder_config is not None:
+        arguments["config"] = builder.builder_config.name
+
+    def fresh() -> Any:
+        return type(builder)(**arguments)
+
+    with _alone(_root(builder)):
+        builder = fresh()
+        if not builder.is_prepared():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=os.path.expanduser(config.manual_dir) or None,
+                    try_download_gcs=False,
+                ),
+                file_format="array_record",
+            )
+    return fresh()
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Lets one process of this disk in; the lock ends with the process."""
+    if "://" in directory:
+        yield
+        return
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, ".dtrain.lock"), "w") as file:
+        # Some network disks have no locks. There, who renames first wins.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hides TFDS's talk of downloading where nothing is downloaded."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+
+
+def _check_can_fetch(config: Config, builder: Any) -> None:
+    # Without a network TFDS tries again for minutes; better to say so first.
+    instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not config.manual_dir:
+        text = " ".join(instructions.split())
+        raise UserError(
+            f"{config.dataset} must be fetched by hand; name the directory by "
+            f"--manual_dir. TFDS says: {text}"
+        )
+    urls = list(builder.url_infos or ())
+    hosts = {urllib.parse.urlsplit(url).hostname or "" for url in urls} - {""}
+    if (
+        not hosts
+        or urllib.request.getproxies()
+        or any(_resolves(host) for host in hosts)
+        or _has_downloads(builder)
+    ):
+        return
+    raise UserError(
+        f"{config.dataset} cannot be downloaded: no network, as "
+        f"{', '.join(sorted(hosts))} cannot be found; {_OFFLINE}"
+    )
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _has_downloads(builder: Any) -> bool:
+    """Tells whether archives lie there already, brought from elsewhere."""
+    downloads = pathlib.Path(_root(builder), "downloads")
+    return any(
+        path.is_file() and ".tmp." not in path.name
+        for path in downloads.rglob("*")
+    )
+
+
+def _root(builder: Any) -> str:
+    return os.path.expanduser(builder.data_dir_root)

@@ -1,0 +1,252 @@
+"""Data sets of TFDS, the embedded digits among them.
+
+A set is prepared as ArrayRecord, which has random access. One that somebody
+prepared as TFRecord, which has not, is read into memory. Without --download
+nothing asks the network for anything.
+
+A set is given as TFDS writes it, name[/config][:version], or as name:config.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from dtrain.config import Config
+from dtrain.data.sources import (
+    conversion,
+    memory,
+    preparation,
+    python_calls,
+    source,
+)
+from dtrain.data.sources.source import EncodedSource, Images, Source
+from dtrain.errors import UserError
+
+_BATCH = 256
+
+
+class PreparedSource(EncodedSource):
+    """Images of a TFDS data set that is prepared on disk."""
+
+    def __init__(self, config: Config, builder: Any, records: Any) -> None:
+        """Learns the features and the shape, or raises UserError.
+
+        Args:
+            config: `dataset`, `split`, `image_size` and `channels` count.
+            builder: a prepared `tfds.core.DatasetBuilder`.
+            records: the serialized examples by index, or None if the format
+                has no random access.
+        """
+        self._builder, self._records = builder, records
+        self._split = config.split
+        self._image_size, self._channels = config.image_size, config.channels
+        image, label = _choose(config, builder.info.features)
+        self._image, self._label = image, label
+        # Only these are parsed; other features of an example are left alone.
+        features = {
+            name: builder.info.features[name] for name in (image, label) if name
+        }
+        self._features: Any = tfds.features.FeaturesDict(features)
+        self.name = config.dataset
+        self._first_shape = self._features[image].shape
+        if None in self._first_shape:
+            self._first_shape = self._shape(0)
+        super().__init__(
+            config.dataset,
+            _num_images(config, builder, records),
+            conversion.converted_shape(
+                self._first_shape, config.image_size, config.channels
+            ),
+            self._features[label].num_classes if label else 0,
+        )
+
+    def fetch(self, indices: tf.Tensor) -> tf.Tensor:
+        """Reads serialized examples; see `Source.fetch`."""
+        assert self._records is not None
+        records = python_calls.numpy_function(
+            self._read_records, [indices], tf.string
+        )
+        return tf.ensure_shape(records, (None,))
+
+    def decode_one(self, fetched: tf.Tensor) -> Images:
+        """Decodes one example; see `EncodedSource.decode_one`."""
+        return self._convert(self._features.deserialize_example(fetched))
+
+    def find_fault(self, indices: Any) -> UserError | None:
+        """Looks for the first image that cannot be read; see `Source`."""
+        if self._records is None:
+            return None
+        return super().find_fault(indices)
+
+    def fault(self, index: int, error: tf.errors.OpError) -> UserError:
+        """Says what is wrong with an image; see `Source.fault`."""
+        try:
+            shape = self._shape(index)
+        except UserError as fault:
+            return fault
+        if shape != self._first_shape and not self._image_size:
+            return UserError(
+                f"{self.name} holds images of different sizes, such as "
+                f"{source.shown(self._first_shape)} and "
+                f"{source.shown(shape)}; give --image_size"
+            )
+        return self._unreadable(index, error)
+
+    def in_order(self) -> tf.data.Dataset:
+        """Returns all images in batches; any format can do this.
+
+        Returns:
+            Images uint8 [b, H, W, C] and labels int32 [b].
+        """
+        examples = self._builder.as_dataset(
+            split=self._split,
+            shuffle_files=False,
+            # One file after the other, as by index.
+            read_config=tfds.ReadConfig(
+                interleave_cycle_length=1, try_autocache=False
+            ),
+        )
+        return examples.map(
+            lambda example: self._convert(example),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        ).batch(_BATCH)
+
+    def _convert(self, example: dict[str, tf.Tensor]) -> Images:
+        image = tf.ensure_shape(
+            example[self._image], (None, None, self._first_shape[-1])
+        )
+        image = conversion.convert(image, self._image_size, self._channels)
+        if not self._label:
+            return image, tf.constant(0, tf.int32)
+        return image, tf.cast(example[self._label], tf.int32)
+
+    def _read_records(self, indices: np.ndarray) -> np.ndarray:
+        try:
+            records = self._records.__getitems__(indices.tolist())
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            raise tf.errors.DataLossError(None, None, str(error)) from error
+        return np.array(records, object)
+
+    def _shape(self, index: int) -> tuple[int, int, int]:
+        try:
+            if self._records is None:
+                examples = self._builder.as_dataset(split=self._split)
+                example: Any = next(iter(examples.skip(index)))
+            else:
+                record = self.fetch(tf.constant([index], tf.int64))[0]
+                example = self._features.deserialize_example(record)
+        except tf.errors.OpError as error:
+            raise self._unreadable(index, error) from error
+        height, width, channels = example[self._image].shape
+        return height, width, channels
+
+    def _unreadable(self, index: int, error: Exception) -> UserError:
+        return UserError(
+            f"image {index} of {self.name} cannot be read: "
+            f"{source.reason(error)}; remove {self._builder.data_dir} and "
+            "prepare the data set again"
+        )
+
+
+def open_prepared(config: Config, report: memory.Report) -> Source:
+    """Opens a data set of TFDS, preparing it first where that is allowed.
+
+    Args:
+        config: the fields of the group Data count.
+        report: called with a line of progress every few seconds.
+
+    Returns:
+        The images; already in memory where the format asks for it.
+
+    Raises:
+        UserError: TFDS knows no such set, or it is not prepared, has no
+            images, or does not fit the memory it would need.
+    """
+    builder = preparation.prepared_builder(config, _tfds_name(config.dataset))
+    _check_split(config, builder)
+    random_access = tfds.core.FileFormat.with_random_access()
+    if builder.info.available_file_formats() & set(random_access):
+        records = builder.as_data_source(
+            config.split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+        )
+        return PreparedSource(config, builder, records)
+    origin = PreparedSource(config, builder, None)
+    if not memory.fits(origin, config.cache_gib):
+        raise UserError(
+            f"{builder.data_dir} is prepared as "
+            f"{builder.info.file_format.value}, which has no random access, "
+            f"and its images take {origin.num_bytes / 2**30:.3g} GiB: raise "
+            f"cache_gib ({config.cache_gib:g}), or prepare it as array_record "
+            "with another --data_dir"
+        )
+    return memory.collect(origin, origin.in_order(), report)
+
+
+def _tfds_name(dataset: str) -> str:
+    # name:config is name/config to TFDS; name:version is as it should be.
+    name, colon, rest = dataset.partition(":")
+    if not colon or re.fullmatch(r"\d+\.[\d*]+\.[\d*]+", rest):
+        return dataset
+    if os.sep in rest or not rest:
+        raise UserError(
+            f"dataset ({dataset}) must be folder:/path, idx:/path, npz:/path "
+            f"or the name of a TFDS data set; {name}: is none of these"
+        )
+    return f"{name}/{rest}"
+
+
+def _check_split(config: Config, builder: Any) -> None:
+    try:
+        num_images = builder.info.splits[config.split].num_examples
+    except (KeyError, ValueError, AssertionError) as error:
+        names = ", ".join(builder.info.splits)
+        raise UserError(
+            f"split ({config.split}) of {config.dataset} must be {names}, or "
+            f"a part of one such as {next(iter(builder.info.splits))}[:80%]"
+        ) from error
+    if not num_images:
+        raise UserError(
+            f"split ({config.split}) of {config.dataset} holds no images"
+        )
+
+
+def _num_images(config: Config, builder: Any, records: Any) -> int:
+    if records is not None:
+        return len(records)
+    return builder.info.splits[config.split].num_examples
+
+
+def _choose(config: Config, features: Any) -> tuple[str, str | None]:
+    # By exact type, for some that are no pictures inherit from Image.
+    images = [
+        name for name in features if type(features[name]) is tfds.features.Image
+    ]
+    if "image" in images:
+        images = ["image"]
+    if len(images) != 1:
+        raise UserError(
+            f"dataset ({config.dataset}) must have one image in an example; "
+            f"it has {', '.join(images) or 'none'} among "
+            f"{', '.join(features)}"
+        )
+    if features[images[0]].np_dtype != np.uint8:
+        raise UserError(
+            f"the images of {config.dataset} are of type "
+            f"{np.dtype(features[images[0]].np_dtype)}; only uint8 is read"
+        )
+    labels = [
+        name
+        for name in features
+        if isinstance(features[name], tfds.features.ClassLabel)
+        and features[name].num_classes
+    ]
+    if "label" in labels:
+        labels = ["label"]
+    return images[0], labels[0] if len(labels) == 1 else None

@@ -1,0 +1,1 @@
+"""The state that training changes, and the step that changes it."""

@@ -1,0 +1,202 @@
+"""The phases of a step: which network is trained, and by which loss.
+
+A step is a tuple of phases. Each computes one loss for every example and
+trains one network by its gradient. By default there are
+`discriminator_steps` of the discriminator, then one of the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dtrain.config import Config
+from dtrain.gan import losses
+
+GENERATOR = "generator"
+DISCRIMINATOR = "discriminator"
+
+
+class Example(NamedTuple):
+    """What a phase is given: a replica's part of the batch, or a piece of it.
+
+    Each is a function of the seed and of the examples' positions in the run,
+    so a phase that draws nothing itself gives the same on any replicas.
+
+    Attributes:
+        real_images: float32 [b, H, W, C] in [-1, 1].
+        labels: int32 [b], those of the real images; zeros where there are
+            none. The fakes of a conditional model are of the same labels.
+        latents: float32 [b, latent_size], standard normal.
+        uniforms: float32 [b] in [0, 1).
+    """
+
+    real_images: tf.Tensor
+    labels: tf.Tensor
+    latents: tf.Tensor
+    uniforms: tf.Tensor
+
+
+class Phase(NamedTuple):
+    """One update of one network.
+
+    Attributes:
+        network: "generator" or "discriminator", the one that is trained.
+        objective: called in replica context with the networks and an
+            `Example`; returns the loss, float32 [b], one for each example,
+            and metrics by name, float32 [b] each.
+    """
+
+    network: str
+    objective: Callable[
+        [Networks, Example], tuple[tf.Tensor, dict[str, tf.Tensor]]
+    ]
+
+
+class Networks(NamedTuple):
+    """What a model's `make` returns, or the leading fields of it.
+
+    Attributes:
+        generator: latents float32 [b, latent_size] to images float [b, H, W,
+            C] in [-1, 1].
+        discriminator: images to logits, float [b] or [b, 1]. With
+            `conditional`, both take a list whose second element is the
+            labels, int32 [b].
+        phases: the phases of a step in their order; None is
+            `adversarial_phases`.
+        generator_optimizer: unbuilt; None is the one of the flags.
+        discriminator_optimizer: the same.
+    """
+
+    generator: keras.Model
+    discriminator: keras.Model
+    phases: tuple[Phase, ...] | None = None
+    generator_optimizer: keras.optimizers.Optimizer | None = None
+    discriminator_optimizer: keras.optimizers.Optimizer | None = None
+
+
+def adversarial_phases(config: Config) -> tuple[Phase, ...]:
+    """Makes the phases of a step with one of our own losses.
+
+    Args:
+        config: loss, r1_gamma, r2_gamma, gradient_penalty, conditional and
+            discriminator_steps count.
+
+    Returns:
+        `discriminator_steps` phases of the discriminator, then one of the
+        generator. Their metrics are discriminator_loss (without penalties),
+        real_logits, fake_logits, r1_penalty, r2_penalty and gradient_penalty
+        (each without its weight; left out where the weight is 0), and
+        generator_loss.
+    """
+
+    def discriminator_objective(
+        networks: Networks, example: Example
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        return _discriminator_objective(config, networks, example)
+
+    def generator_objective(
+        networks: Networks, example: Example
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        return _generator_objective(config, networks, example)
+
+    return (
+        *[Phase(DISCRIMINATOR, discriminator_objective)]
+        * config.discriminator_steps,
+        Phase(GENERATOR, generator_objective),
+    )
+
+
+def generate(config: Config, networks: Networks, example: Example) -> tf.Tensor:
+    """Generates one image for each example, as in training.
+
+    Args:
+        config: conditional counts.
+        networks: the generator counts.
+        example: the latents and labels count.
+
+    Returns:
+        float32 [b, H, W, C].
+    """
+    inputs = example.latents
+    if config.conditional:
+        inputs = [example.latents, example.labels]
+    return tf.cast(networks.generator(inputs, training=True), tf.float32)
+
+
+def make_critic(
+    config: Config, networks: Networks, example: Example
+) -> losses.Critic:
+    """Makes the discriminator a function of images alone.
+
+    Args:
+        config: conditional counts.
+        networks: the discriminator counts.
+        example: the labels count.
+
+    Returns:
+        A function of images float32 [b, H, W, C] to logits float32 [b].
+    """
+
+    def critic(images: tf.Tensor) -> tf.Tensor:
+        inputs = [images, example.labels] if config.conditional else images
+        logits = networks.discriminator(inputs, training=True)
+        return tf.reshape(tf.cast(logits, tf.float32), [-1])
+
+    return critic
+
+
+def _discriminator_objective(
+    config: Config, networks: Networks, example: Example
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    critic = make_critic(config, networks, example)
+    real_images = tf.cast(example.real_images, tf.float32)
+    fake_images = tf.stop_gradient(generate(config, networks, example))
+    real_logits, r1_penalty = _judge(critic, real_images, config.r1_gamma)
+    fake_logits, r2_penalty = _judge(critic, fake_images, config.r2_gamma)
+    loss = losses.LOSSES[config.loss].discriminator(real_logits, fake_logits)
+    metrics = {
+        "discriminator_loss": loss,
+        "real_logits": real_logits,
+        "fake_logits": fake_logits,
+    }
+    # Mescheder et al. 2018, equation (9): R1 = gamma / 2 E |grad D(x)|^2.
+    if r1_penalty is not None:
+        metrics["r1_penalty"] = r1_penalty
+        loss += 0.5 * config.r1_gamma * r1_penalty
+    if r2_penalty is not None:
+        metrics["r2_penalty"] = r2_penalty
+        loss += 0.5 * config.r2_gamma * r2_penalty
+    # Gulrajani et al. 2017, equation (3): the weight is not halved.
+    if config.loss == "wgan_gp" and config.gradient_penalty:
+        uniforms = tf.reshape(example.uniforms, [-1, 1, 1, 1])
+        between = fake_images + uniforms * (real_images - fake_images)
+        gradient_penalty = losses.one_centered_penalty(critic, between)
+        metrics["gradient_penalty"] = gradient_penalty
+        loss += config.gradient_penalty * gradient_penalty
+    return loss, metrics
+
+
+def _judge(
+    critic: losses.Critic, images: tf.Tensor, gamma: float
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Computes the logits, and the penalty if it has a weight."""
+    if gamma:
+        return losses.squared_gradient(critic, images)
+    return critic(images), None
+
+
+def _generator_objective(
+    config: Config, networks: Networks, example: Example
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    critic = make_critic(config, networks, example)
+    loss_pair = losses.LOSSES[config.loss]
+    fake_logits = critic(generate(config, networks, example))
+    real_logits = None
+    if loss_pair.uses_real_in_generator:
+        real_logits = critic(tf.cast(example.real_images, tf.float32))
+    loss = loss_pair.generator(real_logits, fake_logits)
+    return loss, {"generator_loss": loss}

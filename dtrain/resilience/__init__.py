@@ -1,0 +1,1 @@
+"""What ends a run from outside: notices, hangs, a person's stop file."""

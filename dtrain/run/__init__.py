@@ -1,0 +1,1 @@
+"""One run: its directory, its two tiers of checkpoints, where it goes on."""

@@ -1,0 +1,173 @@
+"""The EMA generator of a run, and as files that other programs load.
+
+A SavedModel needs TensorFlow alone. A .keras file needs Keras and, where the
+generator has layers of its own, the modules that register them: those of the
+user's model, and `dtrain.models.batch_norm` for `--batch_norm`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dtrain.cluster import environment, workers
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.gan import state
+from dtrain.run import checkpointer, identity
+from dtrain.storage import files
+
+_KERAS = ".keras"
+# Without it no program takes a directory for a SavedModel.
+_SAVED_MODEL = "saved_model.pb"
+
+
+class Restored(NamedTuple):
+    """The generator of a run at a step.
+
+    Attributes:
+        generator: the moving average: latents float32 [b, latent_size] to
+            images float [b, H, W, C] in [-1, 1]; if conditional, it takes a
+            list whose second element is the labels, int32 [b].
+        config: the run's settings, for one device.
+        image_shape: height, width and channels of an image.
+        num_classes: number of classes; 0 if there are no labels.
+    """
+
+    generator: keras.Model
+    config: Config
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def restore(run_dir: str, step: int = -1) -> Restored:
+    """Rebuilds the networks of a run, without its data, and restores them.
+
+    Args:
+        run_dir: the run's directory.
+        step: of the checkpoint; -1 is the newest that verifies.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it does not fit the
+            model.
+        StorageError: the disk or the store cannot be read.
+    """
+    description = identity.read(run_dir)
+    # The run's own directory may have moved, and its devices be elsewhere.
+    config = dataclasses.replace(
+        description.config,
+        run_dir=run_dir,
+        strategy="default",
+        num_devices=0,
+        jit_compile="off",
+    )
+    image_shape, num_classes = description.image_shape, description.num_classes
+    strategy = workers.make(config, environment.ALONE)
+    made = state.GAN(config, strategy, image_shape, num_classes)
+    checkpointer.restore_step(made.checkpoint, config, step)
+    return Restored(made.ema_generator, config, image_shape, num_classes)
+
+
+def save(restored: Restored, path: str) -> None:
+    """Writes the generator to a new file or directory.
+
+    It is a .keras file if the path ends so, and otherwise the directory of a
+    SavedModel, whose signature `serving_default` (and `serve`, as a method)
+    takes any batch:
+
+        latents    float32 [b, latent_size], standard normal
+        labels     int32 [b], if conditional: the classes, from 0
+        -> images  float32 [b, H, W, C] in [-1, 1]
+
+    Args:
+        restored: of a run.
+        path: local or gs://; by way of TMPDIR then. Its directory is made if
+            it is not there.
+
+    Raises:
+        UserError: there is something of this name, or the generator cannot
+            be written as .keras.
+        StorageError: the disk or the store failed.
+    """
+    with files.storage_errors(path), _new(path.rstrip("/")) as temporary:
+        if path.endswith(_KERAS):
+            _save_keras(restored.generator, temporary)
+        else:
+            _save_model(restored, temporary)
+
+
+@contextlib.contextmanager
+def _new(path: str) -> Iterator[str]:
+    """Yields where to write what then is at `path`, whole.
+
+    Raises:
+        UserError: there is something of this name.
+    """
+    if tf.io.gfile.exists(path):
+        raise UserError(
+            f"{path} is there already, and nothing is overwritten; remove it, "
+            "or name another path"
+        )
+    name = os.path.basename(path)
+    if files.is_remote(path):
+        with tempfile.TemporaryDirectory() as place:
+            yield os.path.join(place, name)
+            _copy(place, name, os.path.dirname(path))
+        return
+    directory = os.path.dirname(path) or "."
+    files.make_directory(directory)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".part") as place:
+        yield os.path.join(place, name)
+        # Of a directory that is there by now, an error.
+        os.rename(os.path.join(place, name), path)
+    files.sync(directory)
+
+
+def _copy(place: str, name: str, target: str) -> None:
+    """Copies a file or all of a directory, what makes it one at last."""
+    found = [
+        os.path.relpath(os.path.join(parent, each), place)
+        for parent, _, there in os.walk(place)
+        for each in there
+    ]
+    first = f"{name}/{_SAVED_MODEL}"
+    for each in sorted(found, key=lambda each: (each == first, each)):
+        files.copy(os.path.join(place, each), f"{target}/{each}")
+
+
+def _save_keras(generator: keras.Model, path: str) -> None:
+    try:
+        generator.save(path)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the generator cannot be written as {_KERAS}: {why}; give its "
+            "layers a get_config, or name a directory for a SavedModel"
+        ) from error
+
+
+def _save_model(restored: Restored, path: str) -> None:
+    config = restored.config
+    inputs = [
+        tf.TensorSpec([None, config.latent_size], tf.float32, name="latents")
+    ]
+    if config.conditional:
+        inputs.append(tf.TensorSpec([None], tf.int32, name="labels"))
+
+    def serve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
+        given = list(values) if config.conditional else values[0]
+        made = restored.generator(given, training=False)
+        # A user's generator may go beyond, and pictures do not.
+        return {"images": tf.clip_by_value(tf.cast(made, tf.float32), -1, 1)}
+
+    archive = keras.export.ExportArchive()
+    archive.track(restored.generator)
+    archive.add_endpoint("serve", serve, input_signature=inputs)
+    archive.write_out(path, verbose=False)

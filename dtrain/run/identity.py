@@ -1,0 +1,290 @@
+"""The directory of a run, and the files that say what the run is.
+
+run_dir/config.json     the settings, the shape of the data, the versions
+run_dir/generator.json  its layers, for `keras.models.model_from_json`
+run_dir/discriminator.json
+run_dir/metrics.jsonl   a line for each step
+run_dir/events/         for TensorBoard: losses now and then, and the grids
+run_dir/samples/        grids of images
+run_dir/checkpoints/    kept history
+run_dir/backup/         the newest state of a run that is not finished
+run_dir/saved.json      the directories that it has saved to
+run_dir/ledger/         where the time of each attempt went; see `goodput`
+run_dir/stacks/         of the threads of workers that were stuck or crashed
+run_dir/stop            made by a person who wants the run to end
+run_dir/.lock           held by the process that trains
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dtrain import config as config_lib
+from dtrain.checkpoint import manifest
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.gan import phases
+from dtrain.run import places
+from dtrain.storage import access, files, sealed
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What config.json holds: enough to rebuild the networks without the data.
+
+    Attributes:
+        config: the settings.
+        image_shape: height, width and channels of an image.
+        num_classes: number of classes; 0 if there are no labels.
+        num_images: images of the data set.
+    """
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_images: int
+
+
+def read(run_dir: str) -> Description:
+    """Reads what a run is.
+
+    Args:
+        run_dir: the run's directory.
+
+    Raises:
+        UserError: there is no run, or its config.json is damaged.
+    """
+    with files.storage_errors(run_dir):
+        description, _ = _read(run_dir, [])
+    if description is None:
+        raise UserError(
+            f"{run_dir} holds no run: there is no config.json in it"
+        )
+    return description
+
+
+def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
+    """Reads what a run is, from its checkpoints if config.json is damaged.
+
+    Args:
+        run_dir: the run's directory.
+        more: where there may be checkpoints, but for the usual directories.
+
+    Returns:
+        None if there is no run; and a line if there was something to say.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    path = os.path.join(run_dir, "config.json")
+    data = files.read(path)
+    why = f"{path} is missing"
+    if data is not None:
+        try:
+            return _describe(sealed.loads(data), path), ""
+        except sealed.DamagedError as error:
+            why = f"{path} is damaged ({error})"
+    usual = [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
+    for place in (*more, *usual, *(places.recorded(run_dir) or ())):
+        directory = CheckpointDirectory(place)
+        for step in reversed(directory.steps()):
+            with contextlib.suppress(sealed.DamagedError):
+                made = directory.manifest(step)
+                prefix = directory.prefix(step)
+                if made.run:
+                    described = _describe(made.run, prefix)
+                    return described, f"{why}; taken from {prefix}.json"
+    if data is None:
+        return None, ""
+    raise UserError(f"{why}; bring it back, or name another run_dir")
+
+
+def _describe(values: Mapping[str, Any], path: str) -> Description:
+    try:
+        return Description(
+            config=config_lib.from_dict(values["config"]),
+            image_shape=tuple(values["data"]["image_shape"]),
+            num_classes=values["data"]["num_classes"],
+            num_images=values["data"]["num_images"],
+        )
+    except (UserError, KeyError) as error:
+        raise UserError(
+            f"{path}: {error}; use the version of dtrain that wrote it, or "
+            "name another run_dir"
+        ) from error
+
+
+def check(
+    description: Description, *, is_chief: bool, is_alone: bool = True
+) -> str:
+    """Checks that the run's directory is of this run, or free for it.
+
+    Every worker calls this. Nothing is written, so that a mistake which is
+    found later, such as in the model, leaves everything as it was.
+
+    Args:
+        description: what the run is told now.
+        is_chief: whether this worker writes.
+        is_alone: whether nobody else can have the state of the run.
+
+    Returns:
+        A line if the directory is damaged, and not beyond repair.
+
+    Raises:
+        UserError: the directory belongs to another run, holds one although
+            `resume` is never, or holds none although it is must.
+        StorageError: it cannot be read.
+    """
+    config = description.config
+    run_dir = config.run_dir
+    with files.storage_errors(run_dir):
+        before, note = _read(run_dir, [places.checkpoint_dir(config)])
+    if config.resume == "must" and before is None and is_alone:
+        raise UserError(
+            f"resume (must): {run_dir} holds no run to go on with; name "
+            "its directory, or use --resume=auto"
+        )
+    if before is not None:
+        _check_same(description, before, run_dir)
+    # Another worker may find what the chief has just begun to write.
+    elif is_chief and tf.io.gfile.exists(run_dir):
+        _check_empty(run_dir)
+    return note
+
+
+def _holds_only(path: str, names: set[str]) -> bool:
+    return tf.io.gfile.isdir(path) and set(files.names(path)) <= names
+
+
+def check_restored(
+    description: Description, values: Mapping[str, Any], prefix: str
+) -> None:
+    """Checks that a checkpoint is of this run.
+
+    A backup outlives a run directory that was removed.
+
+    Args:
+        description: what the run is told now.
+        values: what `to_dict` returned for the run that was saved.
+        prefix: of the checkpoint.
+
+    Raises:
+        UserError: it is another run's.
+    """
+    if values:
+        directory = os.path.dirname(prefix)
+        _check_same(
+            description,
+            _describe(values, prefix),
+            prefix,
+            f"name another run_dir, or remove {directory} if that run is over",
+        )
+
+
+def _check_same(
+    now: Description,
+    before: Description,
+    where: str,
+    remedy: str = "or name another run_dir",
+) -> None:
+    differences = before.config.differences(now.config)
+    for name in ("image_shape", "num_classes", "num_images"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            differences[name] = (old, new)
+    if differences:
+        listed = ", ".join(
+            f"{name} was {old} and is now {new}"
+            for name, (old, new) in differences.items()
+        )
+        raise UserError(
+            f"{where} belongs to another run: {listed}; use the same "
+            f"settings, {remedy}"
+        )
+
+
+def _check_empty(run_dir: str) -> None:
+    if not tf.io.gfile.isdir(run_dir):
+        raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
+    # What a run that was killed at its very start leaves behind, and the job
+    # that starts it.
+    ours = {"config.json.tmp", ".lock", "lease.json", "launch"}
+    names = [
+        name
+        for name in files.names(run_dir)
+        if name not in ours and not _holds_only(f"{run_dir}/{name}", ours)
+    ]
+    if names:
+        raise UserError(
+            f"run_dir ({run_dir}) is not empty and holds no run: "
+            f"{', '.join(names[:3])}; name another one"
+        )
+
+
+def write(description: Description, networks: phases.Networks) -> None:
+    """Describes the run in its directory.
+
+    The chief calls this. A network is described where it can be rebuilt from
+    its description: functional ones of any layers, and subclassed ones with
+    `get_config`. Others are built by their own code alone.
+
+    Args:
+        description: what the run is told now, and `check` found to fit.
+        networks: those of the run.
+
+    Raises:
+        UserError: the directory cannot be written to.
+    """
+    run_dir = description.config.run_dir
+    access.make("run_dir", run_dir)
+    try:
+        _write(
+            os.path.join(run_dir, "config.json"),
+            sealed.dumps(
+                {**to_dict(description), "versions": manifest.versions()}
+            ),
+        )
+        for name in ("generator", "discriminator"):
+            text = _architecture(getattr(networks, name))
+            if text:
+                path = os.path.join(run_dir, f"{name}.json")
+                _write(path, f"{text}\n".encode())
+    except files.FAILURES as error:
+        raise UserError(
+            f"run_dir ({run_dir}) cannot be written to: "
+            f"{files.reason(error)}; name another one"
+        ) from error
+
+
+def _architecture(network: keras.Model) -> str:
+    """Returns the layers of a network as JSON; empty if it does not say."""
+    try:
+        return network.to_json(indent=2)
+    except (NotImplementedError, TypeError, ValueError):
+        return ""
+
+
+def to_dict(description: Description) -> dict[str, Any]:
+    """Returns what config.json and each manifest say of a run."""
+    return {
+        "config": description.config.to_dict(),
+        "data": {
+            "image_shape": list(description.image_shape),
+            "num_classes": description.num_classes,
+            "num_images": description.num_images,
+        },
+    }
+
+
+def _write(path: str, data: bytes) -> None:
+    """Writes a file, unless it is that already."""
+    if files.read(path) != data:
+        files.write(path, data)

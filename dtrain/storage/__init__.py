@@ -1,0 +1,1 @@
+"""Durable bytes, locks and leases, on a disk or on gs://."""

@@ -1,0 +1,149 @@
+"""The first call to an object store, and what it says when it fails.
+
+TensorFlow asks for credentials once. Where that fails it goes on without, for
+as long as the process lives, and every later call is refused: so the first one
+is made early, and its failure is told as what it is. The credentials are
+TensorFlow's business alone; nothing here reads one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import files
+
+_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
+_LOG_IN = (
+    "run `gcloud auth application-default login`, or let "
+    "GOOGLE_APPLICATION_CREDENTIALS name the key of a service account"
+)
+
+
+def check(name: str, path: str) -> None:
+    """Checks that an object store can be reached; does nothing on a disk.
+
+    To be called before any other use of the store, by every worker.
+
+    Args:
+        name: of the setting that names the path.
+        path: local or remote; it need not be there.
+
+    Raises:
+        UserError: there is no such store or bucket, or it refuses.
+        StorageError: it does not answer, or its credentials do not come.
+    """
+    if not files.is_remote(path):
+        return
+    try:
+        tf.io.gfile.stat(f"{path.rstrip('/')}/lease.json")
+    except files.FAILURES as error:
+        mistake = explain(name, path, error)
+        # An object may be missing, a bucket may not.
+        if isinstance(error, tf.errors.NotFoundError) and isinstance(
+            mistake, StorageError
+        ):
+            return
+        raise mistake from error
+
+
+def make(name: str, directory: str) -> None:
+    """Makes a directory, if it is not there.
+
+    Args:
+        name: of the setting that names it.
+        directory: local, or any that `tf.io.gfile` writes.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        tf.io.gfile.makedirs(directory)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{name} ({directory}) cannot be made: {error.message}; name "
+            "another one"
+        ) from error
+
+
+@contextlib.contextmanager
+def to(name: str, path: str) -> Iterator[None]:
+    """Checks that a store can be reached, and says why it fails later.
+
+    On a disk it does nothing.
+
+    Args:
+        name: of the setting that names the path.
+        path: local or remote.
+
+    Raises:
+        UserError: there is no such store or bucket, or it refuses.
+        StorageError: it does not answer, or its credentials do not come.
+    """
+    if not files.is_remote(path):
+        yield
+        return
+    check(name, path)
+    try:
+        yield
+    except tf.errors.OpError as error:
+        mistake = explain(name, path, error)
+        raise mistake from error
+
+
+def explain(
+    name: str, path: str, error: BaseException
+) -> UserError | StorageError:
+    """Says in one line why a store failed.
+
+    Args:
+        name: of the setting that names the path.
+        path: remote.
+        error: one of `files.FAILURES`.
+
+    Returns:
+        A StorageError if another try may succeed, or else a UserError.
+    """
+    text = str(error)
+    if isinstance(error, tf.errors.UnimplementedError):
+        scheme = path.partition("://")[0]
+        return UserError(
+            f"{name} ({path}) must be on a disk or gs://; {scheme}:// is not "
+            "read here"
+        )
+    if "bucket does not exist" in text:
+        bucket = "/".join(path.split("/")[:3])
+        return UserError(
+            f"{name} ({path}) is in no bucket: there is no {bucket}; make it, "
+            "or name another one"
+        )
+    if not isinstance(error, tf.errors.PermissionDeniedError):
+        return StorageError(f"{name} ({path}): {files.reason(error)}")
+    if "code 401" not in text:
+        return UserError(
+            f"{name} ({path}) is refused to the account of this process; give "
+            "it the role Storage Object Admin on the bucket"
+        )
+    if _is_on_google():
+        return StorageError(
+            f"{name} ({path}) is refused without credentials, and those of "
+            "this virtual machine did not come; run the same command again"
+        )
+    return UserError(
+        f"{name} ({path}) is refused without valid credentials; {_LOG_IN}"
+    )
+
+
+def _is_on_google() -> bool:
+    """Says whether TensorFlow asks a virtual machine for credentials."""
+    if os.environ.get("GCE_METADATA_HOST"):
+        return True
+    try:
+        return "Google" in _PRODUCT.read_text()
+    except OSError:
+        return False

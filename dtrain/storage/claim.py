@@ -1,0 +1,434 @@
+"""Who trains in a run directory: one process at a time.
+
+On a disk the kernel keeps a lock, and drops it with the process, however it
+ends. On an object store there is `run_dir/lease.json`, which says who holds the
+run and is renewed as long as that process lives. Whoever finds a lease watches
+it, by its own clock, for as long as it is good for: one that changes is held,
+one that does not is dead and is taken over. A store has no compare-and-swap
+here, so that a claim is written, left alone for a moment, and read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import tensorflow as tf
+
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import access, files
+
+_LEASE_SECS = 30.0
+# A step and a save to a slow disk.
+_ORPHAN_SECS = 120.0
+_SETTLE_SECS = 1.0
+_NUM_TRIES = 4
+_MAX_BYTES = 64 * 1024
+
+
+class Claim(Protocol):
+    """A run directory that is this process's own."""
+
+    def raise_if_lost(self) -> None:
+        """Raises if it is not any more.
+
+        Raises:
+            UserError: another process has it.
+            StorageError: another process may have it.
+        """
+
+
+class Clock:
+    """Time, as a claim needs it; a test passes by its own."""
+
+    def now(self) -> float:
+        """Returns seconds from any one moment on."""
+        return time.monotonic()
+
+    def sleep(self, secs: float) -> None:
+        """Waits."""
+        time.sleep(secs)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def claim(
+    run_dir: str,
+    *,
+    name: str = "run_dir",
+    lease_secs: float = _LEASE_SECS,
+    clock: Clock | None = None,
+    report: Callable[[str], object] = _say,
+) -> Iterator[Claim]:
+    """Keeps a second process out of a run directory; the chief calls this.
+
+    On those network disks that have no locks there is no claim.
+
+    Args:
+        run_dir: the directory; made if it is not there.
+        name: of the setting that names it.
+        lease_secs: on a store, how long a process that says nothing is
+            waited for.
+        clock: the time; None is this host's.
+        report: called with a line before anything is waited for.
+
+    Yields:
+        What the training loop asks whether the run is still its own. The
+        claim ends with the block.
+
+    Raises:
+        UserError: another process trains in it.
+        StorageError: the store does not answer.
+    """
+    if files.is_remote(run_dir):
+        lease = _Lease(run_dir, name, lease_secs, clock or Clock(), report)
+        lease.acquire()
+        try:
+            yield lease
+        finally:
+            lease.release()
+        return
+    access.make(name, run_dir)
+    with _locked(run_dir, name, report) as locked:
+        yield locked
+
+
+class _Lock:
+    def raise_if_lost(self) -> None:
+        """Does nothing: the kernel gives no lock away."""
+
+
+@contextlib.contextmanager
+def _locked(
+    run_dir: str, name: str, report: Callable[[str], object]
+) -> Iterator[_Lock]:
+    path = os.path.join(run_dir, ".lock")
+    try:
+        # For writing: a network disk gives no lock on anything else.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{name} ({run_dir}) cannot be written to: {error.strerror}; "
+            "name another one"
+        ) from error
+    try:
+        with contextlib.suppress(OSError):
+            _lock(file, run_dir, name, report)
+        yield _Lock()
+    finally:
+        os.close(file)
+
+
+def _lock(
+    file: int, run_dir: str, name: str, report: Callable[[str], object]
+) -> None:
+    """Locks a file.
+
+    Raises:
+        UserError: another process has it.
+        OSError: the disk has no locks.
+    """
+    # The workers of a supervisor that was killed save and end by themselves.
+    is_supervised = bool(os.environ.get("DTRAIN_SUPERVISOR_PID"))
+    end = time.monotonic() + (_ORPHAN_SECS if is_supervised else 0.0)
+    has_said = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"another process trains in {name} ({run_dir}); stop it, "
+                    f"or name another {name}"
+                ) from error
+        if not has_said:
+            report(
+                f"another process trains in {name} ({run_dir}); waiting "
+                f"{_ORPHAN_SECS:.0f} s for it to end"
+            )
+            has_said = True
+        time.sleep(0.2)
+
+
+class Holder(NamedTuple):
+    """A process.
+
+    Attributes:
+        host: its host's name.
+        pid: its number there.
+        key: its own, by chance.
+        machine: what tells the host and its numbering of processes from all
+            others; "" if unknown.
+        started: when it started, in the kernel's ticks since it booted.
+    """
+
+    host: str
+    pid: int
+    key: str
+    machine: str
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+    @classmethod
+    def this(cls) -> Holder:
+        """Returns this process."""
+        pid = os.getpid()
+        return cls(
+            socket.gethostname(),
+            pid,
+            secrets.token_hex(8),
+            _machine(),
+            _started(pid),
+        )
+
+    def is_gone(self) -> bool:
+        """Says whether the process is known to have ended."""
+        return (
+            bool(self.machine)
+            and self.machine == _machine()
+            and self.started != _started(self.pid)
+        )
+
+
+def _machine() -> str:
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
+        # Containers of one host number their processes each for itself.
+        return f"{boot.strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    # After the name, which may hold anything.
+    return text.rpartition(")")[2].split()[19]
+
+
+class _Found(NamedTuple):
+    """A lease as it was read.
+
+    Attributes:
+        data: its bytes; a lease whose bytes change is renewed.
+        holder: None if the bytes do not say.
+        term: how often the run had been claimed before and with it.
+        lease_secs: how long it is good for.
+    """
+
+    data: bytes
+    holder: Holder | None = None
+    term: int = 0
+    lease_secs: float = _LEASE_SECS
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Found:
+        """Reads a lease, or as much of it as can be read."""
+        try:
+            values = json.loads(data)
+            return cls(
+                data,
+                Holder(**values["holder"]),
+                int(values["term"]),
+                float(values["lease_secs"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return cls(data)
+
+
+class _Lease:
+    """A claim on an object store."""
+
+    def __init__(
+        self,
+        run_dir: str,
+        name: str,
+        lease_secs: float,
+        clock: Clock,
+        report: Callable[[str], object],
+    ) -> None:
+        self._run_dir = run_dir
+        self._name = name
+        self._path = f"{run_dir.rstrip('/')}/lease.json"
+        self._lease_secs = lease_secs
+        self._clock = clock
+        self._report = report
+        self._holder = Holder.this()
+        self._term = 0
+        self._num_renewals = 0
+        self._renewed_at = 0.0
+        self._taken_by: Holder | None = None
+        self._failure = "the store does not answer"
+        self._changed = threading.Condition()
+        self._released = threading.Event()
+        self._thread = threading.Thread(
+            target=self._keep_renewing, name="dtrain-lease", daemon=True
+        )
+
+    def acquire(self) -> None:
+        """Takes the lease, or raises UserError or StorageError."""
+        found = self._try(self._read)
+        if found and not (found.holder and found.holder.is_gone()):
+            found = self._watch(found)
+        self._term = found.term + 1 if found else 1
+        self._try(self._write)
+        self._clock.sleep(min(_SETTLE_SECS, self._lease_secs / 10))
+        found = self._try(self._read)
+        if found is None or found.holder != self._holder:
+            raise self._refusal(found)
+        self._thread.start()
+
+    def _watch(self, first: _Found) -> _Found | None:
+        """Waits until a lease is released, which gives None, or is dead.
+
+        Raises:
+            UserError: it is held.
+        """
+        self._report(
+            f"waiting up to {first.lease_secs:g} s for the lease of "
+            f"{first.holder or 'an unknown process'} on {self._run_dir}"
+        )
+        until = self._clock.now() + first.lease_secs
+        found: _Found | None = first
+        # The last look must come after the time, or what it shows may be old.
+        is_over = False
+        while not is_over:
+            self._clock.sleep(min(1.0, first.lease_secs / 10))
+            is_over = self._clock.now() >= until
+            found = self._try(self._read)
+            if found is None:
+                return None
+            if found.data != first.data:
+                raise self._refusal(found)
+        return found
+
+    def _refusal(self, found: _Found | None) -> UserError:
+        who = found.holder if found and found.holder else "an unknown process"
+        return UserError(
+            f"another process trains in {self._name} ({self._run_dir}): {who} "
+            f"holds its lease; stop it, or name another {self._name}"
+        )
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        """Does something with the store, again if it fails.
+
+        Raises:
+            UserError: the store refuses.
+            StorageError: it fails again and again.
+        """
+        number = 1
+        while True:
+            try:
+                return action()
+            except files.FAILURES as error:
+                mistake = access.explain(self._name, self._run_dir, error)
+                if number == _NUM_TRIES or isinstance(mistake, UserError):
+                    raise mistake from error
+            self._clock.sleep(float(number))
+            number += 1
+
+    def _read(self) -> _Found | None:
+        try:
+            # By parts, for the size that TensorFlow remembers is that of some
+            # seconds ago, and another process writes here.
+            return _Found.parse(files.read_part(self._path, 0, _MAX_BYTES))
+        except tf.errors.NotFoundError:
+            return None
+
+    def _write(self) -> None:
+        began = self._clock.now()
+        self._num_renewals += 1
+        lease = {
+            "holder": self._holder._asdict(),
+            "term": self._term,
+            "lease_secs": self._lease_secs,
+            "num_renewals": self._num_renewals,
+            # For people; no two clocks agree.
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        files.write(self._path, (json.dumps(lease, indent=2) + "\n").encode())
+        self._renewed_at = began
+
+    def _keep_renewing(self) -> None:
+        while not self._released.wait(self._lease_secs / 3):
+            try:
+                self.renew()
+            except files.FAILURES as error:
+                # Tried again, until `raise_if_lost` finds that too late.
+                self._failure = files.reason(error)
+            with self._changed:
+                self._changed.notify_all()
+            if self._taken_by:
+                return
+
+    def renew(self) -> None:
+        """Renews the lease, unless another process has it.
+
+        Raises:
+            OSError: the store fails.
+            OpError: likewise.
+        """
+        found = self._read()
+        # An earlier holder that was slow to write has lost it long ago.
+        is_newer = found and found.holder and found.term >= self._term
+        if found and is_newer and found.holder != self._holder:
+            self._taken_by = found.holder
+        else:
+            self._write()
+
+    def _is_overdue(self) -> bool:
+        return self._clock.now() - self._renewed_at > self._lease_secs
+
+    def raise_if_lost(self) -> None:
+        """Raises if another process has the lease, or may have it.
+
+        Raises:
+            UserError: another process has it.
+            StorageError: it could not be renewed for as long as it is good.
+        """
+        if self._is_overdue():
+            # The whole process may have been stopped, and not the store.
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._taken_by or not self._is_overdue(),
+                    self._lease_secs / 2,
+                )
+        if self._taken_by:
+            raise UserError(
+                f"another process trains in {self._name} ({self._run_dir}): "
+                f"{self._taken_by} took its lease over from this one; name "
+                f"another {self._name}"
+            )
+        if self._is_overdue():
+            raise StorageError(
+                f"{self._name} ({self._run_dir}): its lease could not be "
+                f"renewed for {self._lease_secs:g} s, and another process may "
+                f"take it ({self._failure}); run the same command again"
+            )
+
+    def release(self) -> None:
+        """Gives the lease up; whoever waits for it has it at once."""
+        self._released.set()
+        self._thread.join(self._lease_secs / 3)
+        # Whoever comes next waits, if this fails.
+        with contextlib.suppress(*files.FAILURES):
+            found = self._read()
+            if found and found.holder == self._holder:
+                files.remove(self._path)

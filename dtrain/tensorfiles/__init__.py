@@ -1,0 +1,1 @@
+"""Tensors in the files of other programs: safetensors, npz, h5."""

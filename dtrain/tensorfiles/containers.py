@@ -1,0 +1,183 @@
+"""Files of tensors that other programs read and write.
+
+.safetensors   Hugging Face's
+.npz           NumPy's
+.h5            Keras' .weights.h5, only read
+
+A file from outside is only believed as far as it can be checked, and no
+pickle is ever read. All goes by one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from dtrain.errors import UserError
+from dtrain.storage import files
+from dtrain.tensorfiles import entries as entries_lib
+from dtrain.tensorfiles import h5_file, npz_file, safetensors_file
+from dtrain.tensorfiles.entries import Container, Entry, RefusedError
+
+_WRITERS = {".safetensors": safetensors_file.write, ".npz": npz_file.write}
+_READERS = {
+    ".safetensors": safetensors_file.opened,
+    ".npz": npz_file.opened,
+    ".h5": h5_file.opened,
+}
+
+
+def write(
+    path: str,
+    entries: Mapping[str, Entry],
+    value: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors to a new file, which is there whole or not at all.
+
+    Equal tensors are equal bytes. What the format does not hold is written as
+    `entries` says.
+
+    Args:
+        path: .safetensors or .npz, local or gs://; by way of TMPDIR then. Its
+            directory is made if it is not there.
+        entries: of each tensor, by its name.
+        value: returns a tensor by its name; it may be asked twice.
+        metadata: what else is to be said.
+
+    Raises:
+        UserError: there is such a file, its suffix is another one, or a name
+            or a dtype cannot be written.
+        StorageError: the disk or the store failed.
+    """
+    write_tensors = _of_suffix(path, _WRITERS)
+    with _refusals(path):
+        entries_lib.check_all(entries)
+        with _finished(path) as temporary, open(temporary, "wb") as file:
+            write_tensors(file, entries, value, metadata or {})
+
+
+@contextlib.contextmanager
+def _finished(path: str) -> Iterator[str]:
+    """Yields where to write what then becomes a new file.
+
+    Args:
+        path: of the new file.
+
+    Yields:
+        A local path.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    _check_new(path)
+    if files.is_remote(path):
+        with tempfile.TemporaryDirectory() as place:
+            temporary = os.path.join(place, os.path.basename(path))
+            yield temporary
+            files.copy(temporary, path)
+        return
+    directory = os.path.dirname(path) or "."
+    files.make_directory(directory)
+    temporary = f"{path}.part"
+    try:
+        yield temporary
+        files.sync(temporary)
+        # It took a while.
+        _check_new(path)
+        files.move(temporary, path)
+    finally:
+        files.remove(temporary)
+    files.sync(directory)
+
+
+def _check_new(path: str) -> None:
+    if files.size(path) is not None:
+        raise UserError(
+            f"{path} is there already, and nothing is overwritten; remove it, "
+            "or name another file"
+        )
+
+
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[Container]:
+    """Opens a file of tensors; all that it says is checked first.
+
+    Args:
+        path: .safetensors, .npz or .h5, local or gs://; by way of TMPDIR
+            then.
+
+    Yields:
+        What it holds. Its `read` raises UserError for a tensor that is not
+        sound, and StorageError where the disk fails.
+
+    Raises:
+        UserError: there is no such file, or it is not sound.
+        StorageError: the disk or the store failed.
+    """
+    opened = _of_suffix(path, _READERS)
+    with contextlib.ExitStack() as stack:
+        # Not what goes wrong with other files while this one is open.
+        with _refusals(path):
+            local = stack.enter_context(_local(path))
+            there = stack.enter_context(opened(local))
+            container = entries_lib.with_decoded(there)
+
+        def read(name: str) -> np.ndarray:
+            with _refusals(path):
+                return container.read(name)
+
+        yield container._replace(read=read)
+
+
+@contextlib.contextmanager
+def _local(path: str) -> Iterator[str]:
+    """Yields the path of a local file, of a copy if it is remote.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if files.size(path) is None:
+        raise UserError(f"{path} is not there; name a file that is")
+    if files.is_remote(path):
+        with tempfile.TemporaryDirectory() as place:
+            local = os.path.join(place, os.path.basename(path))
+            files.copy(path, local)
+            yield local
+        return
+    # Not a pipe, which would be waited for.
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is no file; name one")
+    yield path
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Says to the user of which file something is refused.
+
+    Raises:
+        UserError: it is refused.
+    """
+    try:
+        with files.storage_errors(path):
+            yield
+    except RefusedError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _of_suffix(path: str, formats: Mapping[str, Callable]) -> Callable:
+    """Returns what reads or writes the format of a file.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix not in formats:
+        raise UserError(
+            f"{path} must end in one of {', '.join(formats)}; rename it"
+        )
+    return formats[suffix]

@@ -1,0 +1,1 @@
+"""One launcher for each scheduler: a job -> its files and commands."""

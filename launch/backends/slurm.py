@@ -1,0 +1,453 @@
+"""Jobs of a Slurm cluster: one batch script, which queues itself again.
+
+What Slurm really does, and why the script is as it is, is in docs/slurm.md.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from dtrain import config
+from dtrain.cluster import environment
+from dtrain.errors import StorageError, UserError
+from launch import code, lines, logs
+from launch.job import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    QUEUED,
+    RUNNING,
+    UNKNOWN,
+    Job,
+    Options,
+    Plan,
+    State,
+)
+from launch.submission import Submission, ask
+
+# Slurm looks at the clock about every 30 s.
+_LEAST_LEAD_SECS = 120
+# A job array's, where the site has not set MaxArraySize.
+_MOST_RUNS = 1000
+_MOST_NAME_BYTES = 255
+
+_PHASES = {
+    "PENDING": QUEUED,
+    "REQUEUED": QUEUED,
+    "REQUEUE_FED": QUEUED,
+    "REQUEUE_HOLD": QUEUED,
+    "SUSPENDED": QUEUED,
+    "CONFIGURING": RUNNING,
+    "RUNNING": RUNNING,
+    "COMPLETING": RUNNING,
+    "SIGNALING": RUNNING,
+    "STAGE_OUT": RUNNING,
+    "COMPLETED": FINISHED,
+    "CANCELLED": CANCELLED,
+}
+
+# Arguments of sbatch without which the script is another one, and what is for
+# them.
+_OURS = {
+    **dict.fromkeys(("--nodes", "-N"), "use --num_nodes"),
+    **dict.fromkeys(
+        ("--ntasks", "-n", "--ntasks-per-node"),
+        "leave it out: each node has one worker",
+    ),
+    **dict.fromkeys(("--array", "-a"), "use --sweep"),
+    **dict.fromkeys(("--job-name", "-J"), "use --name"),
+    **dict.fromkeys(
+        ("--output", "-o"), "leave it out: launch.main logs reads it"
+    ),
+    **dict.fromkeys(
+        ("--clusters", "--cluster", "-M"),
+        "submit on that cluster, which alone knows the number of the job",
+    ),
+}
+
+_SCRIPT = """\
+#!/bin/bash
+# Written by `python -m launch.main`; docs/slurm.md explains it.
+set -u
+# What the shell of the submission has set of a cluster is none of this job.
+unset {foreign}
+export DTRAIN_SUBMITTED_SECS={submitted_secs}
+export DTRAIN_CODE_DIR={code_dir}
+logs={logs}/${{SLURM_ARRAY_TASK_ID:-0}}
+mkdir -p "$logs"
+cd {workdir} || exit 78
+{modules}
+{arguments}
+# A worker that ends lets the others save: it neither kills them nor hurries.
+# All that is exported above arrives, also where sbatch is to export nothing.
+srun --export=ALL \\
+    --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 {srun_arguments} \\
+    {command} --log_dir="$logs" -- "${{arguments[@]}}"
+code=$?
+
+# 75 is "run me again": a preemption, or the time limit. 76 is a node that does
+# not answer, which another allocation may leave out.
+if ((code == 76)); then
+    echo "$SLURM_JOB_ID" >> "$logs/requeues"
+    (($(wc -l < "$logs/requeues") <= {max_requeues})) || exit 76
+fi
+if ((code == 75 || code == 76)); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def plan(job: Job) -> Plan:
+    """Makes the batch script of a job, and the commands that submit it.
+
+    All that was typed is an argument, or quoted for bash.
+
+    Args:
+        job: the job; its directory is one that all nodes see.
+
+    Returns:
+        The plan; what it submits prints the job's number.
+
+    Raises:
+        UserError: a flag is malformed.
+    """
+    if "://" in job.directory:
+        raise UserError(
+            f"record_dir ({job.record_dir}) must be on a disk that all nodes "
+            "see; name one with --record_dir"
+        )
+    if "\\" in job.directory:
+        # It would make %j, the job's number, a part of the log's name.
+        raise UserError(
+            f"record_dir ({job.record_dir}) must have no backslash, which "
+            "Slurm takes for its own; name another with --record_dir"
+        )
+    for each in job.options.sbatch_arg:
+        name = each.partition("=")[0] if each.startswith("--") else each[:2]
+        if name in _OURS:
+            raise UserError(
+                f"sbatch_arg ({each}) is told sbatch already; {_OURS[name]}"
+            )
+    script = os.path.join(job.directory, "job.sh")
+    arguments = (*_sbatch_arguments(job), script)
+    return Plan(
+        files={"job.sh": _script(job)},
+        run_dirs=tuple(
+            config.parse(["dtrain.main", *each]).run_dir for each in sweep(job)
+        ),
+        check=("sbatch", "--test-only", *arguments),
+        has_code=True,
+        submit=("sbatch", "--parsable", *arguments),
+    )
+
+
+def sweep(job: Job) -> list[tuple[str, ...]]:
+    """Returns the arguments of each run of a job, one without a sweep.
+
+    Raises:
+        UserError: what is swept over is malformed, or makes a run that cannot
+            be.
+    """
+    axes = _axes(job.options)
+    if not axes:
+        return [job.worker_arguments]
+    found = []
+    for combination in itertools.product(*axes):
+        name = ",".join(combination)
+        if len(os.fsencode(name)) > _MOST_NAME_BYTES:
+            raise UserError(
+                f"sweep ({name[:80]}...) makes the name of a directory longer "
+                f"than {_MOST_NAME_BYTES} bytes; take shorter values"
+            )
+        arguments = (
+            *job.worker_arguments,
+            *(f"--{each}" for each in combination),
+            f"--run_dir={job.parsed.run_dir}/{name}",
+        )
+        # A mistake is known before anything waits in a queue.
+        config.parse(["dtrain.main", *arguments])
+        found.append(arguments)
+    return found
+
+
+def _axes(options: Options) -> list[list[str]]:
+    """Returns what is swept over: of each flag, `flag=value` for each value.
+
+    Raises:
+        UserError: it is malformed, or makes one run twice, or too many.
+    """
+    axes = []
+    for text in options.sweep:
+        name, equals, values = text.partition("=")
+        if not re.fullmatch(r"\w+", name) or not equals:
+            raise UserError(
+                f"sweep ({text}) must be of the form flag=value,value"
+            )
+        axes.append([f"{name}={value}" for value in values.split(",")])
+        if len(set(axes[-1])) < len(axes[-1]):
+            raise UserError(
+                f"sweep ({text}) has a value twice, and two jobs would train "
+                "one run; leave one out"
+            )
+    names = [axis[0].partition("=")[0] for axis in axes]
+    if "run_dir" in names or len(set(names)) < len(names):
+        raise UserError(
+            f"sweep ({', '.join(names)}) must be over different flags, and not "
+            "over run_dir, which it chooses"
+        )
+    if options.max_parallel and not axes:
+        raise UserError(
+            f"max_parallel ({options.max_parallel}) is for the runs of a "
+            "sweep; add --sweep, or leave it out"
+        )
+    num_runs = math.prod(map(len, axes))
+    if num_runs > _MOST_RUNS:
+        raise UserError(
+            f"sweep makes {num_runs:,} runs, and must make at most "
+            f"{_MOST_RUNS:,}; submit parts of it, in other run_dirs"
+        )
+    return axes
+
+
+def _script(job: Job) -> str:
+    code_dir = os.path.join(job.directory, "code")
+    command = [
+        # That of the submission may link to what no image has.
+        "python3" if job.options.container_image else job.python,
+        os.path.join(code_dir, code.RUNNER),
+        "launch.node",
+        *job.supervisor_arguments,
+    ]
+    return _SCRIPT.format(
+        foreign=" ".join(
+            name
+            for name in environment.SOURCES
+            if not name.startswith("SLURM_")
+        ),
+        submitted_secs=job.submitted_secs,
+        code_dir=shlex.quote(code_dir),
+        workdir=shlex.quote(job.workdir),
+        modules="".join(
+            f"module load {shlex.quote(each)} || exit 78\n"
+            for each in job.options.module
+        ),
+        arguments=_arguments(sweep(job)),
+        srun_arguments=shlex.join(_srun_arguments(job)),
+        command=shlex.join(command),
+        logs=shlex.quote(os.path.join(job.directory, "logs")),
+        max_requeues=job.options.max_requeues,
+    )
+
+
+def _arguments(runs: Sequence[Sequence[str]]) -> str:
+    if len(runs) == 1:
+        return f"arguments=({shlex.join(runs[0])})"
+    cases = "".join(
+        f"    {index}) arguments=({shlex.join(run)}) ;;\n"
+        for index, run in enumerate(runs)
+    )
+    return f"case $SLURM_ARRAY_TASK_ID in\n{cases}esac"
+
+
+def _lead_secs(options: Options) -> int:
+    """Returns how long before the time limit the notice comes.
+
+    Raises:
+        UserError: there is no time left to train.
+    """
+    lead_secs = max(_LEAST_LEAD_SECS, int(2 * options.grace_secs))
+    if 0 < 3600 * options.max_hours < 2 * lead_secs:
+        raise UserError(
+            f"max_hours ({options.max_hours:g}) must be at least "
+            f"{2 * lead_secs / 3600:.2g}: its notice is {lead_secs} s before "
+            "the end, and too little is left; raise it, or lower --grace_secs"
+        )
+    return lead_secs
+
+
+def _sbatch_arguments(job: Job) -> tuple[str, ...]:
+    """Returns the flags of sbatch; no shell and no comment line reads them."""
+    options = job.options
+    lead_secs = _lead_secs(options)
+    num_runs = len(sweep(job))
+    name = f"slurm-{'%A_%a' if num_runs > 1 else '%j'}.log"
+    # In the whole path, a percent sign begins what Slurm replaces.
+    log = os.path.join(job.directory.replace("%", "%%"), name)
+    arguments = [
+        f"--job-name={job.name}",
+        f"--output={log}",
+        # A requeued job begins its log anew otherwise.
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=USR1@{lead_secs}",
+        f"--nodes={options.num_nodes}",
+        "--ntasks-per-node=1",
+    ]
+    if num_runs > 1:
+        limit = f"%{options.max_parallel}" if options.max_parallel else ""
+        arguments.append(f"--array=0-{num_runs - 1}{limit}")
+    if options.gpus_per_node:
+        kind = f"{options.gpu_type}:" if options.gpu_type else ""
+        arguments.append(f"--gres=gpu:{kind}{options.gpus_per_node}")
+    if options.cpus_per_node:
+        arguments.append(f"--cpus-per-task={options.cpus_per_node}")
+    if options.memory_gib:
+        arguments.append(f"--mem={options.memory_gib}G")
+    if options.max_hours:
+        arguments.append(f"--time={max(1, round(60 * options.max_hours))}")
+    arguments += [
+        f"--{name}={getattr(options, name)}"
+        for name in ("partition", "account", "qos", "constraint")
+        if getattr(options, name)
+    ]
+    return (*arguments, *options.sbatch_arg)
+
+
+def _srun_arguments(job: Job) -> tuple[str, ...]:
+    """Returns the flags of srun.
+
+    Raises:
+        UserError: a directory cannot be mounted in a container.
+    """
+    options = job.options
+    # Since 22.05 a step does not inherit what sbatch was told.
+    cpus = options.cpus_per_node
+    arguments = [f"--cpus-per-task={cpus}"] if cpus else []
+    if not options.container_image:
+        return tuple(arguments)
+    run_dir = os.path.abspath(job.parsed.run_dir)
+    mounts = []
+    for each in (job.directory, job.workdir, run_dir):
+        if {",", ":"} & set(each):
+            raise UserError(
+                f"container_image mounts {each}, which must have no , and no "
+                ":, as these separate mounts; take another directory"
+            )
+        mounts.append(f"{each}:{each}")
+    return (
+        *arguments,
+        f"--container-image={options.container_image}",
+        f"--container-mounts={','.join((*mounts, *options.container_mount))}",
+        f"--container-workdir={job.workdir}",
+    )
+
+
+def submit(job: Job, plan: Plan) -> str:
+    """Queues a job, if Slurm would take it; returns its number.
+
+    Args:
+        job: the job; the files of its plan are written.
+        plan: its plan.
+
+    Raises:
+        UserError: Slurm does not take it.
+        StorageError: Slurm does not say whether it has taken it.
+    """
+    ask(plan.check)
+    try:
+        said = ask(plan.submit)
+    except UserError as error:
+        if "timed out" not in str(error):
+            raise
+        raise StorageError(
+            f"{error}; squeue --me tells whether the job is queued, its files "
+            f"stay in {job.directory}"
+        ) from error
+    # As in `17;cluster`.
+    return said.split()[-1].split(";")[0]
+
+
+def states(submission: Submission) -> list[State]:
+    """Asks Slurm how a job is; one state for each run of a sweep.
+
+    Raises:
+        UserError: Slurm cannot be asked.
+    """
+    try:
+        text = ask(("scontrol", "show", "job", "-o", submission.job_id))
+    except UserError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return _accounted(submission.job_id)
+    # A name of a directory may have lines of its own.
+    lines = [line for line in text.splitlines() if line.startswith("JobId=")]
+    return [_read_state(line) for line in lines]
+
+
+def cancel(submission: Submission) -> None:
+    """Takes a job out of Slurm's hands; one that runs is ended.
+
+    Raises:
+        UserError: Slurm cannot be asked.
+    """
+    ask(("scancel", submission.job_id))
+
+
+def cancel_queued(submission: Submission) -> None:
+    """Takes those runs of a sweep out of the queue that do not run.
+
+    Raises:
+        UserError: Slurm cannot be asked.
+    """
+    ask(("scancel", "--state=PENDING", submission.job_id))
+
+
+def show_logs(
+    submission: Submission, follow: bool, is_over: Callable[[], bool]
+) -> None:
+    """Prints the logs of all workers, and that of the batch script.
+
+    Args:
+        submission: the job.
+        follow: whether to go on until the job is over.
+        is_over: tells whether it is.
+    """
+    directory = glob.escape(submission.directory)
+    patterns = [
+        os.path.join(directory, "slurm-*.log"),
+        os.path.join(directory, "logs", "*", "worker-*.log"),
+    ]
+    if not logs.show(patterns, follow, is_over):
+        lines.say(f"{submission.name} has not said anything yet", sys.stderr)
+
+
+def _read_state(line: str) -> State:
+    """Reads a line of scontrol; what a user chose comes last in it."""
+    word = {
+        name: (re.search(rf"\b{name}=(\S*)", line) or ["", ""])[1]
+        for name in ("JobId", "JobState", "Reason", "Restarts", "NodeList")
+    }
+    state = word["JobState"]
+    details = [f"job {word['JobId']}", state]
+    if word["Reason"] not in ("None", ""):
+        details.append(word["Reason"])
+    if word["NodeList"] not in ("(null)", ""):
+        details.append(f"on {word['NodeList']}")
+    if word["Restarts"] not in ("0", ""):
+        details.append(f"queued again {word['Restarts']} times")
+    return State(_PHASES.get(state, FAILED), ", ".join(details))
+
+
+def _accounted(job_id: str) -> list[State]:
+    """Asks the accounting for a job that the controller has forgotten."""
+    columns = "JobID,State,NodeList"
+    command = ("sacct", "-n", "-P", "-X", "-j", job_id, "-o", columns)
+    try:
+        lines = ask(command).splitlines()
+    except UserError:
+        lines = []
+    found = []
+    for line in lines:
+        number, state, nodes = line.split("|")[:3]
+        # As in `CANCELLED by 1000`.
+        phase = _PHASES.get(state.partition(" ")[0], FAILED)
+        found.append(State(phase, f"job {number}, {state}, on {nodes}"))
+    return found or [State(UNKNOWN, f"Slurm has forgotten job {job_id}")]

@@ -1,0 +1,1 @@
+"""Starts the workers of one machine and keeps them alive."""

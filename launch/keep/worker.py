@@ -1,0 +1,197 @@
+"""Workers as processes of this machine.
+
+`plan` is a pure function; what it returns is printed by `--dry_run`, started as
+a `Worker` each, and compared in the tests.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+from dtrain.cluster.environment import Cluster
+from launch import code as code_lib
+from launch import lines
+
+# What a worker learns of its supervisor: which start this is, where to tell how
+# it does, and whose child it is.
+ATTEMPT = "DTRAIN_ATTEMPT"
+STATUS_FILE = "DTRAIN_STATUS_FILE"
+SUPERVISOR_PID = "DTRAIN_SUPERVISOR_PID"
+
+# Lines of a worker that are kept: TensorFlow names an error, then hundreds of
+# lines of its graph, and only then says what it was.
+_KEPT = 2000
+
+# How the line begins that says what went wrong: of dtrain, of a traceback, of
+# the C library, and of TensorFlow where it aborts.
+_LINE_BYTES = 1 << 16
+_ERROR = re.compile(
+    r"^(error: |lost another worker|Fatal |F\d{4} |terminate called|"
+    r"([\w]+\.)*\w*(Error|Exception|Exhausted)\b)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One worker, as it is started.
+
+    Attributes:
+        name: as in `worker 0`.
+        command: the program and its arguments.
+        environment: what is added to the launcher's own environment.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    def to_shell(self) -> str:
+        """Returns the line that starts the same process in a shell."""
+        variables = [
+            f"{name}={shlex.quote(value)}"
+            for name, value in self.environment.items()
+        ]
+        return " ".join([*variables, shlex.join(self.command)])
+
+
+def plan(
+    ports: Sequence[int],
+    arguments: Sequence[str],
+    names: Sequence[str] = (),
+    gpus: Sequence[str] = (),
+) -> tuple[Process, ...]:
+    """Makes the processes of a run.
+
+    Args:
+        ports: one for each worker, each in [1, 65535].
+        arguments: the flags of `dtrain.main`, without `--strategy`.
+        names: of the workers, as many; `worker 0`, `worker 1`, ... if empty.
+        gpus: the CUDA_VISIBLE_DEVICES of each; if empty, each sees them all.
+
+    Returns:
+        The workers; the first is the chief. A single one is started without a
+        TF_CONFIG of its own, and with the strategy that its flags name.
+    """
+    command = [*_program(), *arguments]
+    names = names or [f"worker {index}" for index in range(len(ports))]
+    environments: list[dict[str, str]] = [{} for _ in ports]
+    if len(ports) > 1:
+        command.append("--strategy=multi_worker")
+        workers = tuple(f"127.0.0.1:{port}" for port in ports)
+        for index, environment in enumerate(environments):
+            environment["TF_CONFIG"] = Cluster(workers, index).to_tf_config()
+    for environment, visible in zip(environments, gpus, strict=False):
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    return tuple(
+        Process(name, tuple(command), environment)
+        for name, environment in zip(names, environments, strict=True)
+    )
+
+
+def _program() -> tuple[str, ...]:
+    """Returns how the trainer is started; of a job, its own copy of it."""
+    code_dir = os.environ.get("DTRAIN_CODE_DIR")
+    if code_dir:
+        runner = os.path.join(code_dir, code_lib.RUNNER)
+        return (sys.executable, runner, "dtrain.main")
+    return (sys.executable, "-m", "dtrain.main")
+
+
+def free_ports(count: int) -> list[int]:
+    """Finds ports of the loopback address that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Worker:
+    """A process that runs, and what it says.
+
+    Its lines are printed with its name in front.
+
+    Attributes:
+        name: of the process.
+        pid: of the process, and of the session it leads.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._child = subprocess.Popen(
+            process.command,
+            env={**os.environ, **process.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # In a session of its own: a Ctrl-C of the terminal would come
+            # twice, from it and from here, and the second one ends a worker
+            # unsaved.
+            start_new_session=True,
+        )
+        self.name = process.name
+        self.pid = self._child.pid
+        self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
+        assert self._child.stdout is not None
+        self._printer = threading.Thread(
+            target=self._print_lines, args=(self._child.stdout,), daemon=True
+        )
+        self._printer.start()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, if it still runs.
+
+        Args:
+            number: of the signal.
+        """
+        self._child.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it at once, with every process that it has started."""
+        # The group lives as long as one of them does, also without its leader.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Waits until its last lines are printed; to be called at its end."""
+        # A process that it left behind may hold the pipe open for ever.
+        self._printer.join(timeout=1.0)
+
+    def last_error(self) -> str:
+        """Returns the last line that looks like an error, else the last."""
+        lines = [line for line in list(self._lines) if line.strip()]
+        places = [i for i, line in enumerate(lines) if _ERROR.search(line)]
+        found = lines[places[-1]] if places else lines[-1] if lines else ""
+        if places and found.endswith(":"):
+            # What it was stands at the end, behind a stack that is indented.
+            rest = lines[places[-1] + 1 :]
+            found += " ".join(
+                ["", *[x for x in rest if not x[0].isspace()][-1:]]
+            )
+        return " ".join(found.split())[:300]
+
+    def _print_lines(self, stream: BinaryIO) -> None:
+        # In pieces, for a line may have no end.
+        for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
+            text = line.decode(errors="replace").rstrip("\n")
+            self._lines.append(text)
+            lines.say(f"[{self.name}] {text}", sys.stdout)
