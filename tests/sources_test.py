@@ -264,10 +264,12 @@ def test_a_killed_preparation_is_made_again(tmp_path: pathlib.Path) -> None:
 READ_AHEAD_AND_END = """
 import sys
 import tensorflow as tf
-from dtrain import config, data, sources
+from dtrain import config
+from dtrain.data import pipeline, sources
 settings = config.Config(data_dir=sys.argv[1], cache_gib=0.0)
 source = sources.open_source(settings)
-iterator = data.make_iterator(source, settings, tf.distribute.get_strategy(), 0)
+strategy = tf.distribute.get_strategy()
+iterator = pipeline.make_iterator(source, settings, strategy, 0)
 for _ in range(20):
     next(iterator)
 print("end", flush=True)
