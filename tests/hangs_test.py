@@ -38,12 +38,14 @@ def start(run_dir: pathlib.Path, *more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("fault", ["stuck", "stuck_data", "gil", "SIGSTOP"])
-def test_one_that_stands_still(fault: str, tmp_path: pathlib.Path) -> None:
+def test_one_that_stands_still(
+    fault: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
     """Its stacks are told, and all start again by themselves."""
     run_dir = tmp_path / "run"
     process = start(run_dir)
     resume_test.wait_for_step(run_dir, 60)
-    victim = resume_test.children_of(process.pid)[random.randrange(2)]
+    victim = resume_test.children_of(process.pid)[chance.randrange(2)]
     found = time.monotonic()
     if fault == "SIGSTOP":
         os.kill(victim, signal.SIGSTOP)

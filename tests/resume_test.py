@@ -74,7 +74,7 @@ def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_run_killed_at_a_random_moment(
-    strategy: str, tmp_path: pathlib.Path
+    strategy: str, tmp_path: pathlib.Path, chance: random.Random
 ) -> None:
     module, *arguments = STRATEGIES[strategy]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -83,7 +83,7 @@ def test_run_killed_at_a_random_moment(
 
     process = runs.start(module, *arguments, *flags(cut), *RICH)
     wait_for_backup(cut)
-    delay_secs = random.uniform(0.0, 0.3)
+    delay_secs = chance.uniform(0.0, 0.3)
     print(f"killed {delay_secs} s after its first backup")
     time.sleep(delay_secs)
     kill_with_children(process.pid)
