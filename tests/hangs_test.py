@@ -10,7 +10,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -21,7 +20,7 @@ from tests import chaos, resume_test, runs
 HANG_SECS = 10
 
 
-def start(run_dir: pathlib.Path, *more: str) -> subprocess.Popen[str]:
+def start(run_dir: pathlib.Path, *more: str) -> runs.Process:
     """Starts two workers that `chaos_agent` can break from the inside."""
     orders = run_dir.parent / "orders"
     orders.mkdir()

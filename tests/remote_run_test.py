@@ -8,7 +8,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -263,7 +262,7 @@ def newest_step(store: object_store.ObjectStore) -> int:
 
 
 def wait_for_step(
-    store: object_store.ObjectStore, process: subprocess.Popen[str], step: int
+    store: object_store.ObjectStore, process: runs.Process, step: int
 ) -> None:
     deadline = time.monotonic() + 240
     while newest_step(store) < step:

@@ -51,7 +51,7 @@ def test_a_signal_at_any_moment(
     run_dir = tmp_path / "run"
     saved = 0
     for number in range(NUM_SIGNALS):
-        process = runs.start(*PROGRAMS[workers], *flags(run_dir))
+        process = runs.start_anew(*PROGRAMS[workers], *flags(run_dir))
         # Import, building, compiling, training: all of it is in here.
         if number % 3:
             _wait_for_new_step(run_dir, saved)
