@@ -25,6 +25,7 @@ main module, keep the server's environment and directory, and end by
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -224,6 +225,12 @@ class _Server:
             if not self._orders.recv(1):
                 said.seek(0)
                 raise RuntimeError(f"no fork server: {said.read()}")
+        # So that its CPU time, and that of all forks, counts as the tests'.
+        atexit.register(self._close)
+
+    def _close(self) -> None:
+        self._orders.close()
+        self._process.wait()
 
     def start(self, order: Order) -> Process:
         """Has the server fork; see `start`."""

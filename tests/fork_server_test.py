@@ -137,14 +137,17 @@ def test_a_variable_that_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "DTRAIN_ITSELF" not in told(start_forked("tells"))["environment"]
 
 
+@pytest.mark.parametrize("last", ["pass", "os._exit(0)"])
 def test_the_end_of_the_tests_is_the_end_of_the_server(
-    tmp_path: pathlib.Path,
+    last: str, tmp_path: pathlib.Path
 ) -> None:
     program = tmp_path / "ends.py"
     program.write_text(
+        "import os\n"
         "from tests import fork_server, fork_server_test\n"
         "fork_server_test.start_forked('returns').communicate()\n"
-        "print(fork_server._server()._process.pid)\n"
+        "print(fork_server._server()._process.pid, flush=True)\n"
+        f"{last}\n"
     )
     said = subprocess.check_output(
         [sys.executable, str(program)],
