@@ -268,7 +268,7 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
         phases_lib.Phase("discriminator", broken_on_the_last_replica),
         phases_lib.adversarial_phases(SMALL)[-1],
     )
-    monkeypatch.setattr(loading, "adversarial_phases", lambda _: phases)
+    monkeypatch.setattr(phases_lib, "adversarial_phases", lambda _: phases)
     config = dataclasses.replace(SMALL, precision="mixed_float16")
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
