@@ -14,7 +14,10 @@ SOURCES := dtrain launch tests
 # Notices about this machine's CPU and the absence of a GPU are no errors.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help train test clients chaos lint format lock clean
+# In the order of tests/conftest.py, a file to the process that is free.
+PYTEST := $(RUN) -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+
+.PHONY: help train test coverage clients chaos lint format lock clean
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -22,15 +25,18 @@ help: ## Lists the targets.
 train: $(VENV)/runtime.stamp ## Trains on the embedded digits, or goes on where it stopped.
 	@$(RUN) -m dtrain.main --strategy=mirrored $(FLAGS)
 
-test: $(VENV)/tests.stamp ## Runs every test, with coverage.
-	$(RUN) -m pytest -n 2 --dist=loadfile --no-loadscope-reorder --cov=dtrain
+test: $(VENV)/tests.stamp ## Runs every test.
+	$(PYTEST)
+
+coverage: $(VENV)/tests.stamp ## Runs every test, and counts the lines of dtrain that they reach.
+	$(PYTEST) --cov=dtrain
 
 clients: $(VENV)/clients/vertex.stamp $(VENV)/clients/skypilot.stamp ## Installs the optional libraries that more tests use, 0.5 GB.
 
 chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off.
 	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 DTRAIN_NUM_SIGNALS=50 \
 	    DTRAIN_NUM_FUZZ=10000 DTRAIN_CHAOS_MINUTES=30 \
-	    $(RUN) -m pytest -n 2 --dist=loadfile \
+	    DTRAIN_FORK_SERVER=off $(PYTEST) \
 	    tests/chaos_test.py tests/signals_test.py tests/supervisor_test.py \
 	    tests/resume_test.py tests/kill_points_test.py tests/damage_test.py \
 	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py \

@@ -513,7 +513,9 @@ def result(directory: pathlib.Path) -> dict[str, Any]:
     return json.loads((directory / "result.json").read_text())
 
 
-def test_killed_fit_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
+def test_killed_fit_ends_with_the_same_bits(
+    tmp_path: pathlib.Path, chance: random.Random
+) -> None:
     """Two replicas, real processes, SIGKILL at random instants.
 
     The long form kills 20 times: DTRAIN_NUM_KILLS=20.
@@ -532,7 +534,7 @@ def test_killed_fit_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
         process = runs.start("tests.fit_gan", str(cut), *flags)
         while not progress.exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(random.uniform(0, 1.0))
+        time.sleep(chance.uniform(0, 1.0))
         assert process.poll() is None, runs.finish(process)
         process.send_signal(signal.SIGKILL)
         code, output = runs.finish(process)

@@ -14,18 +14,18 @@ from tests import chaos, requirement
 MINUTES = float(os.environ.get("DTRAIN_CHAOS_MINUTES", "2"))
 
 
-def options(**fields: object) -> chaos.Options:
-    seed = random.randrange(2**31)
+def options(chance: random.Random, **fields: object) -> chaos.Options:
+    seed = chance.randrange(2**31)
     print(f"seed {seed}")
     return chaos.Options(seed=seed, mean_secs=12.0, **fields)
 
 
-def test_anything_may_happen_to_a_run() -> None:
-    chaos.run(options(minutes=MINUTES))
+def test_anything_may_happen_to_a_run(chance: random.Random) -> None:
+    chaos.run(options(chance, minutes=MINUTES))
 
 
-def test_a_cable_is_pulled_between_two_hosts() -> None:
+def test_a_cable_is_pulled_between_two_hosts(chance: random.Random) -> None:
     if os.geteuid() or not shutil.which("ip"):
         requirement.missing("root and iproute2, for hosts that can be cut off")
     faults = "link,kill,stop,stuck"
-    chaos.run(options(minutes=MINUTES / 2, hosts=2, faults=faults))
+    chaos.run(options(chance, minutes=MINUTES / 2, hosts=2, faults=faults))

@@ -306,7 +306,7 @@ def test_a_process_that_was_stopped_for_a_while(
 
 HOLDER = """
 import sys
-from dtrain import claim
+from dtrain.storage import claim
 with claim.claim(sys.argv[1], lease_secs=float(sys.argv[2])) as mine:
     print("claimed", flush=True)
     for line in sys.stdin:

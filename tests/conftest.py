@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 
 import hypothesis
@@ -22,6 +23,29 @@ hypothesis.settings.register_profile(
     "dtrain", deadline=None, derandomize=os.environ.get("CI") == "true"
 )
 hypothesis.settings.load_profile("dtrain")
+
+
+# Of all that tests do at random; .ci/run sets it to the commit.
+SEED = "DTRAIN_TEST_SEED"
+
+
+def pytest_configure() -> None:
+    """Draws the seed, before other processes are started that need it too."""
+    os.environ.setdefault(SEED, str(random.randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    """Tells how to do the same again."""
+    return f"random instants: {SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """A generator that follows from the seed and the name of the test."""
+    # Without the group that pytest-xdist adds.
+    name = request.node.nodeid.partition("@")[0]
+    print(f"random instants: {SEED}={os.environ[SEED]}")
+    return random.Random(f"{os.environ[SEED]} {name}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -399,7 +399,8 @@ import sys
 
 import numpy as np
 
-from dtrain.toolbox import containers
+from dtrain.tensorfiles import containers
+from dtrain.tensorfiles.entries import Entry
 from tests import hostile_files
 
 NUM_TENSORS, NUM_BYTES = 8, 64 * 2**20
@@ -409,7 +410,7 @@ def value(name):
     return np.full(NUM_BYTES, int(name), np.uint8)
 
 
-entry = containers.Entry("uint8", (NUM_BYTES,))
+entry = Entry("uint8", (NUM_BYTES,))
 entries = {str(number): entry for number in range(NUM_TENSORS)}
 before = hostile_files.peak_bytes()
 containers.write(sys.argv[1], entries, value)

@@ -305,7 +305,8 @@ import sys
 import numpy as np
 import tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-from dtrain import config, data, sources
+from dtrain import config
+from dtrain.data import pipeline, sources
 settings = config.Config(dataset=sys.argv[1], batch_size=8, cache_gib=0.0)
 source = sources.open_source(settings)
 iterator = pipeline.make_iterator(source, settings, strategy, 3)

@@ -10,7 +10,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 
 import pytest
@@ -21,7 +20,7 @@ from tests import chaos, resume_test, runs
 HANG_SECS = 10
 
 
-def start(run_dir: pathlib.Path, *more: str) -> subprocess.Popen[str]:
+def start(run_dir: pathlib.Path, *more: str) -> runs.Process:
     """Starts two workers that `chaos_agent` can break from the inside."""
     orders = run_dir.parent / "orders"
     orders.mkdir()
@@ -38,12 +37,14 @@ def start(run_dir: pathlib.Path, *more: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("fault", ["stuck", "stuck_data", "gil", "SIGSTOP"])
-def test_one_that_stands_still(fault: str, tmp_path: pathlib.Path) -> None:
+def test_one_that_stands_still(
+    fault: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
     """Its stacks are told, and all start again by themselves."""
     run_dir = tmp_path / "run"
     process = start(run_dir)
     resume_test.wait_for_step(run_dir, 60)
-    victim = resume_test.children_of(process.pid)[random.randrange(2)]
+    victim = resume_test.children_of(process.pid)[chance.randrange(2)]
     found = time.monotonic()
     if fault == "SIGSTOP":
         os.kill(victim, signal.SIGSTOP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import signal
-import subprocess
 import time
 import zlib
 
@@ -17,9 +16,7 @@ from tests import runs
 FOR_EVER = "--num_steps=1000000"
 
 
-def start(
-    tmp_path: pathlib.Path, index: int, *arguments: str
-) -> subprocess.Popen[str]:
+def start(tmp_path: pathlib.Path, index: int, *arguments: str) -> runs.Process:
     """Starts one of two tasks of a Slurm step, both on this machine."""
     return runs.start(
         "launch.node",
@@ -49,7 +46,7 @@ def wait_for_step(tmp_path: pathlib.Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def end(nodes: list[subprocess.Popen[str]]) -> list[int]:
+def end(nodes: list[runs.Process]) -> list[int]:
     return [runs.finish(node)[0] for node in nodes]
 
 

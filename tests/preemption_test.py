@@ -27,7 +27,7 @@ from tests import runs
 # on after a signal. A child that nobody ends does so by itself.
 CHILD = """
 import ctypes, os, sys, threading
-from dtrain import preemption
+from dtrain.resilience import watcher as watcher_lib
 
 def stuck():
     mutex = ctypes.create_string_buffer(64)
@@ -170,7 +170,7 @@ def test_before_there_is_anything_to_save_it_ends_at_once(
 def test_words_come_out_while_tensorflow_is_imported(start: Start) -> None:
     """Its noise is caught meanwhile, and with it what goes to 2."""
     quiet = """
-from dtrain import startup
+from dtrain.storage import startup
 catch = startup.quiet()
 catch.__enter__()
 """

@@ -30,7 +30,9 @@ def wait_for_step(run_dir: pathlib.Path, step: int) -> None:
         time.sleep(0.002)
 
 
-def test_killed_workers_come_back(tmp_path: pathlib.Path) -> None:
+def test_killed_workers_come_back(
+    tmp_path: pathlib.Path, chance: random.Random
+) -> None:
     """The long form kills 20 times: DTRAIN_NUM_KILLS=20."""
     num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "3"))
     steps_between = 40
@@ -46,9 +48,6 @@ def test_killed_workers_come_back(tmp_path: pathlib.Path) -> None:
     code, output = runs.run("launch.main", *flags("whole"))
     assert code == errors.FINISHED, output
 
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
     process = runs.start("launch.main", *flags("cut"))
     victims = []
     for number in range(num_kills):

@@ -8,7 +8,6 @@ import pathlib
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -220,7 +219,7 @@ def test_what_is_read_is_not_swept() -> None:
         assert seen == [True, True, False]
 
 
-def test_process_killed_while_it_saves() -> None:
+def test_process_killed_while_it_saves(chance: random.Random) -> None:
     num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "2"))
     with object_store.ObjectStore(rate=0.1, seed=4) as store:
         saved, first = 0, 1
@@ -229,7 +228,7 @@ def test_process_killed_while_it_saves() -> None:
                 client.call(save, HISTORY, first, first)
                 saved = first
                 client.begin(save, HISTORY, first + 1, first + 100)
-                time.sleep(random.uniform(0.0, 3.0))
+                time.sleep(chance.uniform(0.0, 3.0))
                 client.process.kill()
             with opened(store) as client:
                 step, is_right, notes = client.call(restore, HISTORY)
@@ -263,7 +262,7 @@ def newest_step(store: object_store.ObjectStore) -> int:
 
 
 def wait_for_step(
-    store: object_store.ObjectStore, process: subprocess.Popen[str], step: int
+    store: object_store.ObjectStore, process: runs.Process, step: int
 ) -> None:
     deadline = time.monotonic() + 240
     while newest_step(store) < step:

@@ -7,7 +7,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
@@ -62,11 +61,12 @@ def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
     """It prepares the data set, for which TFDS draws a random name."""
     digests = []
     for name in ("first", "second"):
-        code, output = runs.run(
+        process = runs.start_anew(
             "dtrain.main",
             *flags(tmp_path / name, num_steps=2),
             f"--data_dir={tmp_path / 'data'}",
         )
+        code, output = runs.finish(process)
         assert code == errors.FINISHED, output
         digests.append(digest(tmp_path / name, 2))
     assert digests[0] == digests[1]
@@ -74,23 +74,25 @@ def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_run_killed_at_a_random_moment(
-    strategy: str, tmp_path: pathlib.Path
+    strategy: str, tmp_path: pathlib.Path, chance: random.Random
 ) -> None:
     module, *arguments = STRATEGIES[strategy]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     code, output = runs.run(module, *arguments, *flags(whole), *RICH)
     assert code == errors.FINISHED, output
 
-    process = runs.start(module, *arguments, *flags(cut), *RICH)
+    # Anew, so that strings hash otherwise than in the forks of one server.
+    process = runs.start_anew(module, *arguments, *flags(cut), *RICH)
     wait_for_backup(cut)
-    delay_secs = random.uniform(0.0, 0.3)
+    delay_secs = chance.uniform(0.0, 0.3)
     print(f"killed {delay_secs} s after its first backup")
     time.sleep(delay_secs)
     kill_with_children(process.pid)
     runs.finish(process)
     assert not (cut / f"checkpoints/ckpt-{NUM_STEPS}.index").exists()
 
-    code, output = runs.run(module, *arguments, *flags(cut), *RICH)
+    process = runs.start_anew(module, *arguments, *flags(cut), *RICH)
+    code, output = runs.finish(process)
     assert code == errors.FINISHED, output
     assert "resumed from" in output
     assert digest(cut, NUM_STEPS) == digest(whole, NUM_STEPS)
@@ -254,7 +256,7 @@ def make(config, image_shape, num_classes):
 
 def start_slow_run(
     directory: pathlib.Path, module: str, *arguments: str
-) -> subprocess.Popen[str]:
+) -> runs.Process:
     """Starts a run and waits until it builds its networks."""
     (directory / "slow.py").write_text(SLOW_MODEL)
     process = runs.start(
@@ -301,7 +303,7 @@ def test_worker_lost_while_the_networks_are_built(
 
 def start_hosts(
     hosts: list[pathlib.Path], num_steps: int
-) -> list[subprocess.Popen[str]]:
+) -> list[runs.Process]:
     """Starts a worker on each of some hosts, which share no disk."""
     ports = worker_lib.free_ports(len(hosts))
     return [

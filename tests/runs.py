@@ -7,6 +7,9 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import TypeAlias
+
+from tests import fork_server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -19,14 +22,50 @@ SMALL = (
     "--steps_per_loop=1",
 )
 
+# A process as tests see it.
+Process: TypeAlias = "subprocess.Popen[str] | fork_server.Process"
+
+# Programs that import TensorFlow before anything that a test looks at. Not
+# their whole names: these would be deps of every test in the BUILD files.
+_FORKED = {
+    *(f"dtrain.{name}" for name in ("main", "sample")),
+    *(f"tests.{name}" for name in ("fit_gan", "foreign", "killed", "released")),
+}
+
 
 def environment(**more: str) -> dict[str, str]:
     """Returns the variables of a process that finds the package."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
-def start(module: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
-    """Starts `python -m module`; the caller waits for it."""
+def start(module: str, *arguments: str, **more: str) -> Process:
+    """Starts `python -m module`; the caller waits for it.
+
+    A program that imports TensorFlow is started by `fork_server` where that is
+    the same thing.
+    """
+    variables = environment(**more)
+    if not is_forked(module, variables):
+        return start_anew(module, *arguments, **more)
+    return fork_server.start(
+        fork_server.Order(module, arguments, str(ROOT), variables)
+    )
+
+
+def is_forked(module: str, variables: dict[str, str]) -> bool:
+    return (
+        module in _FORKED
+        # Coverage begins when Python starts.
+        and not any(name.startswith("COVERAGE_") for name in variables)
+        and variables.get("DTRAIN_FORK_SERVER") != "off"
+        and fork_server.suits(variables)
+    )
+
+
+def start_anew(
+    module: str, *arguments: str, **more: str
+) -> subprocess.Popen[str]:
+    """Starts `python -m module`, where the start is a part of the test."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -38,12 +77,11 @@ def start(module: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(
-    process: subprocess.Popen[str], timeout: float | None = 300
-) -> tuple[int, str]:
+def finish(process: Process, timeout: float | None = 300) -> tuple[int, str]:
     """Waits for a process; returns its exit code and what it printed."""
     output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
+    # It has ended.
+    return process.wait(), output
 
 
 def run(module: str, *arguments: str, **more: str) -> tuple[int, str]:

@@ -44,22 +44,21 @@ def flags(run_dir: pathlib.Path) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", list(PROGRAMS))
-def test_a_signal_at_any_moment(workers: str, tmp_path: pathlib.Path) -> None:
+def test_a_signal_at_any_moment(
+    workers: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
     """One run, told to end again and again, in whichever phase it is."""
     run_dir = tmp_path / "run"
     saved = 0
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
     for number in range(NUM_SIGNALS):
-        process = runs.start(*PROGRAMS[workers], *flags(run_dir))
+        process = runs.start_anew(*PROGRAMS[workers], *flags(run_dir))
         # Import, building, compiling, training: all of it is in here.
         if number % 3:
             _wait_for_new_step(run_dir, saved)
-            time.sleep(rng.uniform(0.0, 2.0))
+            time.sleep(chance.uniform(0.0, 2.0))
         else:
-            time.sleep(rng.uniform(1.0, 10.0))
-        chosen = rng.choice(SIGNALS)
+            time.sleep(chance.uniform(1.0, 10.0))
+        chosen = chance.choice(SIGNALS)
         process.send_signal(chosen)
         start = time.monotonic()
         code, output = runs.finish(process)

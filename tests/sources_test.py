@@ -211,7 +211,7 @@ def test_digits_in_a_data_dir_that_cannot_be(tmp_path: pathlib.Path) -> None:
 
 
 OPEN_DIGITS = (
-    "import sys; from dtrain import config, sources; "
+    "import sys; from dtrain import config; from dtrain.data import sources; "
     "source = sources.open_source(config.Config(data_dir=sys.argv[1])); "
     "print(source.num_images)"
 )
@@ -237,7 +237,8 @@ def test_workers_prepare_at_the_same_time(tmp_path: pathlib.Path) -> None:
 KILLED_WHILE_PREPARING = """
 import os, signal, sys
 import numpy as np
-from dtrain import config, digits, sources
+from dtrain import config
+from dtrain.data import digits, sources
 
 def examples(self):
     yield 0, {"image": np.zeros((8, 8, 1), np.uint8), "label": 0}

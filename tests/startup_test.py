@@ -48,7 +48,7 @@ def test_quiet_hides_no_error(capfd: pytest.CaptureFixture[str]) -> None:
 
 IMPORT = """
 import sys
-from dtrain import startup
+from dtrain.storage import startup
 
 startup.import_tensorflow()
 assert "tensorflow" in sys.modules

@@ -117,9 +117,7 @@ def test_wait_is_for_the_process_that_trains(
 
 
 @contextlib.contextmanager
-def training(
-    run_dir: pathlib.Path, **variables: str
-) -> Iterator[subprocess.Popen[str]]:
+def training(run_dir: pathlib.Path, **variables: str) -> Iterator[runs.Process]:
     process = runs.start(
         "dtrain.main",
         *runs.SMALL,
@@ -135,9 +133,7 @@ def training(
             process.kill()
 
 
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[str]
-) -> None:
+def wait_for(condition: Callable[[], bool], process: runs.Process) -> None:
     while not condition():
         assert process.poll() is None, runs.finish(process)
         time.sleep(0.01)

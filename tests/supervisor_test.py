@@ -25,7 +25,7 @@ from tests import runs
 # What the programs begin with: tell(...) writes the status.
 PRELUDE = """
 import os, signal, sys, time
-from dtrain import status
+from dtrain.resilience import status
 attempt = int(os.environ["DTRAIN_ATTEMPT"])
 def tell(step=-1, saved=-1, **more):
     status.write(
