@@ -642,7 +642,7 @@ def _draw_samples(run: _Run, step: int) -> None:
     png = images.encode_png(grid)
     try:
         images.write(_grid_path(run.config, step), png)
-    except files.FAILURES as error:
+    except OSError as error:
         _say([f"the grid was not written: {files.reason(error)}"])
     run.recorder.write_image(step, "samples", png)
 

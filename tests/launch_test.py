@@ -187,7 +187,8 @@ def test_signal_is_handed_on_once(tmp_path: pathlib.Path) -> None:
 
 def test_output_that_nobody_reads_stops_no_worker() -> None:
     script = (
-        "from launch import cycle, local\n"
+        "from launch.keep import cycle\n"
+        "from launch.keep import worker as worker_lib\n"
         "import sys\n"
         "worker = worker_lib.Process('worker 0', (sys.executable, '-c', "
         "'for n in range(50000): print(n)'), {})\n"
@@ -323,7 +324,8 @@ def test_nobody_listens(where: str, tmp_path: pathlib.Path) -> None:
     """A run does not end because its lines cannot be shown."""
     program = (
         "import sys\n"
-        "from launch import local, supervisor\n"
+        "from launch.keep import supervisor\n"
+        "from launch.keep import worker as worker_lib\n"
         f"marks = {str(tmp_path / 'marks')!r}\n"
         "worker = f\"open({marks!r}, 'a').write('x')\\n\"\n"
         "worker += \"print('gr\\\\u00f6\\\\u00dfe \\\\u2603' * 9999)\\n\"\n"

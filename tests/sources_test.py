@@ -211,7 +211,7 @@ def test_digits_in_a_data_dir_that_cannot_be(tmp_path: pathlib.Path) -> None:
 
 
 OPEN_DIGITS = (
-    "import sys; from dtrain import config, sources; "
+    "import sys; from dtrain import config; from dtrain.data import sources; "
     "source = sources.open_source(config.Config(data_dir=sys.argv[1])); "
     "print(source.num_images)"
 )
@@ -237,7 +237,8 @@ def test_workers_prepare_at_the_same_time(tmp_path: pathlib.Path) -> None:
 KILLED_WHILE_PREPARING = """
 import os, signal, sys
 import numpy as np
-from dtrain import config, digits, sources
+from dtrain import config
+from dtrain.data import digits, sources
 
 def examples(self):
     yield 0, {"image": np.zeros((8, 8, 1), np.uint8), "label": 0}
@@ -264,10 +265,12 @@ def test_a_killed_preparation_is_made_again(tmp_path: pathlib.Path) -> None:
 READ_AHEAD_AND_END = """
 import sys
 import tensorflow as tf
-from dtrain import config, data, sources
+from dtrain import config
+from dtrain.data import pipeline, sources
 settings = config.Config(data_dir=sys.argv[1], cache_gib=0.0)
 source = sources.open_source(settings)
-iterator = data.make_iterator(source, settings, tf.distribute.get_strategy(), 0)
+strategy = tf.distribute.get_strategy()
+iterator = pipeline.make_iterator(source, settings, strategy, 0)
 for _ in range(20):
     next(iterator)
 print("end", flush=True)

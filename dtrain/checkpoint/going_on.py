@@ -94,7 +94,6 @@ def search(
 
     Raises:
         OSError: a place cannot be read.
-        OpError: likewise.
     """
     candidates = [
         (step, -order, place)
@@ -290,13 +289,13 @@ def _transfer(
                 if found:
                     path = f"{found.prefix}.{suffix}"
                     data = files.read_part(path, start, length)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
             data = workers.broadcast(strategy, data, length, source)
             try:
                 if prefix:
                     files.append(f"{prefix}.{suffix}", data)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
     if failure:
         raise failure

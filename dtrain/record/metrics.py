@@ -26,6 +26,9 @@ from dtrain.storage import files
 
 Clock = Callable[[], float]
 
+# What the disk raises, and TensorFlow's own writer.
+_FAILURES = (OSError, tf.errors.OpError)
+
 
 class Recorder:
     """Writes the metrics of every step to the run's directory.
@@ -57,8 +60,7 @@ class Recorder:
                 that is not known.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
         self._is_chief = is_chief
         self._run_dir = run_dir
@@ -116,8 +118,7 @@ class Recorder:
             expected: what `state_of` returned at `step`.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
         if self._is_chief:
             self._end()
@@ -209,8 +210,7 @@ class Recorder:
         """Puts every line so far where the run is; any thread may call it.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
         if self._is_chief:
             self._log.sync()
@@ -252,7 +252,7 @@ class _Events:
         with self._lock:
             try:
                 self._write(event.SerializeToString())
-            except files.FAILURES:
+            except _FAILURES:
                 self._abandon()
 
     def _write(self, event: bytes) -> None:
@@ -275,9 +275,9 @@ class _Events:
         try:
             writer.write(version.SerializeToString())
             writer.flush()
-        except files.FAILURES:
+        except _FAILURES:
             # Each event would leave another empty one on a disk that is full.
-            with contextlib.suppress(*files.FAILURES):
+            with contextlib.suppress(*_FAILURES):
                 writer.close()
             files.remove(path)
             raise
@@ -289,13 +289,13 @@ class _Events:
             if self._writer:
                 try:
                     self._writer.flush()
-                except files.FAILURES:
+                except _FAILURES:
                     self._abandon()
 
     def _abandon(self) -> None:
         """Ends a file; after a failure another one is begun."""
         if self._writer:
-            with contextlib.suppress(*files.FAILURES):
+            with contextlib.suppress(*_FAILURES):
                 self._writer.close()
             self._writer = None
 
