@@ -159,7 +159,7 @@ def test_a_state_that_does_not_fit(
     save_steps(tmp_path / "checkpoints", [1])
     with pytest.raises(UserError) as caught:
         checkpointer(tmp_path, state()).restore(replicas.alone())
-    said = str(caught.value)
+    said = caught.value.text
     assert "ckpt-1 does not fit the networks of --model=dcgan: " in said
     assert said.endswith("make the model as it was, or name another run_dir")
     assert "{" not in said

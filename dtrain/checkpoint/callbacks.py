@@ -162,7 +162,7 @@ class _Saving(keras.callbacks.Callback):
     # How it saves.
 
     def _open(self) -> None:
-        with contextlib.suppress(*files.FAILURES):
+        with contextlib.suppress(OSError):
             self._close()
         path = self.directory.path
         foreign = [

@@ -94,7 +94,6 @@ def search(
 
     Raises:
         OSError: a place cannot be read.
-        OpError: likewise.
     """
     candidates = [
         (step, -order, place)
@@ -154,7 +153,6 @@ def choose(
     Raises:
         UserError: there is none, or it does not verify.
         OSError: a place cannot be read.
-        OpError: likewise.
     """
     there = {found for place in places for found in place.directory.steps()}
     if step is None:
@@ -185,7 +183,6 @@ def put_aside_after(
 
     Raises:
         OSError: the directory cannot be written to.
-        OpError: likewise.
     """
     for saved in directory.steps():
         if saved > step:
@@ -369,13 +366,13 @@ def _transfer(
                 if found:
                     path = f"{found.prefix}.{suffix}"
                     data = files.read_part(path, start, length)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
             data = workers.broadcast(data, length, source)
             try:
                 if prefix:
                     files.append(f"{prefix}.{suffix}", data)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
     if failure:
         raise failure

@@ -199,7 +199,6 @@ class Backup(Tier):
 
         Raises:
             OSError: they cannot be removed.
-            OpError: likewise.
         """
         # One by one: half of one that a kill leaves would look damaged.
         for step in self.directory.steps():

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dtrain.cluster.environment import Cluster
 from dtrain.errors import StorageError, UserError
+from dtrain.storage.files import StoreError
 
 # Errors of a collective whose other worker is gone.
 _LOST_WORKER = (
@@ -23,8 +24,8 @@ _LOST_WORKER = (
 def is_lost_worker(error: BaseException | None) -> bool:
     """Tells whether an error, or what caused it, is that of a lost worker."""
     while error is not None:
-        # A store that does not answer raises the same kinds.
-        if isinstance(error, (UserError, StorageError)):
+        # A store that does not answer causes them by the same kinds.
+        if isinstance(error, (UserError, StorageError, StoreError)):
             return False
         if isinstance(error, _LOST_WORKER):
             return True

@@ -12,6 +12,9 @@ import tensorflow as tf
 
 from dtrain.storage import files
 
+# What the disk raises, and TensorFlow's own writer.
+_FAILURES = (OSError, tf.errors.OpError)
+
 
 class Events:
     """A file for TensorBoard.
@@ -40,7 +43,7 @@ class Events:
         with self._lock:
             try:
                 self._write(event.SerializeToString())
-            except files.FAILURES:
+            except _FAILURES:
                 self._abandon()
 
     def _write(self, event: bytes) -> None:
@@ -63,9 +66,9 @@ class Events:
         try:
             writer.write(version.SerializeToString())
             writer.flush()
-        except files.FAILURES:
+        except _FAILURES:
             # Each event would leave another empty one on a disk that is full.
-            with contextlib.suppress(*files.FAILURES):
+            with contextlib.suppress(*_FAILURES):
                 writer.close()
             files.remove(path)
             raise
@@ -78,13 +81,13 @@ class Events:
             if self._writer:
                 try:
                     self._writer.flush()
-                except files.FAILURES:
+                except _FAILURES:
                     self._abandon()
 
     def _abandon(self) -> None:
         """Ends a file; after a failure another one is begun."""
         if self._writer:
-            with contextlib.suppress(*files.FAILURES):
+            with contextlib.suppress(*_FAILURES):
                 self._writer.close()
             self._writer = None
 

@@ -78,8 +78,7 @@ class Recorder:
             expected: what `state_of` returned at `step`.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
 
     def flush(self) -> None:
@@ -99,8 +98,7 @@ class Recorder:
         """Puts every line so far where the run is; any thread may call it.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
 
     def close(self) -> None:
@@ -129,8 +127,7 @@ class RunRecorder(Recorder):
                 that is not known.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
         super().__init__()
         self._run_dir = run_dir

@@ -66,7 +66,7 @@ class Samples(Periodic):
         png = images.encode_png(grid)
         try:
             images.write(grid_path(self._config, step), png)
-        except files.FAILURES as error:
+        except OSError as error:
             print(
                 f"the grid was not written: {files.reason(error)}",
                 file=sys.stderr,

@@ -187,7 +187,7 @@ class Checkpointer:
         def write_checkpoint() -> None:
             try:
                 self._tiers.history.writing(step, snapshot, facts)()
-            except files.FAILURES:
+            except OSError:
                 self._owes_checkpoint = True
                 raise
             self._owes_checkpoint = False

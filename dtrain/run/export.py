@@ -110,7 +110,7 @@ def _new(path: str) -> Iterator[str]:
     Raises:
         UserError: there is something of this name.
     """
-    if tf.io.gfile.exists(path):
+    if files.exists(path):
         raise UserError(
             f"{path} is there already, and nothing is overwritten; remove it, "
             "or name another path"
@@ -170,4 +170,5 @@ def _save_model(restored: Restored, path: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(restored.generator)
     archive.add_endpoint("serve", serve, input_signature=inputs)
-    archive.write_out(path, verbose=False)
+    with files.os_errors():
+        archive.write_out(path, verbose=False)

@@ -33,7 +33,6 @@ class Tiers(NamedTuple):
 
         Raises:
             OSError: a directory cannot be written to.
-            OpError: likewise.
         """
         if self.cluster.is_chief:
             self.history.directory.clean()
@@ -77,7 +76,6 @@ def readable_places(config: Config, cluster: Cluster) -> list[going_on.Place]:
 
     Raises:
         OSError: a directory cannot be listed.
-        OpError: likewise.
     """
     return [
         going_on.Place(CheckpointDirectory(place.path), place.is_mine)
