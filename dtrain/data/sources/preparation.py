@@ -19,12 +19,12 @@ from absl import logging
 from tensorflow_datasets.core import constants
 
 from dtrain.config import Config
-from dtrain.data import digits
+from dtrain.data.digits import builder as digits_builder
 from dtrain.data.sources import source
 from dtrain.errors import UserError
 from dtrain.storage import files, locks
 
-_EMBEDDED = digits.Digits.name
+_EMBEDDED = digits_builder.Digits.name
 _OFFLINE = (
     "without a network there are --dataset=digits, folder:/path, idx:/path "
     "and npz:/path"
