@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dtrain import errors
+from dtrain.resilience import sources
 from dtrain.resilience import watcher as watcher_lib
 from tests import runs
 
@@ -324,7 +325,7 @@ def test_time_limit(start: Start) -> None:
 
 
 def test_end_of_the_allocation(start: Start) -> None:
-    lead = watcher_lib._LEAST_LEAD_SECS
+    lead = sources._LEAST_LEAD_SECS
     end = str(int(time.time() + lead + 3))
     child = start(SLURM_JOB_END_TIME=end)
     assert child.line() == "told by the end of the Slurm allocation True"
@@ -510,7 +511,7 @@ def test_gce_is_noticed_within_two_seconds(
         wait_for(lambda: watcher.requested)
         # One may have been answered before; a slow machine shows no seconds.
         assert metadata.asked.count(key) - since <= 2
-        assert watcher_lib._GCE_EVERY_SECS <= 1.0
+        assert sources._GCE_EVERY_SECS <= 1.0
         assert watcher.notice == f"GCE: {key}"
         assert watcher.is_over
 
@@ -574,9 +575,9 @@ def test_nobody_is_asked_who_is_not_there(
     assert not metadata.asked
     # Without a variable, the machine's maker tells.
     product = tmp_path / "product_name"
-    monkeypatch.setattr(watcher_lib, "_GCE_PRODUCT", product)
-    assert watcher_lib._gce_keys({}) == {}
+    monkeypatch.setattr(sources, "_GCE_PRODUCT", product)
+    assert sources._gce({}, 0.0) == []
     product.write_text("Some Laptop\n")
-    assert watcher_lib._gce_keys({}) == {}
+    assert sources._gce({}, 0.0) == []
     product.write_text("Google Compute Engine\n")
-    assert "instance/preempted" in watcher_lib._gce_keys({})
+    assert len(sources._gce({}, 0.0)) == 2

@@ -1,0 +1,261 @@
+"""What may tell a process to end: each source of notices, and where it applies.
+
+A source is a small class with one method, and a row in `SOURCES` if it is
+found in the environment. It is asked again and again, on a thread of its own
+if an answer may take long.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import http.client
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+_TICK_SECS = 0.5
+
+_GCE_HOST = "metadata.google.internal"
+_GCE_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
+_GCE_HEADERS = {"Metadata-Flavor": "Google"}
+_GCE_EVERY_SECS = 1.0
+_GCE_BACKOFF_SECS = 30.0
+# Value of each key that means the end. MIGRATE_ON_HOST_MAINTENANCE does not:
+# a machine that is moved while it runs goes on.
+_GCE_KEYS = {
+    "instance/preempted": "TRUE",
+    "instance/maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
+}
+
+STOP_FILE = "the stop file"
+
+# An allocation ends for all its processes at once, and a save may be slow.
+_LEAST_LEAD_SECS = 60.0
+
+
+class Notice(NamedTuple):
+    """That this process is to end.
+
+    Attributes:
+        name: what told it.
+        is_over: whether a new start on this machine makes no sense.
+        has_deadline: whether a kill follows, `grace_secs` later.
+    """
+
+    name: str
+    is_over: bool
+    has_deadline: bool
+
+
+class Source(abc.ABC):
+    """Something that may tell this process to end.
+
+    Attributes:
+        every_secs: seconds until it is to be asked again.
+        is_slow: whether an answer may take long, from a disk or a server.
+    """
+
+    every_secs = _TICK_SECS
+    is_slow = False
+
+    @abc.abstractmethod
+    def look(self) -> Notice | None:
+        """Asks once; None if this process may go on. Must not raise."""
+
+
+class TimeLimit(Source):
+    """A moment that was set beforehand."""
+
+    def __init__(self, secs: float, notice: Notice) -> None:
+        """Sets it.
+
+        Args:
+            secs: from now; by a clock that nobody sets.
+            notice: due then.
+        """
+        self._end = time.monotonic() + secs
+        self._notice = notice
+
+    def look(self) -> Notice | None:
+        """Looks at the clock; see `Source.look`."""
+        return self._notice if time.monotonic() >= self._end else None
+
+
+class Launcher(Source):
+    """The launcher that started this process, and may be gone."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def look(self) -> Notice | None:
+        """Looks who the parent is; see `Source.look`."""
+        if os.getppid() == self._pid:
+            return None
+        return Notice("the launcher is gone", False, True)
+
+
+class StopFile(Source):
+    """A file that a person made, to end the run."""
+
+    is_slow = True
+
+    def __init__(
+        self, path: str, every_secs: float, exists: Callable[[str], bool]
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            path: of the file.
+            every_secs: seconds between two looks.
+            exists: tells whether there is one; it must not raise.
+        """
+        self.every_secs = every_secs
+        self._path = path
+        self._exists = exists
+
+    def look(self) -> Notice | None:
+        """Looks for the file; see `Source.look`."""
+        if not self._exists(self._path):
+            return None
+        return Notice(STOP_FILE, True, False)
+
+
+class GceKey(Source):
+    """A key of the metadata server of Google Compute Engine.
+
+    Each key is a source of its own, for one may hang.
+    """
+
+    is_slow = True
+
+    def __init__(self, host: str, key: str, value: str) -> None:
+        """Asks nothing yet.
+
+        Args:
+            host: of the metadata server.
+            key: as in `instance/preempted`.
+            value: that means the end.
+        """
+        self.every_secs = self._backoff_secs = _GCE_EVERY_SECS
+        self._host = host
+        self._key = key
+        self._value = value
+
+    def look(self) -> Notice | None:
+        """Asks the server; see `Source.look`."""
+        value = _read_gce(self._host, self._key)
+        if value is None:
+            self.every_secs = self._backoff_secs
+            self._backoff_secs = min(2 * self._backoff_secs, _GCE_BACKOFF_SECS)
+        else:
+            self.every_secs = self._backoff_secs = _GCE_EVERY_SECS
+        if value != self._value:
+            return None
+        return Notice(f"GCE: {self._key}", True, True)
+
+
+def _read_gce(host: str, key: str) -> str | None:
+    """Asks the metadata server; None if it does not answer, or with an error.
+
+    By `http.client`, which goes through no proxy.
+    """
+    path = f"/computeMetadata/v1/{key}"
+    try:
+        connection = http.client.HTTPConnection(host, timeout=_GCE_EVERY_SECS)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=_GCE_HEADERS)
+            response = connection.getresponse()
+            text = response.read(1000).decode(errors="replace")
+            return text.strip() if response.status == 200 else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+# Which of them the environment names.
+
+Environment = Mapping[str, str]
+
+
+def _launcher(environment: Environment, grace_secs: float) -> list[Source]:
+    del grace_secs
+    pid = _number(environment, "DTRAIN_SUPERVISOR_PID")
+    return [Launcher(pid)] if pid else []
+
+
+def _slurm(environment: Environment, grace_secs: float) -> list[Source]:
+    """Finds the end of a Slurm allocation."""
+    name = "SLURM_JOB_END_TIME"
+    end = _number(environment, name)
+    if end is None:
+        return []
+    # Taken once: the clock of the wall may jump.
+    left = end - time.time()
+    if left <= 0:
+        _ignore(name, environment[name], "a time to come")
+        return []
+    lead = max(_LEAST_LEAD_SECS, 2 * grace_secs)
+    notice = Notice("the end of the Slurm allocation", True, True)
+    return [TimeLimit(left - lead, notice)]
+
+
+def _gce(environment: Environment, grace_secs: float) -> list[Source]:
+    """Finds the keys to ask the metadata server for: none outside GCE."""
+    del grace_secs
+    if environment.get("NO_GCE_CHECK", "").lower() == "true":
+        return []
+    host = environment.get("GCE_METADATA_HOST")
+    if not host:
+        try:
+            product = _GCE_PRODUCT.read_text(errors="replace")
+        except OSError:
+            return []
+        if "Google Compute Engine" not in product:
+            return []
+    return [
+        GceKey(host or _GCE_HOST, key, value)
+        for key, value in _GCE_KEYS.items()
+    ]
+
+
+# Each is called with the environment and the seconds of grace.
+SOURCES: Sequence[Callable[[Environment, float], list[Source]]] = (
+    _launcher,
+    _slurm,
+    _gce,
+)
+
+
+def of_environment(environment: Environment, grace_secs: float) -> list[Source]:
+    """Finds all sources that apply to this process.
+
+    Args:
+        environment: its variables.
+        grace_secs: between a notice and the kill that follows it.
+    """
+    return [
+        source for find in SOURCES for source in find(environment, grace_secs)
+    ]
+
+
+def _number(environment: Environment, name: str) -> int | None:
+    """Reads a positive whole number; None if there is none, with a line."""
+    text = environment.get(name, "")
+    if not text:
+        return None
+    # More digits than this are no time and no process.
+    if text.isascii() and text.isdigit() and len(text) < 16 and int(text):
+        return int(text)
+    _ignore(name, text, "a whole number")
+    return None
+
+
+def _ignore(name: str, value: str, rule: str) -> None:
+    print(
+        f"{name} ({value[:80]!r}) is ignored: it should be {rule}",
+        file=sys.stderr,
+        flush=True,
+    )
