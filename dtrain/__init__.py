@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dtrain import version
+
 if TYPE_CHECKING:
     from dtrain.checkpoint.callbacks import (
         BackupAndRestore,
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from dtrain.checkpoint.manager import CheckpointManager
     from dtrain.gan.phases import Networks, Phase
 
-__version__ = "0.1.0"
+__version__ = version.VERSION
 __all__ = [
     "BackupAndRestore",
     "CheckpointManager",

@@ -38,12 +38,18 @@ class UserError(ValueError):
     must be a multiple of the 4 replicas; try 28 or 32`.
 
     Attributes:
+        text: the line.
         details: lines for those who want to know more, printed below it.
     """
 
     def __init__(self, text: str, details: Sequence[str] = ()) -> None:
         super().__init__(text)
+        self.text = text
         self.details = tuple(details)
+
+    def __str__(self) -> str:
+        """Returns all lines, for a program that does not catch it."""
+        return "\n".join((self.text, *self.details))
 
 
 class StorageError(Exception):
@@ -147,7 +153,7 @@ def exit_with(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(128 + signal.SIGPIPE)
     except tuple(_CODES) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(str(error.args[0]).split())
         for each in (f"error: {line}", *getattr(error, "details", ())):
             print(printable(each), file=sys.stderr)
         # In here, where the error keeps what it came from alive.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dtrain import config, errors
 from dtrain.record import goodput
-from dtrain.storage import startup
+from dtrain.storage import files
 
 if TYPE_CHECKING:
     from dtrain.record.plotting import Floats
@@ -54,70 +54,21 @@ _LABELS = {
 }
 
 
-def _names(directory: str) -> list[str]:
-    """Lists a directory, sorted; nothing if it is not there.
-
-    Raises:
-        StorageError: it cannot be listed.
-    """
-    if "://" in directory:
-        # TensorFlow takes seconds to import, and a disk does not need it.
-        from dtrain.storage import files
-
-        with files.storage_errors(directory):
-            return files.names(directory)
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise errors.StorageError(f"{directory}: {error.strerror}") from error
-
-
 def _read(path: str) -> bytes:
     """Reads a file; nothing if it is not there.
 
     Raises:
         StorageError: it cannot be read.
     """
-    if "://" in path:
-        from dtrain.storage import files
-
-        with files.storage_errors(path):
-            return files.read(path) or b""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise errors.StorageError(f"{path}: {error.strerror}") from error
-
-
-def _write(path: str, data: bytes) -> None:
-    """Writes the picture.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    if "://" in path:
-        from dtrain.storage import files
-
-        with files.storage_errors(path):
-            files.write(path, data)
-        return
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise errors.StorageError(f"{path}: {error.strerror}") from error
+    with files.storage_errors(path):
+        return files.read(path) or b""
 
 
 def read(run_dir: str) -> list[goodput.Attempt]:
     """Reads the ledger of a run; what is damaged is told and left out.
 
     Args:
-        run_dir: local, or on a store if TensorFlow is imported.
+        run_dir: local or remote.
 
     Returns:
         The attempts, one at least.
@@ -126,14 +77,16 @@ def read(run_dir: str) -> list[goodput.Attempt]:
         UserError: there is no run, no ledger, or none that can be read.
         StorageError: the disk or the store failed.
     """
-    names = _names(run_dir)
+    with files.storage_errors(run_dir):
+        names = files.names(run_dir)
+        ledgers = files.names(f"{run_dir}/ledger")
     if not {"config.json", "ledger"} & set(names):
         raise errors.UserError(
             f"run_dir ({run_dir}) holds no run; name the directory that it "
             "was started with"
         )
     attempts = []
-    for name in _names(f"{run_dir}/ledger"):
+    for name in ledgers:
         path = f"{run_dir}/ledger/{name}"
         if not name.endswith(".json"):
             continue
@@ -253,14 +206,14 @@ def run(arguments: Sequence[str]) -> int:
     values = config.parse_values(arguments, {"run_dir": "", "output": ""})
     run_dir = values["run_dir"]
     output = os.path.expanduser(values["output"]) or f"{run_dir}/report.png"
-    if "://" in run_dir + output:
-        startup.import_tensorflow()
     account = goodput.account(read(run_dir))
     print(table(account, run_dir), flush=True)
     from dtrain.record import plotting
 
     name = os.path.basename(os.path.abspath(run_dir))
-    _write(output, plotting.draw(account, read_losses(run_dir), name))
+    picture = plotting.draw(account, read_losses(run_dir), name)
+    with files.storage_errors(output):
+        files.write(output, picture)
     print(f"picture   {output}")
     return errors.FINISHED
 

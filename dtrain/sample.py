@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from dtrain import config as config_lib
 from dtrain import errors
-from dtrain.storage import startup
+from dtrain.storage import access, files, startup
 
 if TYPE_CHECKING:
-    from dtrain.storage import access
-from dtrain.run import export
+    from dtrain.run import export
 
 _HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
 
@@ -97,6 +96,7 @@ def draw(request: Request) -> list[str]:
     Raises:
         UserError: there is no such run or checkpoint, it does not fit the
             model, or the output directory cannot be made.
+        StorageError: a picture cannot be written.
     """
     # After `startup.import_tensorflow`, or they import it with its noise.
     from dtrain.run import export
@@ -104,7 +104,11 @@ def draw(request: Request) -> list[str]:
     restored = export.restore(request.run_dir, request.step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     access.make("output_dir", output_dir)
-    return _write_pictures(request, restored, output_dir)
+    with (
+        files.storage_errors(output_dir),
+        access.to("output_dir", output_dir),
+    ):
+        return _write_pictures(request, restored, output_dir)
 
 
 def _write_pictures(

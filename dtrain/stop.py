@@ -5,7 +5,6 @@ python -m dtrain.stop --run_dir=runs/default
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 
 from dtrain import config, errors
 from dtrain.resilience import stop_file
-from dtrain.storage import startup
+from dtrain.storage import files, locks
 
 _HELP = """usage: python -m dtrain.stop --run_dir=DIR [--wait]
 
@@ -30,41 +29,30 @@ start it again. The command that started it goes on from there.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
 
 
-def _names(run_dir: str) -> set[str]:
-    """Lists what is in a directory; nothing if it is not there.
+def _is_running(run_dir: str) -> bool:
+    """Tells whether a process has claimed the run; see `claim`.
 
     Raises:
-        StorageError: it cannot be listed.
+        StorageError: the disk or the store failed, or the disk has no locks.
     """
-    if "://" in run_dir:
-        from dtrain.storage import files
-
-        with files.storage_errors(run_dir):
-            return set(files.names(run_dir))
-    try:
-        return set(os.listdir(run_dir))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise errors.StorageError(f"{run_dir}: {error.strerror}") from error
-
-
-def _is_running(run_dir: str) -> bool:
-    """Tells whether a process has claimed the run; see `claim`."""
-    if "://" in run_dir:
-        return "lease.json" in _names(run_dir)
-    try:
-        file = os.open(f"{run_dir}/.lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared and for an instant: hardly ever in the way of a start.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
+    with files.storage_errors(run_dir):
+        if files.is_remote(run_dir):
+            return files.exists(f"{run_dir}/lease.json")
+        try:
+            # Shared and for an instant: hardly ever in the way of a start.
+            with locks.held(
+                f"{run_dir}/.lock", os.O_RDONLY, shared=True
+            ) as is_known:
+                if is_known:
+                    return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+    raise errors.StorageError(
+        f"{run_dir} is on a disk without locks: whether the run has ended "
+        "cannot be told"
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -84,9 +72,9 @@ def run(arguments: Sequence[str]) -> int:
         return errors.FINISHED
     values = config.parse_values(arguments, {"run_dir": "", "wait": False})
     run_dir, wait = values["run_dir"], values["wait"]
-    if "://" in run_dir:
-        startup.import_tensorflow()
-    if not _OF_A_RUN & _names(run_dir):
+    with files.storage_errors(run_dir):
+        names = files.names(run_dir)
+    if _OF_A_RUN.isdisjoint(names):
         raise errors.UserError(
             f"run_dir ({run_dir}) holds no run; name the directory that it "
             "was started with"

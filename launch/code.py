@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import dtrain
 import launch
 from dtrain.errors import UserError
+from dtrain.storage import files
 
 # What dtrain imports, in versions and hashes.
 LOCK = "requirements.lock"
@@ -81,19 +82,16 @@ def write(found: Mapping[str, pathlib.Path], directory: str) -> None:
         directory: where to, also `gs://`; it is made.
 
     Raises:
-        OSError: a file cannot be read or written, on a disk.
+        OSError: a file cannot be read or written.
     """
-    # Not with this module, which every launcher imports.
-    from etils import epath
-
-    from launch import storage
-
-    root = epath.Path(directory)
     for parent in sorted({os.path.dirname(name) for name in found}):
-        storage.make_directory(root / parent)
+        files.make_directory(os.path.join(directory, parent).rstrip("/"))
     for name, source in found.items():
-        (root / name).write_bytes(source.read_bytes())
-    (root / RUNNER).write_text(_RUNNER)
+        # A copy that a power cut leaves incomplete is of no job yet.
+        files.write(
+            f"{directory}/{name}", source.read_bytes(), is_durable=False
+        )
+    files.write(f"{directory}/{RUNNER}", _RUNNER.encode())
 
 
 def versions(workdir: str) -> dict[str, Any]:
@@ -153,7 +151,7 @@ def _files(
 
 
 def _walk(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    for count, (directory, names, files) in enumerate(os.walk(workdir)):
+    for count, (directory, names, file_names) in enumerate(os.walk(workdir)):
         if count > _MOST_DIRECTORIES:
             _refuse(workdir)
         names[:] = [
@@ -166,7 +164,7 @@ def _walk(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
             )
             and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
         ]
-        for name in files:
+        for name in file_names:
             if name.endswith(".py"):
                 yield pathlib.Path(directory, name)
 

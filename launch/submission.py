@@ -14,10 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
 from dtrain.errors import StorageError, UserError
-from launch import storage
+from dtrain.storage import files
 from launch.job import BACKENDS, Job, Plan
 
 _VERSION = 1
@@ -69,7 +67,7 @@ def place(record_dir: str) -> str:
 
 def absolute(path: str) -> str:
     """Returns a path that means the same from any directory."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if files.is_remote(path) else os.path.abspath(path)
 
 
 def make(
@@ -108,12 +106,10 @@ def write(submission: Submission, record_dir: str) -> None:
     text = json.dumps(
         {"version": _VERSION, **dataclasses.asdict(submission)}, indent=1
     )
-    directory = epath.Path(place(record_dir))
-    with storage.access(directory):
-        storage.make_directory(directory)
-        partial = directory / "job.json.partial"
-        partial.write_text(text + "\n")
-        partial.replace(directory / "job.json")
+    directory = place(record_dir)
+    with files.storage_errors(directory):
+        files.make_directory(directory)
+        files.write(f"{directory}/job.json", f"{text}\n".encode())
 
 
 def read(record_dir: str) -> Submission | None:
@@ -122,9 +118,9 @@ def read(record_dir: str) -> Submission | None:
     Raises:
         StorageError: it cannot be read, or is damaged.
     """
-    path = epath.Path(place(record_dir)) / "job.json"
-    with storage.access(path):
-        text = path.read_bytes() if path.exists() else b""
+    path = os.path.join(place(record_dir), "job.json")
+    with files.storage_errors(path):
+        text = files.read(path)
     if not text:
         return None
     try:
@@ -173,11 +169,14 @@ def find(directory: str) -> list[Submission]:
         UserError: it is no directory.
         StorageError: it, or a submission in it, cannot be read.
     """
-    root = epath.Path(directory)
-    with storage.access(root):
-        if not root.is_dir():
+    with files.storage_errors(directory):
+        if not files.is_directory(directory):
             raise UserError(f"{directory} is no directory; use --run_dir=DIR")
-        names = sorted(each.name for each in root.iterdir() if each.is_dir())
+        names = sorted(
+            name
+            for name, is_directory in files.entries(directory)
+            if is_directory
+        )
     places = [directory, *(os.path.join(directory, name) for name in names)]
     found = [read(each) for each in places]
     return [each for each in found if each]

@@ -10,11 +10,10 @@ import time
 from collections.abc import Sequence
 from types import ModuleType
 
-from etils import epath
-
 from dtrain import config, flags
 from dtrain.errors import UserError
-from launch import code, storage, submission
+from dtrain.storage import files
+from launch import code, submission
 from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Options, Plan
 
@@ -142,38 +141,43 @@ def _submit(job: Job, plan: Plan) -> str:
         StorageError: a file cannot be written, or it is not known whether the
             scheduler has taken the job.
     """
-    place = epath.Path(submission.place(job.record_dir))
-    with storage.access(place):
+    record = submission.place(job.record_dir)
+    with files.storage_errors(record):
         # The run's directory too, if it is made for this.
-        made = [each for each in (place, place.parent) if not each.exists()]
+        new = [
+            directory
+            for directory in (record, os.path.dirname(record))
+            if not files.exists(directory)
+        ]
     try:
         _write(job, plan)
     except BaseException:
-        _remove(job, made)
+        _remove(job, new)
         raise
     try:
         return BACKENDS[job.options.backend].submit(job, plan)
     except UserError:
         # After any other error the job may be queued, and need its files.
-        _remove(job, made)
+        _remove(job, new)
         raise
 
 
-def _remove(job: Job, made: Sequence[epath.Path]) -> None:
-    with storage.access(job.directory):
-        epath.Path(job.directory).rmtree(missing_ok=True)
-        for each in made:
-            if each.exists() and not any(each.iterdir()):
-                each.rmdir()
+def _remove(job: Job, new: Sequence[str]) -> None:
+    """Removes the files of a job, and what is empty of new directories."""
+    with files.storage_errors(job.directory):
+        files.remove_tree(job.directory)
+        # A store has none.
+        for directory in new:
+            if os.path.isdir(directory) and not os.listdir(directory):
+                os.rmdir(directory)
 
 
 def _write(job: Job, plan: Plan) -> None:
-    directory = epath.Path(job.directory)
     found = code.find(job.workdir) if plan.has_code else {}
-    with storage.access(directory):
-        storage.make_directory(directory)
+    with files.storage_errors(job.directory):
+        files.make_directory(job.directory)
         for name, text in plan.files.items():
             # A name that the file system has may be no UTF-8.
-            (directory / name).write_bytes(os.fsencode(text))
+            files.write(f"{job.directory}/{name}", os.fsencode(text))
         if plan.has_code:
             code.write(found, os.path.join(job.directory, "code"))

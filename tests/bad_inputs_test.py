@@ -451,7 +451,7 @@ RUN_DIRECTORIES = {
     ),
     "damaged checkpoint to draw": Bad(
         "--run_dir={place}/truncated --step=1",
-        ("truncated/checkpoints/ckpt-1 does not verify", "another --step"),
+        ("truncated/checkpoints/ckpt-1 does not verify", "another step"),
         program="sample",
     ),
     "another model's checkpoint": Bad(

@@ -12,10 +12,9 @@ from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.run import checkpointer as checkpointer_lib
+from dtrain.run import resuming
+from tests import replicas
 from tests.checkpoint_test import make_state, save_steps, steps_in
-
-ALONE = tf.distribute.get_strategy
-
 
 # Where a run goes on.
 
@@ -39,7 +38,9 @@ def checkpointer(
 def restored(run_dir: pathlib.Path) -> tuple[str | None, float]:
     """Restores a run; returns the prefix below run_dir, and the weights."""
     state = make_state(-1.0)
-    prefix = checkpointer(run_dir, state).restore(ALONE()).prefix or None
+    prefix = (
+        checkpointer(run_dir, state).restore(replicas.alone()).prefix or None
+    )
     if prefix is not None:
         prefix = str(pathlib.Path(prefix).relative_to(run_dir))
     return prefix, float(state.weights[0])
@@ -120,21 +121,21 @@ def test_a_pointer_without_checkpoints(tmp_path: pathlib.Path) -> None:
 
 def test_resume_never_and_must(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"resume \(must\).*no checkpoint"):
-        checkpointer(tmp_path, resume="must").restore(ALONE())
+        checkpointer(tmp_path, resume="must").restore(replicas.alone())
     save_steps(tmp_path / "backup", [4])
     with pytest.raises(UserError, match=r"resume \(never\).* up to step 4"):
-        checkpointer(tmp_path, resume="never").restore(ALONE())
-    assert checkpointer(tmp_path, resume="must").restore(ALONE())
+        checkpointer(tmp_path, resume="never").restore(replicas.alone())
+    assert checkpointer(tmp_path, resume="must").restore(replicas.alone())
 
 
 def test_one_step_of_a_run(tmp_path: pathlib.Path) -> None:
     save_steps(tmp_path / "checkpoints", [1, 2, 3])
     config = Config(run_dir=str(tmp_path))
     state = make_state()
-    checkpointer_lib.restore_step(state, config, 2)
+    resuming.restore_step(state, config, 2)
     assert float(state.weights[0]) == 2.0
     with pytest.raises(UserError, match="of step 0; there: 1, 2, 3"):
-        checkpointer_lib.restore_step(state, config, 0)
+        resuming.restore_step(state, config, 0)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,8 @@ def test_a_state_that_does_not_fit(
 ) -> None:
     save_steps(tmp_path / "checkpoints", [1])
     with pytest.raises(UserError) as caught:
-        checkpointer(tmp_path, state()).restore(ALONE())
-    said = str(caught.value)
+        checkpointer(tmp_path, state()).restore(replicas.alone())
+    said = caught.value.text
     assert "ckpt-1 does not fit the networks of --model=dcgan: " in said
     assert said.endswith("make the model as it was, or name another run_dir")
     assert "{" not in said
@@ -253,7 +254,7 @@ def test_backups_are_two_and_leave_at_the_end(tmp_path: pathlib.Path) -> None:
 def test_a_restored_step_is_not_saved_again(tmp_path: pathlib.Path) -> None:
     save_steps(tmp_path / "backup", [6])
     saver = checkpointer(tmp_path, checkpoint_every_steps=3)
-    saver.restore(ALONE())
+    saver.restore(replicas.alone())
     assert not saver.due(6)
     assert saver.due(9)
 
@@ -322,7 +323,7 @@ def test_a_save_that_fails_is_tried_again(tmp_path: pathlib.Path) -> None:
 def test_damaged_pins_are_told_of(tmp_path: pathlib.Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/pins.json").write_text("{}")
-    [note] = checkpointer(tmp_path).restore(ALONE()).notes
+    [note] = checkpointer(tmp_path).restore(replicas.alone()).notes
     assert "pins.json is damaged" in note
 
 

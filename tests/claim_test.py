@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
-import tensorflow as tf
 
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import access, claim, files
@@ -57,12 +56,12 @@ class Store:
     def _fail(self) -> None:
         if self.num_failures > 0:
             self.num_failures -= 1
-            raise tf.errors.UnavailableError(None, None, "injected")
+            raise files.StoreError("injected", "UnavailableError")
 
     def read_part(self, path: str, start: int, length: int) -> bytes:
         self._fail()
         if path not in self.objects:
-            raise tf.errors.NotFoundError(None, None, "no such object")
+            raise files.MissingError("no such object", "NotFoundError")
         return self.objects[path][start : start + length]
 
     def write(self, path: str, data: bytes) -> None:

@@ -32,7 +32,7 @@ from dtrain.gan import state as gan_lib
 from dtrain.record import metrics
 from dtrain.run import checkpointer as checkpointer_lib
 from dtrain.run import identity
-from tests import runs
+from tests import replicas, runs
 
 NUM_DAMAGES = int(os.environ.get("DTRAIN_NUM_DAMAGES", "300"))
 
@@ -102,13 +102,13 @@ class Run:
         What it restores must be, to the bit, what was saved at that step.
         """
         note = identity.check(self.description, is_chief=True)
-        restored = self._checkpointer.restore(tf.distribute.get_strategy())
+        restored = self._checkpointer.restore(replicas.alone())
         step = int(self._gan.step.numpy())
         assert restored.manifest.step == step
         self._check_state(restored.manifest.run, step)
         identity.write(self.description, self._gan.networks)
-        recorder = metrics.Recorder(
-            str(self.path), step, is_chief=True, expected=restored.manifest.log
+        recorder = metrics.RunRecorder(
+            str(self.path), step, restored.manifest.log
         )
         recorder.close()
         notes = [note, *restored.notes, recorder.notice]

@@ -16,7 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.cluster import workers as workers_lib
+from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.data.sources import arrays, memory
@@ -296,7 +296,7 @@ def test_batch_size_must_be_a_multiple(
     batch_size: int, num_replicas: int, line: str
 ) -> None:
     with pytest.raises(UserError) as raised:
-        workers_lib.check_batch_size(batch_size, num_replicas)
+        strategy_lib.check_batch_size(batch_size, num_replicas)
     assert str(raised.value) == line
 
 

@@ -13,7 +13,7 @@ from dtrain import config, errors
 from dtrain.bundle import tensors
 from dtrain.checkpoint import retention
 from dtrain.gan import divergence
-from dtrain.run import checkpointer
+from dtrain.run import tiers
 from tests import runs
 
 STRATEGIES = {
@@ -243,5 +243,5 @@ def test_notices_leave_the_checkpoint_that_a_rollback_needs() -> None:
         retention.Saved(step, float(step), {})
         for step in (0, 20, 40, 41, 43, 45)
     ]
-    kept = retention.kept(saved, checkpointer.policies(settings))
+    kept = retention.kept(saved, tiers.policies(settings))
     assert kept == {20, 40, 41, 43, 45}

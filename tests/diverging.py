@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from dtrain.config import Config
-from dtrain.gan import phases, state
+from dtrain.gan import draws, phases
 from dtrain.models import dcgan
 
 Objective = Callable[
@@ -33,7 +33,7 @@ def make(
     for part in os.environ["DTRAIN_TEST_SPOIL"].split(","):
         step, spoil = part.split("=")
         done = tf.constant(int(step) - 1)
-        mark = state.latents_at(config, done, 0, 1)[0, 0]
+        mark = draws.latents_at(config, done, 0, 1)[0, 0]
         if spoil == "dead":
             optimizer = keras.optimizers.SGD(0.01)
             objective = _dead_after(mark, objective)

@@ -19,9 +19,12 @@ import tensorflow as tf
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
-from dtrain.gan import loading, optimizers
+from dtrain.gan import draws, loading, optimizers
 from dtrain.gan import phases as phases_lib
 from dtrain.gan import state as gan_lib
+from dtrain.gan import step as step_lib
+from dtrain.gan.replicas import Comparison
+from dtrain.gan.step import Step
 from tests.replicas import mirrored
 
 SMALL = Config(
@@ -54,16 +57,28 @@ def train(
     strategy: tf.distribute.Strategy,
     source: sources.Source,
     num_steps: int,
-) -> tuple[gan_lib.GAN, np.ndarray]:
+) -> tuple[gan_lib.GAN, dict[str, np.ndarray]]:
     """Trains from the start; returns the GAN and its metrics."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     iterator = pipeline.make_iterator(source, config, strategy, 0)
-    rows, _ = gan.train_steps(iterator, tf.constant(num_steps, tf.int64))
-    return gan, rows.numpy()
+    metrics, _ = Step(gan).run(iterator, tf.constant(num_steps))
+    return gan, {name: column.numpy() for name, column in metrics.items()}
+
+
+def assert_close(
+    got: dict[str, np.ndarray], expected: dict[str, np.ndarray], **limits: float
+) -> None:
+    assert list(got) == list(expected)
+    for name, column in got.items():
+        np.testing.assert_allclose(column, expected[name], **limits)
+
+
+def differing(gan: gan_lib.GAN) -> list[str]:
+    return Comparison(gan.strategy, gan.variables).differing()
 
 
 def weights(gan: gan_lib.GAN) -> list[np.ndarray]:
-    return [variable.numpy() for variable in gan._variables()]
+    return [variable.numpy() for variable in gan.variables]
 
 
 def test_weights_follow_from_the_settings_alone() -> None:
@@ -87,35 +102,35 @@ def test_weights_follow_from_the_settings_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def losses_on_one_replica(digits: sources.Source) -> np.ndarray:
-    _, rows = train(SMALL, mirrored(1), digits, 20)
-    return rows
+def losses_on_one_replica(digits: sources.Source) -> dict[str, np.ndarray]:
+    _, metrics = train(SMALL, mirrored(1), digits, 20)
+    return metrics
 
 
 @pytest.mark.parametrize("num_replicas", [2, 4])
 def test_losses_do_not_depend_on_the_replicas(
-    num_replicas: int, digits: sources.Source, losses_on_one_replica: np.ndarray
+    num_replicas: int,
+    digits: sources.Source,
+    losses_on_one_replica: dict[str, np.ndarray],
 ) -> None:
-    gan, rows = train(SMALL, mirrored(num_replicas), digits, 20)
-    columns = [gan.metric_names.index(f"{name}_loss") for name in NETWORKS]
-    np.testing.assert_allclose(
-        rows[:, columns], losses_on_one_replica[:, columns], rtol=1e-3
-    )
-    assert gan.differing_variables() == []
-
-
-NETWORKS = ("generator", "discriminator")
+    gan, metrics = train(SMALL, mirrored(num_replicas), digits, 20)
+    for network in phases_lib.NETWORKS:
+        name = f"{network}_loss"
+        np.testing.assert_allclose(
+            metrics[name], losses_on_one_replica[name], rtol=1e-3
+        )
+    assert differing(gan) == []
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
 def test_micro_batches_add_up(
-    num_replicas: int, digits: sources.Source, losses_on_one_replica: np.ndarray
+    num_replicas: int,
+    digits: sources.Source,
+    losses_on_one_replica: dict[str, np.ndarray],
 ) -> None:
     config = dataclasses.replace(SMALL, micro_batches=4)
-    _, rows = train(config, mirrored(num_replicas), digits, 20)
-    np.testing.assert_allclose(
-        rows, losses_on_one_replica, rtol=1e-3, atol=1e-5
-    )
+    _, metrics = train(config, mirrored(num_replicas), digits, 20)
+    assert_close(metrics, losses_on_one_replica, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
@@ -129,11 +144,16 @@ def test_each_replica_sees_its_part_of_the_same_batch(
 
     @tf.function
     def examples(batch: pipeline.Batch) -> phases_lib.Example:
-        return strategy.run(lambda part: gan._example(0, part), args=(batch,))
+        return strategy.run(
+            lambda part: draws.example_at(
+                SMALL, gan.data_step, 0, part, num_replicas
+            ),
+            args=(batch,),
+        )
 
     made = examples(next(iterator))
     latents = np.concatenate(strategy.experimental_local_results(made.latents))
-    everything = gan_lib.latents_at(SMALL, tf.constant(0, tf.int64), 0, 8)
+    everything = draws.latents_at(SMALL, tf.constant(0, tf.int64), 0, 8)
     np.testing.assert_array_equal(latents, everything)
     assert len(np.unique(latents)) == latents.size
     images = np.concatenate(
@@ -153,18 +173,16 @@ def test_each_replica_sees_its_part_of_the_same_batch(
 
 def test_phases_take_the_draws_in_turn() -> None:
     config = dataclasses.replace(SMALL, discriminator_steps=3)
-    phases = phases_lib.adversarial_phases(config)
-    assert gan_lib._draws(phases, 3) == [0, 1, 2, 2]
-    assert gan_lib._draws(phases[::-1], 3) == [0, 0, 1, 2]
+    step = Step(gan_lib.GAN(config, mirrored(1), IMAGE_SHAPE, 0))
+    assert step_lib._draws(step._updates, 3) == [0, 1, 2, 2]
+    assert step_lib._draws(step._updates[::-1], 3) == [0, 0, 1, 2]
 
 
 def test_latents_differ_between_steps_phases_and_seeds() -> None:
     def draw(seed: int, step: int, phase: int) -> bytes:
         config = dataclasses.replace(SMALL, seed=seed)
         step_tensor = tf.constant(step, tf.int64)
-        return (
-            gan_lib.latents_at(config, step_tensor, phase, 4).numpy().tobytes()
-        )
+        return draws.latents_at(config, step_tensor, phase, 4).numpy().tobytes()
 
     places = [
         (seed, step, phase)
@@ -181,9 +199,10 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
     strategy = mirrored(1)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     iterator = pipeline.make_iterator(digits, config, strategy, 0)
+    steps = Step(gan)
     expected = [weight.numpy() for weight in gan.networks.generator.weights]
     for step in range(60):
-        gan.train_steps(iterator, tf.constant(1, tf.int64))
+        steps.run(iterator, tf.constant(1))
         # It grows with the images seen, up to the flag's.
         decay = 0.5 ** (8 / min(16.0, 0.05 * 8 * (step + 1)))
         expected = [
@@ -213,7 +232,7 @@ def test_schedule_reaches_the_optimizers(digits: sources.Source) -> None:
         SMALL, warmup_steps=10, generator_learning_rate=1e-3
     )
     gan, _ = train(config, mirrored(2), digits, 4)
-    rate = gan._optimizers["generator"].learning_rate
+    rate = gan.optimizers["generator"].learning_rate
     assert float(rate.numpy()) == pytest.approx(1e-3 * 0.4)
 
 
@@ -232,14 +251,15 @@ def test_schedule_reaches_the_optimizers(digits: sources.Source) -> None:
 def test_trains_on_two_replicas(changes: dict, digits: sources.Source) -> None:
     """Traps 6 and 8 among them: several updates in a step, full batches."""
     config = dataclasses.replace(SMALL, **changes)
-    gan, rows = train(config, mirrored(2), digits, 3)
-    assert np.isfinite(rows).all()
-    assert gan.differing_variables() == []
+    gan, metrics = train(config, mirrored(2), digits, 3)
+    for column in metrics.values():
+        assert np.isfinite(column).all()
+    assert differing(gan) == []
     per_step = config.discriminator_steps
     assert (
-        int(gan._optimizers["discriminator"].iterations.numpy()) == 3 * per_step
+        int(gan.optimizers["discriminator"].iterations.numpy()) == 3 * per_step
     )
-    assert int(gan._optimizers["generator"].iterations.numpy()) == 3
+    assert int(gan.optimizers["generator"].iterations.numpy()) == 3
 
 
 # The other traps.
@@ -275,17 +295,17 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
     iterator = pipeline.make_iterator(digits, config, strategy, 0)
     before = [weight.numpy() for weight in gan.networks.discriminator.weights]
     generator = gan.networks.generator.weights[0].numpy()
-    gan.train_steps(iterator, tf.constant(2, tf.int64))
+    Step(gan).run(iterator, tf.constant(2))
     for old, weight in zip(
         before, gan.networks.discriminator.weights, strict=True
     ):
         for replica in weight.value.values:
             np.testing.assert_array_equal(replica.numpy(), old)
-    assert int(gan._optimizers["discriminator"].iterations.numpy()) == 0
+    assert int(gan.optimizers["discriminator"].iterations.numpy()) == 0
     assert not np.array_equal(
         gan.networks.generator.weights[0].numpy(), generator
     )
-    scales = gan._loss_scales
+    scales = gan.loss_scales
     assert scales["discriminator"].read().numpy() == 2.0**13
     assert scales["generator"].read().numpy() == 2.0**15
 
@@ -302,8 +322,8 @@ def test_float16_follows_float32(digits: sources.Source) -> None:
     _, exact = train(SMALL, mirrored(1), digits, 5)
     keras.config.set_dtype_policy("mixed_float16")
     config = dataclasses.replace(SMALL, precision="mixed_float16")
-    _, rows = train(config, mirrored(1), digits, 5)
-    np.testing.assert_allclose(rows, exact, rtol=0.02, atol=0.005)
+    _, metrics = train(config, mirrored(1), digits, 5)
+    assert_close(metrics, exact, rtol=0.02, atol=0.005)
 
 
 def make_with_norm(
@@ -346,9 +366,7 @@ def test_collectives_in_a_step(
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     iterator = pipeline.make_iterator(digits, config, strategy, 0)
-    traced = gan.train_steps.get_concrete_function(
-        iterator, tf.constant(1, tf.int64)
-    )
+    traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
     graph = traced.graph.as_graph_def()
     nodes = [
         node
@@ -381,22 +399,23 @@ def test_xla_compiles_the_gradients_on_two_replicas(
     _, expected = train(SMALL, mirrored(2), digits, 3)
     config = dataclasses.replace(SMALL, jit_compile="on", r1_gamma=1.0)
     gan, _ = train(config, mirrored(2), digits, 1)
-    assert gan.differing_variables() == []
+    assert differing(gan) == []
     config = dataclasses.replace(SMALL, jit_compile="on")
-    _, rows = train(config, mirrored(2), digits, 3)
-    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-5)
+    _, metrics = train(config, mirrored(2), digits, 3)
+    assert_close(metrics, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_xla_and_state_on_several_replicas_is_refused() -> None:
     config = dataclasses.replace(SMALL, jit_compile="on", batch_norm=True)
+    gan = gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
     with pytest.raises(UserError, match="jit_compile"):
-        gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
+        Step(gan)
 
 
 def test_optimizers_are_built_before_the_first_step() -> None:
     """Trap 7: a slot that is made in a trace, or out of scope, is lost."""
     gan = gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
-    for name, optimizer in gan._optimizers.items():
+    for name, optimizer in gan.optimizers.items():
         weights = getattr(gan.networks, name).trainable_variables
         assert len(optimizer.variables) == 2 + 2 * len(weights)
         for variable in optimizer.variables:
@@ -408,7 +427,7 @@ def test_variables_that_differ_are_named(digits: sources.Source) -> None:
     kernel = gan.networks.discriminator.weights[0]
     second = kernel.value.values[1]
     second.assign(tf.tensor_scatter_nd_add(second, [[0, 0, 0, 0]], [1e-6]))
-    assert gan.differing_variables() == [kernel.path]
+    assert differing(gan) == [kernel.path]
 
 
 # What a checkpoint holds.
@@ -469,8 +488,8 @@ def test_everything_a_model_can_hold_comes_back(
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
     iterator = pipeline.make_iterator(digits, config, strategy, 2)
-    resumed.train_steps(iterator, tf.constant(4, tf.int64))
-    assert resumed.differing_variables() == []
+    Step(resumed).run(iterator, tf.constant(4))
+    assert differing(resumed) == []
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
     names = {name for name, _ in tf.train.list_variables(prefix)}
@@ -493,12 +512,12 @@ def test_loss_scales_come_back(
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
     iterator = pipeline.make_iterator(digits, config, strategy, 2)
-    resumed.train_steps(iterator, tf.constant(5, tf.int64))
+    Step(resumed).run(iterator, tf.constant(5))
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
-    for name, scale in whole._loss_scales.items():
+    for name, scale in whole.loss_scales.items():
         assert scale.read().numpy() == 4 * scale.FIRST
-        assert resumed._loss_scales[name].read().numpy() == 4 * scale.FIRST
+        assert resumed.loss_scales[name].read().numpy() == 4 * scale.FIRST
 
 
 def test_top_level_names_in_a_checkpoint() -> None:
@@ -525,19 +544,20 @@ def test_stop_ends_the_loop_after_the_step_that_runs(
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, 0)
     iterator = pipeline.make_iterator(digits, SMALL, strategy, 0)
-    gan.train_steps(iterator, tf.constant(1, tf.int64))
+    steps = Step(gan)
+    steps.run(iterator, tf.constant(1))
     seen: list[int] = []
 
     def stop() -> None:
-        gan.stop()
+        steps.stop()
         seen.append(int(gan.step.numpy()))
 
     timer = threading.Timer(0.3, stop)
     timer.start()
-    rows, verdict = gan.train_steps(iterator, tf.constant(10**6, tf.int64))
+    metrics, verdict = steps.run(iterator, tf.constant(10**6))
     timer.join()
     step = int(gan.step.numpy())
-    assert len(rows) == step - 1
+    assert len(metrics["generator_loss"]) == step - 1
     assert int(verdict.numpy()) == 0
     # The one that was running, and one that had begun to look.
     assert seen[0] <= step <= seen[0] + 2

@@ -35,7 +35,7 @@ from dtrain.config import Config
 from dtrain.run import checkpointer as checkpointer_lib
 from dtrain.run import places
 from dtrain.storage import files
-from tests import faults
+from tests import faults, replicas
 
 # The short form kills where it leaves something else than just before.
 IS_LONG = "DTRAIN_NUM_KILLS" in os.environ
@@ -170,7 +170,7 @@ def run_steps(root: str, *steps: int) -> int:
     """Saves steps as a run does; returns where it went on, or 0."""
     state = make_state()
     saver = checkpointer(root, state)
-    restored = saver.restore(tf.distribute.get_strategy())
+    restored = saver.restore(replicas.alone())
     assert not restored.notes, restored.notes
     start = seen(state) if restored.manifest else 0
     for step in steps:
@@ -185,7 +185,7 @@ def finish(root: str) -> int:
     """Removes the backups of a run that has nothing left to do."""
     state = make_state()
     saver = checkpointer(root, state)
-    restored = saver.restore(tf.distribute.get_strategy())
+    restored = saver.restore(replicas.alone())
     assert not restored.notes, restored.notes
     saver.begin_last(seen(state))
     saver.drain()
@@ -216,7 +216,7 @@ def put_aside(root: str) -> int:
     """Finds that a state is damaged, and goes on from the one before."""
     state = make_state()
     saver = checkpointer(root, state)
-    saver.restore(tf.distribute.get_strategy())
+    saver.restore(replicas.alone())
     saver.close()
     return seen(state)
 

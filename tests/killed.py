@@ -37,12 +37,12 @@ def main() -> None:
     """Arms the kill and runs dtrain."""
     kill_step, phase = int(sys.argv[1]), sys.argv[2]
     startup.import_tensorflow()
-    from dtrain.checkpoint import manager
+    from dtrain.checkpoint import tier
     from dtrain.record import metrics
     from dtrain.storage import files
 
-    write = metrics.Recorder.write
-    sweep = manager.CheckpointManager._sweep
+    write = metrics.RunRecorder.write
+    sweep = tier.Tier._sweep
     move = files.move
 
     def write_or_die(self: Any, first_step: int, *rest: Any) -> None:
@@ -63,8 +63,8 @@ def main() -> None:
         move(source, target)
 
     with (
-        mock.patch.object(metrics.Recorder, "write", write_or_die),
-        mock.patch.object(manager.CheckpointManager, "_sweep", sweep_or_die),
+        mock.patch.object(metrics.RunRecorder, "write", write_or_die),
+        mock.patch.object(tier.Tier, "_sweep", sweep_or_die),
         mock.patch.object(files, "move", move_or_die),
     ):
         errors.exit_with(

@@ -17,23 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.record import metrics
+from dtrain.record.progress import Progress
 from dtrain.storage import files
 from tests import object_store, runs
 
 NAMES = ("generator_loss", "discriminator_loss")
 
 
-def rows(first_step: int, num_steps: int) -> np.ndarray:
+def rows(first_step: int, num_steps: int) -> dict[str, np.ndarray]:
     """Metrics that are a function of the step, as those of a run are."""
     steps = np.arange(first_step, first_step + num_steps, dtype=np.float32)
-    return np.stack([np.sin(steps), np.cos(steps)], axis=1)
+    return dict(zip(NAMES, (np.sin(steps), np.cos(steps)), strict=True))
 
 
 def record(run_dir: pathlib.Path, done: int, ends: list[int]) -> None:
     """Records the steps after `done` in loops that end at `ends`."""
-    recorder = metrics.Recorder(str(run_dir), done, is_chief=True)
+    recorder = metrics.RunRecorder(str(run_dir), done)
     for end in ends:
-        recorder.write(done + 1, NAMES, rows(done + 1, end - done))
+        recorder.write(done + 1, rows(done + 1, end - done))
         done = end
     recorder.close()
 
@@ -99,9 +100,9 @@ def test_line_that_lost_its_end_is_written_again(
 
 
 def test_what_is_no_number_becomes_null(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
     values = np.array([[np.nan, np.inf], [-np.inf, 0.1]], np.float32)
-    recorder.write(1, NAMES, values)
+    recorder.write(1, dict(zip(NAMES, values.T, strict=True)))
     recorder.close()
     first, second = read_lines(tmp_path)
     assert first == {"step": 1, NAMES[0]: None, NAMES[1]: None}
@@ -111,8 +112,8 @@ def test_what_is_no_number_becomes_null(tmp_path: pathlib.Path) -> None:
 
 
 def test_lines_can_be_read_before_the_end(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
-    recorder.write(1, NAMES, rows(1, 3))
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
+    recorder.write(1, rows(1, 3))
     assert len(read_lines(tmp_path)) == 3
     assert read_events(tmp_path)[-1].step == 3
     recorder.close()
@@ -142,12 +143,28 @@ def test_events_begin_again_at_the_step_of_a_resume(
         if event.summary.value
     }
     assert sorted(values) == [2, 4, 5]
-    expected = dict(zip(NAMES, rows(5, 1)[0].tolist(), strict=True))
+    expected = {name: float(column[0]) for name, column in rows(5, 1).items()}
     assert values[5] == expected
 
 
+def test_figures_stand_in_the_line_of_their_step(
+    tmp_path: pathlib.Path,
+) -> None:
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
+    recorder.write(1, rows(1, 3), {"distance": 0.1})
+    assert recorder.last["distance"] == pytest.approx(0.1)
+    recorder.write(4, rows(4, 1))
+    assert "distance" not in recorder.last, "it is of another step"
+    recorder.close()
+    lines = read_lines(tmp_path)
+    assert ["distance" in line for line in lines] == [False, False, True, False]
+    events = read_events(tmp_path)
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert tags == {*NAMES, "distance"}
+
+
 def test_picture_in_the_events(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
     recorder.write_image(7, "samples", b"bytes of a PNG")
     recorder.close()
     event = read_events(tmp_path)[-1]
@@ -158,8 +175,8 @@ def test_picture_in_the_events(tmp_path: pathlib.Path) -> None:
 
 
 def test_other_workers_write_nothing(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=False)
-    recorder.write(1, NAMES, rows(1, 3))
+    recorder = metrics.Recorder()
+    recorder.write(1, rows(1, 3))
     recorder.write_image(3, "samples", b"")
     recorder.flush()
     recorder.close()
@@ -167,10 +184,10 @@ def test_other_workers_write_nothing(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_a_checkpoint_knows_of_the_lines(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
     states = {0: recorder.state_of(0)}
     for step in range(1, 7):
-        recorder.write(step, NAMES, rows(step, 1))
+        recorder.write(step, rows(step, 1))
         states[step] = recorder.state_of(step)
     recorder.sync()
     recorder.close()
@@ -180,9 +197,7 @@ def test_what_a_checkpoint_knows_of_the_lines(tmp_path: pathlib.Path) -> None:
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     for step in (6, 3, 0):
-        again = metrics.Recorder(
-            str(tmp_path), step, is_chief=True, expected=states[step]
-        )
+        again = metrics.RunRecorder(str(tmp_path), step, states[step])
         assert again.notice == ""
         assert again.state_of(step) == states[step]
         again.close()
@@ -191,25 +206,25 @@ def test_what_a_checkpoint_knows_of_the_lines(tmp_path: pathlib.Path) -> None:
 
 
 def test_damaged_lines_are_put_aside(tmp_path: pathlib.Path) -> None:
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
-    recorder.write(1, NAMES, rows(1, 5))
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
+    recorder.write(1, rows(1, 5))
     expected = recorder.state_of(5)
     recorder.close()
     path = tmp_path / "metrics.jsonl"
     damaged = path.read_bytes().replace(b'"step": 2', b'"step" 2')
     path.write_bytes(damaged)
-    again = metrics.Recorder(str(tmp_path), 5, is_chief=True, expected=expected)
+    again = metrics.RunRecorder(str(tmp_path), 5, expected)
     assert again.notice == (
         f"{path} is not what it was at step 5: it was moved to "
         f"{tmp_path}/quarantine/metrics.jsonl; 4 of its lines are kept"
     )
-    again.write(6, NAMES, rows(6, 1))
+    again.write(6, rows(6, 1))
     known = again.state_of(6)
     again.close()
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3, 4, 5, 6]
     assert (tmp_path / "quarantine/metrics.jsonl").read_bytes() == damaged
     path.unlink()
-    last = metrics.Recorder(str(tmp_path), 6, is_chief=True, expected=known)
+    last = metrics.RunRecorder(str(tmp_path), 6, known)
     assert last.notice.endswith("it is gone; 0 of its lines are kept")
     last.close()
 
@@ -221,21 +236,22 @@ def test_a_disk_that_fails_stops_nobody(
         del arguments
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    recorder = metrics.Recorder(str(tmp_path), 0, is_chief=True)
-    recorder.write(1, NAMES, rows(1, 1))
+    recorder = metrics.RunRecorder(str(tmp_path), 0)
+    recorder.write(1, rows(1, 1))
     with monkeypatch.context() as patch:
         patch.setattr(files, "append", fail)
         patch.setattr(tf.io, "TFRecordWriter", fail)
         recorder._events._abandon()
-        recorder.write(2, NAMES, rows(2, 2))
+        recorder.write(2, rows(2, 2))
         recorder.write_image(3, "samples", b"PNG")
         recorder.flush()
-        assert recorder.failure == "No space left on device"
+        assert "wait in memory: No space left" in recorder.failure()
+        assert recorder.failure() == "", "said once"
         for durable in (recorder.sync, recorder.publish):
             with pytest.raises(OSError, match="No space left"):
                 durable()
-    recorder.write(4, NAMES, rows(4, 1))
-    assert recorder.failure == ""
+    recorder.write(4, rows(4, 1))
+    assert recorder.failure() == ""
     recorder.sync()
     recorder.close()
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 4]
@@ -248,9 +264,9 @@ def test_a_disk_that_fails_stops_nobody(
 
 def record_remotely(run_dir: str, step: int, last: int, how: str) -> dict:
     """Records the steps after `step`; returns what was said and seen."""
-    recorder = metrics.Recorder(run_dir, step, is_chief=True)
+    recorder = metrics.RunRecorder(run_dir, step)
     for each in range(step + 1, last + 1):
-        recorder.write(each, NAMES, rows(each, 1))
+        recorder.write(each, rows(each, 1))
     recorder.write_image(last, "samples", b"bytes of a PNG")
     recorder.flush()
     if how != "killed":
@@ -259,7 +275,7 @@ def record_remotely(run_dir: str, step: int, last: int, how: str) -> dict:
 
 
 def resume_remotely(run_dir: str, step: int, expected: dict) -> str:
-    recorder = metrics.Recorder(run_dir, step, is_chief=True, expected=expected)
+    recorder = metrics.RunRecorder(run_dir, step, expected)
     recorder.close()
     return recorder.notice
 
@@ -332,10 +348,12 @@ def follow(
 ) -> None:
     """Trains 1000 steps of 64 images in steps of 10, `secs` for each ten."""
     clock = Clock()
-    progress = metrics.Progress(1000, 64, stream=stream, clock=clock, **more)
+    progress = Progress(1000, 64, stream=stream, clock=clock, **more)
     for number in range(num_updates):
         clock.secs += secs
-        progress.update(10 * (number + 1), {"loss": 0.125})
+        progress.update(
+            10 * (number + 1), {"generator_loss": np.array([0.5, 0.125])}
+        )
     progress.say("saved")
 
 
@@ -353,7 +371,7 @@ def test_a_terminal_shows_one_line_that_rewrites_itself(
     # Each covers the one before it, and the cursor stays on the line.
     assert all(line.endswith("\x1b[K") for line in lines)
     assert lines[-1].removesuffix("\x1b[K") == (
-        "step 200/1,000  640 images/s  0:01:20 left  loss 0.125"
+        "step 200/1,000  640 images/s  0:01:20 left  G loss 0.125"
     )
     assert "images/s" not in lines[0], "compiling is no training"
 
@@ -397,7 +415,7 @@ def test_time_left(secs: float, left: str) -> None:
 
 def test_time_left_follows_a_machine_that_slows_down() -> None:
     clock, terminal = Clock(), Terminal()
-    progress = metrics.Progress(1000, 64, stream=terminal, clock=clock)
+    progress = Progress(1000, 64, stream=terminal, clock=clock)
     for number in range(1, 41):
         clock.secs += 1.0 if number <= 20 else 4.0
         progress.update(10 * number, {})

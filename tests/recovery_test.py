@@ -14,8 +14,9 @@ from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.run import checkpointer as checkpointer_lib
-from dtrain.run import places
+from dtrain.run import places, resuming
 from dtrain.storage import files
+from tests import replicas
 
 DATA = "data-00000-of-00001"
 
@@ -43,13 +44,13 @@ class Run:
         path.write_bytes(content)
         return self
 
-    def restore(self, **settings: str) -> checkpointer_lib.Restored:
+    def restore(self, **settings: str) -> resuming.Restored:
         self.weights.assign([-1.0] * 10)
         config = Config(run_dir=str(self.run_dir), **settings)
         checkpointer = checkpointer_lib.Checkpointer(
             self.state, config, environment.ALONE
         )
-        restored = checkpointer.restore(tf.distribute.get_strategy())
+        restored = checkpointer.restore(replicas.alone())
         if restored.manifest:
             assert set(self.weights.numpy()) == {restored.manifest.step}
         return restored

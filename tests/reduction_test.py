@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
-from dtrain.gan import loading, reduction
+from dtrain.gan import loading, phases, reduction
 from dtrain.gan import state as gan_lib
+from dtrain.gan.replicas import Comparison
+from dtrain.gan.step import Step
 from dtrain.models import batch_norm
 from tests.replicas import mirrored
 
@@ -223,15 +225,16 @@ def train(
 ) -> gan_lib.GAN:
     gan, strategy = build(config, num_replicas, source)
     iterator = pipeline.make_iterator(source, config, strategy, 0)
-    rows, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))
-    assert np.isfinite(rows).all()
-    assert gan.differing_variables() == []
+    metrics, _ = Step(gan).run(iterator, tf.constant(steps))
+    for column in metrics.values():
+        assert np.isfinite(column).all()
+    assert Comparison(strategy, gan.variables).differing() == []
     return gan
 
 
 def digest(gan: gan_lib.GAN) -> str:
     state = hashlib.sha256()
-    for variable in gan._variables():
+    for variable in gan.variables:
         state.update(variable.numpy().tobytes())
     return state.hexdigest()
 
@@ -280,9 +283,8 @@ def test_collectives_in_a_step(
     config = dataclasses.replace(SMALL, batch_norm=True)
     gan, strategy = build(config, num_replicas, digits)
     iterator = pipeline.make_iterator(digits, config, strategy, 0)
-    graph = gan.train_steps.get_concrete_function(
-        iterator, tf.constant(1, tf.int64)
-    ).graph.as_graph_def()
+    traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
+    graph = traced.graph.as_graph_def()
     ops = collections.Counter(
         node.op
         for nodes in (graph.node, *(f.node_def for f in graph.library.function))
@@ -312,7 +314,7 @@ def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:
 
         patch.setattr(batch_norm.BatchNorm, "move", count)
         iterator = pipeline.make_iterator(digits, config, strategy, 0)
-        gan.train_steps(iterator, tf.constant(1, tf.int64))
+        Step(gan).run(iterator, tf.constant(1))
     # Two phases, on two replicas.
     assert collections.Counter(moved) == {norm.name: 4 for norm in norms}
 
@@ -388,8 +390,9 @@ def test_a_users_own_layers_train_in_order(
 
 def test_replicas_that_would_cut_the_tree_are_refused() -> None:
     config = dataclasses.replace(SMALL, micro_batches=12, batch_size=12)
+    gan = gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
     with pytest.raises(UserError) as caught:
-        gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 0)
+        Step(gan)
     assert "2 replicas cannot share 12 micro_batches" in str(caught.value)
     assert "use 1 or 3 or 6 or 12 replicas" in str(caught.value)
 
@@ -438,7 +441,7 @@ def test_fast_losses_agree_over_changing_replicas(
     config = dataclasses.replace(SMALL, reduction="fast")
     losses = {}
     for name, replicas in {"changing": (1, 2, 4, 1), "four": (4,)}.items():
-        rows = []
+        parts: list[list[np.ndarray]] = []
         for segment, num_replicas in enumerate(replicas):
             gan, strategy = build(config, num_replicas, digits)
             if segment:
@@ -447,12 +450,10 @@ def test_fast_losses_agree_over_changing_replicas(
             iterator = pipeline.make_iterator(
                 digits, config, strategy, segment * steps
             )
-            row, _ = gan.train_steps(iterator, tf.constant(steps, tf.int64))
-            rows.append(row.numpy())
+            metrics, _ = Step(gan).run(iterator, tf.constant(steps))
+            parts.append(
+                [metrics[f"{name}_loss"].numpy() for name in phases.NETWORKS]
+            )
             gan.checkpoint.write(str(tmp_path / "ckpt"))
-        columns = [
-            gan.metric_names.index(f"{network}_loss")
-            for network in ("generator", "discriminator")
-        ]
-        losses[name] = np.concatenate(rows)[:, columns]
+        losses[name] = np.concatenate(parts, axis=1)
     np.testing.assert_allclose(losses["changing"], losses["four"], rtol=1e-3)

@@ -7,6 +7,9 @@ from unittest import mock
 
 import tensorflow as tf
 
+from dtrain.cluster import environment
+from dtrain.cluster.workers import Workers
+
 # Each strategy numbers its collectives from the same key, and TensorFlow
 # remembers as long as the process lives which shape and group a number had.
 _KEY_BASES = itertools.count(1_000_000, 100_000)
@@ -20,3 +23,8 @@ def mirrored(num_replicas: int) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy(
             [f"CPU:{index}" for index in range(num_replicas)]
         )
+
+
+def alone() -> Workers:
+    """Makes the workers of a run that has one, without any distribution."""
+    return Workers(tf.distribute.get_strategy(), environment.ALONE)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from dtrain import store
 from dtrain.config import Config
 from dtrain.data import digits, sources
-from dtrain.data.digits import make
+from dtrain.data.digits import builder, make
 from dtrain.data.sources import conversion, idx, memory, npz, preparation
 from dtrain.errors import UserError
 from tests import requirement, runs
@@ -157,6 +157,19 @@ def test_digits_are_the_test_part_of_the_set(data_dir: str) -> None:
     assert images.max() == 255
 
 
+@pytest.mark.parametrize("settings", [{}, {"image_size": 16, "channels": 3}])
+def test_the_embedded_set_is_that_of_tfds(
+    data_dir: str, settings: dict[str, int]
+) -> None:
+    """A run reads it without TFDS, in the same order."""
+    embedded = open_source(**settings)
+    prepared = open_source(data_dir=data_dir, **settings)
+    for got, want in zip(read_all(embedded), read_all(prepared), strict=True):
+        np.testing.assert_array_equal(got, want)
+    for name in ("name", "num_images", "image_shape", "num_classes"):
+        assert getattr(embedded, name) == getattr(prepared, name)
+
+
 def test_digits_are_read_at_random_as_in_memory(data_dir: str) -> None:
     source = open_source(data_dir=data_dir, cache_gib=0.0)
     assert not source.in_memory
@@ -168,8 +181,8 @@ def test_digits_are_read_at_random_as_in_memory(data_dir: str) -> None:
 
 
 def test_digits_file_is_small_and_of_the_documented_form() -> None:
-    assert make.FILE.stat().st_size < 100_000
-    with np.load(make.FILE, allow_pickle=False) as arrays:
+    assert digits.FILE.stat().st_size < 100_000
+    with np.load(digits.FILE, allow_pickle=False) as arrays:
         assert arrays["images"].shape == (1797, 8, 8)
         assert arrays["images"].dtype == np.uint8
         assert arrays["labels"].shape == (1797,)
@@ -194,7 +207,7 @@ def test_digits_need_no_place_that_lasts(
     monkeypatch.setattr(
         preparation, "_root", lambda builder: _root(builder, file)
     )
-    source = open_source()
+    source = open_source(split="train[:100%]")
     assert source.num_images == 1797
 
 
@@ -238,7 +251,8 @@ KILLED_WHILE_PREPARING = """
 import os, signal, sys
 import numpy as np
 from dtrain import config
-from dtrain.data import digits, sources
+from dtrain.data import sources
+from dtrain.data.digits import builder as digits
 
 def examples(self):
     yield 0, {"image": np.zeros((8, 8, 1), np.uint8), "label": 0}
@@ -849,4 +863,4 @@ def test_store_refuses_a_name(idx_dir: pathlib.Path) -> None:
 
 
 def test_digits_builder_is_registered() -> None:
-    assert tfds.builder_cls("digits") is digits.Digits
+    assert tfds.builder_cls("digits") is builder.Digits

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dtrain.bundle import fit, reader
 from dtrain.errors import StorageError, UserError
+from dtrain.storage import files
 
 # What TensorFlow raises where names or shapes are not those of the variables.
 _MISFITS = (AssertionError, ValueError, tf.errors.InvalidArgumentError)
@@ -36,7 +37,7 @@ def restore(
         UserError: something is missing, left over, or of another shape or
             dtype; no variable is changed then.
         StorageError: it is damaged.
-        OpError: the disk cannot be read.
+        OSError: the disk cannot be read.
     """
     told = f"{name} does not fit {what}: "
     try:
@@ -50,7 +51,8 @@ def restore(
             f"{told}{misfit.counts()}; {remedy}".rstrip("; "),
             misfit.lines(name),
         )
-    status = checkpoint.restore(prefix)
+    with files.os_errors():
+        status = checkpoint.restore(prefix)
     if "save_counter" not in tree.keys:
         # Written by `Checkpoint.write`: there is no counter to restore.
         status.expect_partial()

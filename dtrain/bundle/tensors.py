@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.errors import UserError
+from dtrain.storage import files
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What TensorFlow raises on a file that is cut or whose bytes have changed.
@@ -28,7 +29,7 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    if not tf.io.gfile.exists(f"{prefix}.index"):
+    if not files.exists(f"{prefix}.index"):
         raise UserError(
             f"there is no checkpoint {prefix}; name it by its path without "
             ".index"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import math
@@ -34,7 +33,7 @@ import tensorflow as tf
 from dtrain.bundle import fingerprint
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
-from dtrain.storage import files
+from dtrain.storage import files, locks
 
 # What is in a file of a checkpoint, after `ckpt-<step>.` and beside the data;
 # a manifest is last.
@@ -70,7 +69,7 @@ class CheckpointDirectory:
     One thread of one process may change it; anyone may read.
 
     Attributes:
-        path: local, or any that `tf.io.gfile` writes.
+        path: local or gs://.
     """
 
     def __init__(self, path: str) -> None:
@@ -137,7 +136,6 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to; it is as it was.
-            OpError: likewise.
         """
 
         def stage(prefix: str) -> Manifest:
@@ -169,7 +167,6 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to; it is as it was.
-            OpError: likewise.
         """
 
         def stage(staged: str) -> Manifest:
@@ -186,9 +183,9 @@ class CheckpointDirectory:
             with self._staging() as staging:
                 made = self._commit_from(staging, step, stage)
             files.remove_tree(self._pending)
-        except files.FAILURES:
+        except OSError:
             # Every try would leave another half on a disk that is full.
-            with contextlib.suppress(*files.FAILURES):
+            with contextlib.suppress(OSError):
                 self.clean()
             raise
         return made
@@ -233,7 +230,7 @@ class CheckpointDirectory:
             tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as made,
             # Says that whoever made it lives. In the moment before, another
             # process that cleans may take it: what is made in it then fails.
-            _lock(made, fcntl.LOCK_SH),
+            locks.held(made, os.O_RDONLY, shared=True),
         ):
             yield made
 
@@ -248,14 +245,13 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to.
-            OpError: likewise.
         """
         if files.is_remote(self.path):
             root = f"{tempfile.gettempdir()}/{self._staging_prefix()}"
             for left in glob.glob(f"{glob.escape(root)}*"):
                 with (
                     contextlib.suppress(BlockingIOError, FileNotFoundError),
-                    _lock(left, fcntl.LOCK_EX),
+                    locks.held(left, os.O_RDONLY),
                 ):
                     files.remove_tree(left)
         pending = files.names(self._pending)
@@ -283,14 +279,13 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to.
-            OpError: likewise.
         """
         try:
-            with self._locked(step, fcntl.LOCK_EX):
+            with self._locked(step, shared=False):
                 self._withdraw(step)
         except BlockingIOError:
             return False
-        except (FileNotFoundError, tf.errors.NotFoundError):
+        except FileNotFoundError:
             # Somebody else has removed it: it is no checkpoint any more.
             pass
         files.remove_tree(self._pending)
@@ -332,7 +327,6 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to.
-            OpError: likewise.
         """
         names = [f"ckpt-{step}" for step in sorted(times)]
         if not names:
@@ -359,7 +353,6 @@ class CheckpointDirectory:
         Raises:
             DamagedError: it cannot be told any more.
             OSError: the directory cannot be read.
-            OpError: likewise.
         """
         data = files.read(f"{self.prefix(step)}.{MANIFEST}")
         if data is None:
@@ -385,7 +378,6 @@ class CheckpointDirectory:
         Raises:
             DamagedError: it is not; the text is the reason.
             OSError: the directory cannot be read.
-            OpError: likewise.
         """
         try:
             return self._verify(step, how)
@@ -426,6 +418,8 @@ class CheckpointDirectory:
                     )
                 except _DAMAGE as error:
                     raise DamagedError(files.reason(error)) from error
+                except tf.errors.OpError as error:
+                    raise files.store_error(error) from error
                 for key, tensor, value in zip(
                     keys, tensors, values, strict=True
                 ):
@@ -465,19 +459,23 @@ class CheckpointDirectory:
         Raises:
             DamagedError: what it is cannot be told any more.
             OSError: the directory cannot be read.
-            OpError: likewise.
         """
-        with self._locked(step, fcntl.LOCK_SH):
+        with self._locked(step, shared=True):
             made = self.manifest(step)
             with self._on_disk(made) as prefix:
                 yield prefix
 
     @contextlib.contextmanager
-    def _locked(self, step: int, kind: int) -> Iterator[None]:
+    def _locked(self, step: int, *, shared: bool) -> Iterator[None]:
         if files.is_remote(self.path):
             yield
             return
-        with _lock(f"{self.prefix(step)}.{MANIFEST}", kind):
+        # A network disk locks for writing only what is open for writing.
+        flags = os.O_RDONLY if shared else os.O_RDWR
+        # On a disk without locks, whoever reads takes the risk.
+        with locks.held(
+            f"{self.prefix(step)}.{MANIFEST}", flags, shared=shared
+        ):
             yield
 
     def quarantine(self, step: int, reason: str) -> str:
@@ -492,7 +490,6 @@ class CheckpointDirectory:
 
         Raises:
             OSError: the directory cannot be written to.
-            OpError: likewise.
         """
         there = self.quarantined()
         name, number = f"ckpt-{step}", 1
@@ -510,30 +507,6 @@ class CheckpointDirectory:
             files.move(f"{self.path}/{each}", f"{target}/{each}")
         files.sync(self.path)
         return target
-
-
-@contextlib.contextmanager
-def _lock(path: str, kind: int) -> Iterator[None]:
-    """Locks a file or a directory of a disk.
-
-    Raises:
-        BlockingIOError: another process has it.
-        OSError: there is none.
-    """
-    # A network disk locks for writing only what is open for writing.
-    is_shared = kind == fcntl.LOCK_SH or os.path.isdir(path)
-    descriptor = os.open(path, os.O_RDONLY if is_shared else os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            # A disk without locks: whoever reads takes the risk.
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _batches(made: Manifest) -> Iterator[list[str]]:

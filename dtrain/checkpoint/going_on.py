@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from dtrain.bundle import restore as whole_restore
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError, Manifest
-from dtrain.cluster import workers
-from dtrain.cluster.environment import Cluster
+from dtrain.cluster.workers import Workers
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 
@@ -94,7 +94,6 @@ def search(
 
     Raises:
         OSError: a place cannot be read.
-        OpError: likewise.
     """
     candidates = [
         (step, -order, place)
@@ -137,9 +136,90 @@ def _put_aside(place: Place, step: int, reason: str) -> str:
     return f"{line}; moved to {target}"
 
 
+def choose(
+    places: Sequence[Place], where: str, how: str, step: int | None = None
+) -> tuple[Found, list[str]]:
+    """Finds the state that somebody asks for: of a step, or the newest.
+
+    Args:
+        places: in order of preference, for states of the same step.
+        where: what the places are called.
+        how: full or sizes.
+        step: which; None is the newest that verifies.
+
+    Returns:
+        What was found, and a line for each state that does not verify.
+
+    Raises:
+        UserError: there is none, or it does not verify.
+        OSError: a place cannot be read.
+    """
+    there = {found for place in places for found in place.directory.steps()}
+    if step is None:
+        seen = search(places, how)
+    else:
+        holding = [place for place in places if step in place.directory.steps()]
+        seen = search(holding, how, step + 1)
+    if seen.found and step in (None, seen.found.manifest.step):
+        return seen.found, seen.notes
+    if step in there:
+        raise UserError(f"{seen.notes[0]}; choose another step")
+    listed = ", ".join(map(str, sorted(there))) or "none"
+    wanted = " that can be used" if step is None else f" of step {step}"
+    raise UserError(
+        f"{where} holds no checkpoint{wanted}; there: {listed}", seen.notes
+    )
+
+
+def put_aside_after(
+    directory: CheckpointDirectory, step: int, reason: str
+) -> None:
+    """Puts aside what is newer than a step: the run has another future.
+
+    Args:
+        directory: this process's own.
+        step: the newest that stays.
+        reason: why, for whoever looks at it later.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+    for saved in directory.steps():
+        if saved > step:
+            directory.quarantine(saved, reason)
+
+
+def restore(
+    found: Found,
+    checkpoint: tf.train.Checkpoint,
+    *,
+    what: str = "the program",
+    remedy: str = "",
+) -> None:
+    """Restores all variables from what verifies, or changes none.
+
+    Args:
+        found: of `search`, `choose` or `agree`.
+        checkpoint: what is restored into; its variables exist.
+        what: it should fit.
+        remedy: what can be done about it if it does not.
+
+    Raises:
+        UserError: it does not fit; the text ends with the edit that repairs
+            it, if one is known.
+        StorageError: the disk or the store cannot be read.
+    """
+    with (
+        files.storage_errors(found.prefix),
+        found.directory.reading(found.manifest.step) as prefix,
+    ):
+        whole_restore.restore(
+            checkpoint, prefix, found.prefix, what=what, remedy=remedy
+        )
+
+
 def agree(
-    strategy: tf.distribute.Strategy,
-    cluster: Cluster,
+    workers: Workers,
     mine: Search,
     own: CheckpointDirectory | None,
     stack: contextlib.ExitStack,
@@ -149,8 +229,7 @@ def agree(
     Every worker calls this.
 
     Args:
-        strategy: the run's strategy.
-        cluster: the workers.
+        workers: of the run.
         mine: what this worker has found.
         own: where this worker keeps what it receives; None keeps it for as
             long as `stack` is open.
@@ -168,10 +247,8 @@ def agree(
     if mine.found:
         made = mine.found.manifest
         offer = (made.step, int(made.digest[:15], 16))
-    steps, digests = (
-        workers.gather(strategy, cluster, number) for number in offer
-    )
-    held = workers.agree(strategy, cluster, (mine.holds_something,))[0]
+    steps, digests = (workers.gather(number) for number in offer)
+    held = workers.agree(mine.holds_something)[0]
     if max(steps) < 0 and held:
         raise UserError(_nothing_verifies(mine))
     offers = set(zip(steps, digests, strict=True))
@@ -180,7 +257,7 @@ def agree(
     source = steps.index(max(steps))
     wanted = (steps[source], digests[source])
     found = mine.found if offer == wanted else None
-    return _share(strategy, cluster, found, source, own, stack)
+    return _share(workers, found, source, own, stack)
 
 
 def _nothing_verifies(mine: Search) -> str:
@@ -192,8 +269,7 @@ def _nothing_verifies(mine: Search) -> str:
 
 
 def _share(
-    strategy: tf.distribute.Strategy,
-    cluster: Cluster,
+    workers: Workers,
     found: Found | None,
     source: int,
     own: CheckpointDirectory | None,
@@ -205,15 +281,15 @@ def _share(
         Where this worker has it.
     """
     encoded = found.manifest.encode() if found else b""
-    sizes = workers.gather(strategy, cluster, len(encoded))
-    encoded = workers.broadcast(strategy, encoded, sizes[source], source)
+    sizes = workers.gather(len(encoded))
+    encoded = workers.broadcast(encoded, sizes[source], source)
     made = manifest.decode(encoded)
     if found:
 
         def send() -> None:
-            _transfer(strategy, found, made, source)
+            _transfer(workers, found, made, source)
 
-        workers.together(strategy, cluster, _as_storage(send))
+        workers.together(_as_storage(send))
         return found
 
     def receive() -> Found:
@@ -230,7 +306,7 @@ def _share(
         except OSError as error:
             failure = error
         prefix = f"{made_at}/received" if made_at else ""
-        _transfer(strategy, None, made, source, prefix)
+        _transfer(workers, None, made, source, prefix)
         if failure:
             raise failure
         target = own or CheckpointDirectory(f"{made_at}/checkpoints")
@@ -238,7 +314,7 @@ def _share(
         target.verify(made.step)
         return Found(target, made)
 
-    return workers.together(strategy, cluster, _as_storage(receive))
+    return workers.together(_as_storage(receive))
 
 
 def _beside(own: CheckpointDirectory | None) -> str | None:
@@ -263,7 +339,7 @@ def _as_storage(action: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _transfer(
-    strategy: tf.distribute.Strategy,
+    workers: Workers,
     found: Found | None,
     made: Manifest,
     source: int,
@@ -275,7 +351,7 @@ def _transfer(
     would have the others wait for it.
 
     Args:
-        strategy: the run's strategy.
+        workers: of the run.
         found: where this worker has it, if it has.
         made: its manifest.
         source: the replica whose worker sends.
@@ -290,13 +366,13 @@ def _transfer(
                 if found:
                     path = f"{found.prefix}.{suffix}"
                     data = files.read_part(path, start, length)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
-            data = workers.broadcast(strategy, data, length, source)
+            data = workers.broadcast(data, length, source)
             try:
                 if prefix:
                     files.append(f"{prefix}.{suffix}", data)
-            except files.FAILURES as error:
+            except OSError as error:
                 failure = error
     if failure:
         raise failure

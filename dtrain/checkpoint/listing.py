@@ -6,7 +6,6 @@ what its manifest and the sizes of its files say.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -15,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dtrain.checkpoint import manifest
-from dtrain.errors import StorageError
-from dtrain.storage import sealed
+from dtrain.storage import files, sealed
 
 _FILE = re.compile(r"(.+)\.(index|json|data-\d{5}-of-\d{5})")
 # Where a run keeps checkpoints, below its directory.
@@ -56,13 +54,13 @@ def find(directory: str) -> list[Row]:
         StorageError: it cannot be listed.
     """
     top = directory.rstrip("/")
-    with _storage_errors(directory):
+    with files.storage_errors(directory):
         # A run may save to other disks, too.
         tiers = dict.fromkeys((*_TIERS, *_recorded(top)))
         places = [top, *(_join(top, tier) for tier in tiers)]
         rows = [row for place in places for row in _rows(place, _sizes(place))]
         for place in places:
-            for name in _names(f"{place}/quarantine"):
+            for name in files.names(f"{place}/quarantine"):
                 rows += _aside(f"{place}/quarantine/{name}")
     return rows
 
@@ -90,74 +88,20 @@ def _order(row: Row) -> tuple[float, float]:
     return (-1, row.saved_at) if row.step is None else (row.step, 0)
 
 
-@contextlib.contextmanager
-def _storage_errors(path: str) -> Iterator[None]:
-    """Makes one line of what fails; TensorFlow's errors have no name here.
-
-    Raises:
-        StorageError: the disk or the store has failed.
-    """
-    try:
-        yield
-    except Exception as error:
-        of_store = type(error).__module__.startswith("tensorflow.")
-        if not of_store and not isinstance(error, OSError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"{path}: {reason}") from error
-
-
-def _names(directory: str) -> list[str]:
-    """Lists a directory; nothing if there is none."""
-    if "://" in directory:
-        from dtrain.storage import files
-
-        return files.names(directory)
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _stat(path: str) -> tuple[int, float] | None:
-    """Returns bytes and the time of the last change; None if there is none."""
-    try:
-        if "://" in path:
-            import tensorflow as tf
-
-            found = tf.io.gfile.stat(path)
-            return found.length, found.mtime_nsec / 1e9
-        told = os.stat(path)
-    except Exception as error:
-        # A run that goes on has removed it meanwhile. TensorFlow's own error
-        # has no name here.
-        if type(error).__name__ in ("FileNotFoundError", "NotFoundError"):
-            return None
-        raise
-    return told.st_size, told.st_mtime
-
-
 def _read(path: str) -> bytes:
     """Reads a small file; nothing if there is none."""
-    if "://" in path:
-        from dtrain.storage import files
-
-        return files.read(path) or b""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
+    return files.read(path) or b""
 
 
 def _sizes(directory: str) -> dict[str, int]:
     """Returns the files of a directory that are a checkpoint's, with sizes."""
-    found = {
-        name: _stat(f"{directory}/{name}")
-        for name in _names(directory)
+    sizes = {
+        name: files.size(f"{directory}/{name}")
+        for name in files.names(directory)
         if _FILE.fullmatch(name)
     }
-    return {name: told[0] for name, told in found.items() if told}
+    # A run that goes on may have removed some of them meanwhile.
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _rows(directory: str, sizes: Mapping[str, int]) -> Iterator[Row]:
@@ -169,28 +113,35 @@ def _rows(directory: str, sizes: Mapping[str, int]) -> Iterator[Row]:
             groups.setdefault(match[1], {})[match[2]] = size
     pins = _pins(directory)
     found = []
-    for name, files in groups.items():
-        if set(files) == {"json"} and not re.fullmatch(r"ckpt-\d+", name):
+    for name, parts in groups.items():
+        if set(parts) == {"json"} and not re.fullmatch(r"ckpt-\d+", name):
             continue
-        found.append(_row(directory, name, files, pins))
+        found.append(_row(directory, name, parts, pins))
     yield from sorted(found, key=lambda row: (row.step or 0, row.prefix))
 
 
 def _row(
     directory: str,
     name: str,
-    files: Mapping[str, int],
+    parts: Mapping[str, int],
     pins: Mapping[str, int],
 ) -> Row:
-    """Says what is known of a checkpoint."""
+    """Says what is known of a checkpoint.
+
+    Args:
+        directory: that holds it.
+        name: of the checkpoint.
+        parts: the bytes of each of its files, by what follows the name.
+        pins: the pinned steps of the directory, by the name of the pin.
+    """
     prefix = f"{directory}/{name}"
     number = re.search(r"-(\d+)$", name)
     step = int(number[1]) if number else None
-    num_bytes = sum(size for each, size in files.items() if each != "json")
-    if "json" not in files:
-        told = _stat(f"{prefix}.index")
-        changed_at = told[1] if told else 0.0
-        return Row(prefix, step, changed_at, num_bytes, _state_of_stock(files))
+    num_bytes = sum(size for part, size in parts.items() if part != "json")
+    if "json" not in parts:
+        index = files.stat(f"{prefix}.index")
+        changed_at = index.changed_secs if index else 0.0
+        return Row(prefix, step, changed_at, num_bytes, _state_of_stock(parts))
     try:
         made = manifest.decode(_read(f"{prefix}.json"))
     except sealed.DamagedError:
@@ -198,7 +149,7 @@ def _row(
     wrong = [
         suffix
         for suffix in made.sizes
-        if files.get(suffix) != made.sizes[suffix]
+        if parts.get(suffix) != made.sizes[suffix]
     ]
     if made.step != step:
         wrong.append("step")
@@ -213,11 +164,11 @@ def _row(
     )
 
 
-def _state_of_stock(files: Mapping[str, int]) -> str:
+def _state_of_stock(parts: Mapping[str, int]) -> str:
     """Tells whether what another program wrote has all its files."""
-    if "index" not in files:
+    if "index" not in parts:
         return "incomplete: no index"
-    data = [each for each in files if each.startswith("data-")]
+    data = [part for part in parts if part.startswith("data-")]
     promised = int(data[0].rpartition("-")[2]) if data else 1
     if len(data) != promised:
         return f"incomplete: {len(data)} of {promised} data files"
@@ -225,7 +176,7 @@ def _state_of_stock(files: Mapping[str, int]) -> str:
 
 
 def _join(directory: str, path: str) -> str:
-    return path if "://" in path else os.path.join(directory, path)
+    return path if files.is_remote(path) else os.path.join(directory, path)
 
 
 def _recorded(run_dir: str) -> list[str]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import dtrain
+from dtrain import version
 from dtrain.bundle.fingerprint import Fingerprint
 from dtrain.storage import sealed
 from dtrain.storage.sealed import DamagedError
@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
     import tensorflow as tf
 
     return {
-        "dtrain": dtrain.__version__,
+        "dtrain": version.VERSION,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint, objects
+from dtrain.storage import files
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SAVE_COUNTER = f"save_counter{objects.VALUE}"
@@ -52,10 +53,10 @@ class Snapshot(NamedTuple):
             What each tensor was before it was written, by its key.
 
         Raises:
-            OSError: the state has diverged, and is not worth a checkpoint.
-            OpError: the disk is full, or gone.
+            OSError: the state has diverged, and is not worth a checkpoint; or
+                the disk is full, or gone.
         """
-        with tf.device("CPU:0"):
+        with files.os_errors(), tf.device("CPU:0"):
             # Here, and not where the training waits, they leave a GPU.
             tensors = [
                 tf.identity(tensor)

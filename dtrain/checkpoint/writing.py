@@ -47,7 +47,7 @@ class Written:
 
         Raises:
             UserError: a tensor cannot be read.
-            OpError: the disk is full, or gone.
+            OSError: the disk is full, or gone.
         """
         graph = np.array(self._tree.graph.SerializeToString(), np.object_)
         described = {GRAPH_KEY: fingerprint.of(graph)}
@@ -66,22 +66,24 @@ class Written:
             return described
         parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
         # Renames the data and writes an index of all.
-        tf.raw_ops.MergeV2Checkpoints(
-            checkpoint_prefixes=parts,
-            destination_prefix=prefix,
-            delete_old_dirs=False,
-        )
+        with files.os_errors():
+            tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts,
+                destination_prefix=prefix,
+                delete_old_dirs=False,
+            )
         return described
 
 
 def _save(prefix: str, values: Mapping[str, np.ndarray]) -> str:
     """Writes some tensors; returns where."""
-    tf.raw_ops.SaveV2(
-        prefix=prefix,
-        tensor_names=list(values),
-        shape_and_slices=[""] * len(values),
-        tensors=[tf.constant(value) for value in values.values()],
-    )
+    with files.os_errors():
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=[tf.constant(value) for value in values.values()],
+        )
     return prefix
 
 
@@ -96,7 +98,7 @@ def commit(
     Args:
         tree: what is written.
         output: as in `edited/ckpt-5000`, where nothing is yet; local, or any
-            that `tf.io.gfile` writes.
+            gs://.
         facts: what the manifest says beside the tensors: metrics, log, run.
         progress: see `Written`.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dtrain.cluster import workers
+from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data.sources import Source
 from dtrain.errors import UserError
@@ -162,7 +162,7 @@ def make_iterator(
         An iterator for `strategy.run`; each element is one draw, of which
         each replica sees its `Batch`.
     """
-    workers.check_batch(config, strategy)
+    strategy_lib.check_batch(config, strategy)
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         part = Part(
@@ -192,6 +192,8 @@ def make_dataset_of_part(
         Elements of `Batch`, one for each local replica in turn.
     """
 
+    # AutoGraph is for what a user brings: it takes a second of every start.
+    @tf.autograph.experimental.do_not_convert
     def fetch(element: tf.Tensor) -> tuple[tf.Tensor, Any]:
         start = part.first_position(element)
         size = part.replica_batch_size
@@ -199,6 +201,7 @@ def make_dataset_of_part(
         indices = sample_indices(positions, seed, source.num_images)
         return positions, source.fetch(indices)
 
+    @tf.autograph.experimental.do_not_convert
     def decode(positions: tf.Tensor, fetched: Any) -> Batch:
         images, labels = source.decode(fetched)
         images = tf.ensure_shape(

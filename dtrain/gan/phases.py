@@ -18,6 +18,7 @@ from dtrain.gan import losses
 
 GENERATOR = "generator"
 DISCRIMINATOR = "discriminator"
+NETWORKS = (GENERATOR, DISCRIMINATOR)
 
 
 class Example(NamedTuple):
@@ -93,11 +94,14 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
         generator_loss.
     """
 
+    # AutoGraph is for what a user brings: it takes a second of every start.
+    @tf.autograph.experimental.do_not_convert
     def discriminator_objective(
         networks: Networks, example: Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         return _discriminator_objective(config, networks, example)
 
+    @tf.autograph.experimental.do_not_convert
     def generator_objective(
         networks: Networks, example: Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import uuid
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from PIL import Image
+
+from dtrain.storage import files
 
 # Grids narrower than this are enlarged: 8x8 digits are a few millimetres wide
 # on a screen.
@@ -85,7 +86,7 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_png(path: str, image: npt.NDArray[np.uint8]) -> None:
-    """Writes an image, whole or, with a tf.errors.OpError, not at all.
+    """Writes an image, whole or, with an OSError, not at all.
 
     Args:
         path: the file, local or gs://; one that is there is replaced. Its
@@ -131,7 +132,7 @@ def _to_pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def write(path: str, content: bytes) -> None:
-    """Writes a file under a name of its own and then gives it its name.
+    """Writes a file, and makes its directory if it is not there.
 
     A reader, such as a person's image viewer, never sees half a file. If it
     cannot be written, nothing is left behind.
@@ -139,19 +140,6 @@ def write(path: str, content: bytes) -> None:
     Args:
         path: the file.
         content: all of it.
-
-    Raises:
-        OpError: the error of TensorFlow that prevented it.
     """
-    directory = path.rpartition("/")[0]
-    if directory:
-        tf.io.gfile.makedirs(directory)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(content)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except tf.errors.OpError:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
-        raise
+    files.make_directory(os.path.dirname(path))
+    files.write(path, content, is_durable=False)

@@ -266,15 +266,9 @@ class Ledger:
     def _replace(self, data: bytes) -> None:
         """Writes the document; not for certain, and without a fuss."""
         # The run is worth more than its book-keeping.
-        with contextlib.suppress(*files.FAILURES):
+        with contextlib.suppress(OSError):
             files.make_directory(self._directory)
-            if self._is_remote:
-                files.write(self._path, data)
-                return
-            temporary = f"{self._path}.tmp"
-            with open(temporary, "wb") as file:
-                file.write(data)
-            os.replace(temporary, self._path)
+            files.write(self._path, data, is_durable=False)
 
 
 def _number(text: str) -> int:

@@ -109,8 +109,7 @@ def put_aside(path: str, directory: str) -> str:
         Its path there.
 
     Raises:
-        OSError: the disk is at fault.
-        OpError: the store is.
+        OSError: the disk or the store is at fault.
     """
     stem, ending = os.path.splitext(os.path.basename(path))
     there = files.names(directory)
@@ -264,8 +263,7 @@ class Spool:
         """Copies what is new; any thread may call it.
 
         Raises:
-            OSError: the disk is at fault.
-            OpError: the store is.
+            OSError: the disk or the store is at fault.
         """
         with self._sending:
             for directory, _, names in os.walk(self.path):
@@ -295,7 +293,7 @@ class Spool:
             is_last = self._is_closed
             try:
                 self.send()
-            except files.FAILURES as error:
+            except OSError as error:
                 self.failure = files.reason(error)
 
     def close(self, patience_secs: float = 30.0) -> None:

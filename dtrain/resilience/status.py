@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+
+from dtrain.storage import files
 
 # What a worker tells that was told by the others.
 ANOTHERS_NOTICE = "another worker's notice"
@@ -49,12 +50,9 @@ def write(path: str, status: Status) -> None:
     Raises:
         OSError: the disk failed.
     """
-    # Not two names in one process: its threads write in turn. Not synced: a
-    # machine that loses power loses the supervisor, too.
-    partial = f"{path}.{os.getpid()}"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(status), file)
-    os.replace(partial, path)
+    # A machine that loses power loses the supervisor, too.
+    text = json.dumps(dataclasses.asdict(status))
+    files.write(path, text.encode(), is_durable=False)
 
 
 def read(path: str) -> Status | None:

@@ -2,8 +2,7 @@
 
 It works wherever the run's directory is, from any machine that can write there.
 It is a notice as long as it is there, to all workers, also to those that start
-again, so the next start by a person removes it. No TensorFlow is needed for a
-local one.
+again, so the next start by a person removes it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from dtrain import errors
+from dtrain.storage import files
 
 
 def path(run_dir: str) -> str:
@@ -24,7 +23,7 @@ def path(run_dir: str) -> str:
 
 def secs_between_looks(run_dir: str) -> float:
     """Returns how often to look for it: a look at a store is a request."""
-    return 10.0 if _is_remote(run_dir) else 1.0
+    return 10.0 if files.is_remote(run_dir) else 1.0
 
 
 def exists(name: str, since_secs: float = 0.0) -> bool:
@@ -34,17 +33,11 @@ def exists(name: str, since_secs: float = 0.0) -> bool:
         name: what `path` returned.
         since_secs: an older one does not count, in seconds since 1970.
     """
-    if not _is_remote(name):
-        try:
-            return _mtime_secs(name) >= since_secs
-        except OSError:
-            return False
-    from dtrain.storage import files
-
     try:
-        return _mtime_secs(name) >= since_secs
-    except files.FAILURES:
+        found = files.stat(name)
+    except OSError:
         return False
+    return found is not None and found.changed_secs >= since_secs
 
 
 def since_secs(
@@ -82,17 +75,8 @@ def write(run_dir: str) -> None:
     # For people: the file counts, whatever is in it.
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = json.dumps({"time": when, "host": socket.gethostname()}) + "\n"
-    if _is_remote(run_dir):
-        from dtrain.storage import files
-
-        with files.storage_errors(run_dir):
-            files.write(path(run_dir), line.encode())
-        return
-    try:
-        with open(path(run_dir), "w") as file:
-            file.write(line)
-    except OSError as error:
-        raise errors.StorageError(f"{run_dir}: {error.strerror}") from error
+    with files.storage_errors(run_dir):
+        files.write(path(run_dir), line.encode())
 
 
 def remove(run_dir: str, older_than_secs: float) -> None:
@@ -109,31 +93,7 @@ def remove(run_dir: str, older_than_secs: float) -> None:
         StorageError: it cannot be changed.
     """
     name = path(run_dir)
-    if _is_remote(run_dir):
-        from dtrain.storage import files
-
-        with files.storage_errors(run_dir):
-            if files.size(name) is not None and (
-                _mtime_secs(name) < older_than_secs
-            ):
-                files.remove(name)
-        return
-    try:
-        if _mtime_secs(name) < older_than_secs:
-            os.remove(name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise errors.StorageError(f"{run_dir}: {error.strerror}") from error
-
-
-def _mtime_secs(name: str) -> float:
-    if not _is_remote(name):
-        return os.stat(name).st_mtime
-    import tensorflow as tf
-
-    return tf.io.gfile.stat(name).mtime_nsec / 1e9
-
-
-def _is_remote(name: str) -> bool:
-    return "://" in name
+    with files.storage_errors(run_dir):
+        found = files.stat(name)
+        if found and found.changed_secs < older_than_secs:
+            files.remove(name)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import os
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import NamedTuple, NoReturn
 
 from dtrain import errors
 from dtrain.resilience import status
+from dtrain.storage import locks
 
 # Building, restoring and compiling a large GAN on a slow machine.
 START_UP_SECS = 1800.0
@@ -353,13 +353,10 @@ def _open_next(stem: str) -> _Stacks:
         path = f"{stem}-{number}.txt"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.take(file)
         except BlockingIOError:
             os.close(file)
             continue
-        except OSError:
-            # A disk without locks.
-            pass
         found = os.fstat(file)
         # Without a name, for whoever had it removed it just now.
         if found.st_size == 0 and found.st_nlink:

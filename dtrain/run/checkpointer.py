@@ -1,4 +1,4 @@
-"""When each tier of a run saves, and where the run goes on.
+"""When each tier of a run saves.
 
 The chief's clock decides, for all workers, so that every backup of a run is of
 the same steps on every host.
@@ -6,30 +6,22 @@ the same steps on every host.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-from dtrain.bundle import restore
-from dtrain.checkpoint import going_on, pins, retention
 from dtrain.checkpoint.background import Writer
-from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.checkpoint.manager import (
-    BackupAndRestore,
-    CheckpointManager,
-    Facts,
-)
-from dtrain.checkpoint.manifest import DamagedError, Manifest
+from dtrain.checkpoint.manifest import Manifest
 from dtrain.checkpoint.snapshot import Plan
-from dtrain.cluster import workers
-from dtrain.cluster.environment import ALONE, Cluster
+from dtrain.checkpoint.tier import Facts
+from dtrain.cluster.environment import Cluster
+from dtrain.cluster.workers import Workers
 from dtrain.config import Config
-from dtrain.errors import StorageError, UserError
-from dtrain.run import places
+from dtrain.errors import StorageError
+from dtrain.run import places, resuming
+from dtrain.run.tiers import open_tiers
 from dtrain.storage import files
 
 Clock = Callable[[], float]
@@ -38,123 +30,8 @@ Clock = Callable[[], float]
 _RETRY_SECS = 30.0
 
 
-def _places(config: Config, cluster: Cluster) -> list[going_on.Place]:
-    return [
-        going_on.Place(CheckpointDirectory(place.path), place.is_mine)
-        for place in places.find(config, cluster)
-    ]
-
-
-def policies(config: Config) -> list[retention.Policy]:
-    """Returns what the flags say about which checkpoints stay."""
-    chosen: list[retention.Policy] = [retention.Last(config.max_to_keep)]
-    every_steps = config.checkpoint_every_steps
-    if every_steps and config.max_rollbacks:
-        # Where a run that diverges goes back to, however often it was told to
-        # end and saved in between; two, for a collapse is as long as one lasts.
-        chosen.append(retention.Last(2, of_steps=every_steps))
-    if config.keep_every_n_steps:
-        chosen.append(retention.EverySteps(config.keep_every_n_steps))
-    if config.keep_every_hours:
-        chosen.append(retention.EveryHours(config.keep_every_hours))
-    if config.keep_best:
-        chosen.append(
-            retention.Best(
-                config.keep_best,
-                config.best_metric,
-                "max" if config.best_mode == "max" else "min",
-            )
-        )
-    return chosen
-
-
-def restore_step(
-    checkpoint: tf.train.Checkpoint,
-    config: Config,
-    step: int = -1,
-) -> str:
-    """Restores one state of a run that is only looked at.
-
-    Args:
-        checkpoint: what is restored into.
-        config: the run's settings.
-        step: which; -1 is the newest that verifies.
-
-    Returns:
-        The prefix that was restored.
-
-    Raises:
-        UserError: there is none, it is damaged, or it does not fit the
-            networks.
-        StorageError: the disk or the store cannot be read.
-    """
-    with files.storage_errors(config.run_dir):
-        all_places = [
-            place._replace(is_mine=False) for place in _places(config, ALONE)
-        ]
-        there = {
-            each for place in all_places for each in place.directory.steps()
-        }
-        seen = going_on.search(
-            [
-                place
-                for place in all_places
-                if step < 0 or step in place.directory.steps()
-            ],
-            config.verify,
-            None if step < 0 else step + 1,
-        )
-    found = seen.found
-    if found and step in (-1, found.manifest.step):
-        _restore(checkpoint, found, config)
-        return found.prefix
-    if step in there or (seen.notes and step < 0):
-        raise UserError(f"{seen.notes[0]}; choose another --step")
-    listed = ", ".join(map(str, sorted(there))) or "none"
-    wanted = "" if step < 0 else f" of step {step}"
-    raise UserError(
-        f"{config.run_dir} holds no checkpoint{wanted}; there: {listed}"
-    )
-
-
-def _restore(
-    checkpoint: tf.train.Checkpoint, found: going_on.Found, config: Config
-) -> None:
-    """Restores what verifies.
-
-    Raises:
-        UserError: it is of other networks.
-        StorageError: the disk or the store cannot be read.
-    """
-    with (
-        files.storage_errors(found.prefix),
-        found.directory.reading(found.manifest.step) as prefix,
-    ):
-        restore.restore(
-            checkpoint,
-            prefix,
-            found.prefix,
-            what=f"the networks of --model={config.model}",
-            remedy="make the model as it was, or name another run_dir",
-        )
-
-
-class Restored(NamedTuple):
-    """What a run goes on from.
-
-    Attributes:
-        prefix: of the checkpoint; empty for a run that starts.
-        manifest: of the checkpoint; None for a run that starts.
-        notes: a line for each state that does not verify.
-    """
-
-    prefix: str
-    manifest: Manifest | None
-    notes: list[str]
-
-
 class Checkpointer:
-    """Decides when each tier saves, and where a run goes on.
+    """Decides when each tier saves; restores as `resuming` does.
 
     The chief decides, for all; each worker writes what is its own. All of it
     is written on one other thread.
@@ -186,8 +63,9 @@ class Checkpointer:
             UserError: the state cannot be saved while training goes on.
         """
         self._checkpoint = checkpoint
-        self._config = config
-        self._cluster = cluster
+        self._tiers = open_tiers(config, cluster, run)
+        self._plan = Plan(checkpoint)
+        self._writer = Writer()
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         self._saved_step = -1
@@ -197,183 +75,32 @@ class Checkpointer:
         # tried again.
         self._owes_checkpoint = False
         self._retry_secs: float | None = None
-        plan = Plan(checkpoint)
-        self._writer = Writer()
-        options = {
-            "verify": config.verify,
-            "run": run,
-            "plan": plan,
-            "writer": self._writer,
-        }
-        self._plan = plan
-        self._manager = CheckpointManager(
-            checkpoint,
-            places.checkpoint_dir(config),
-            policies(config),
-            **options,
-        )
-        own = places.backup(config, cluster)
-        self._backup = (
-            BackupAndRestore(checkpoint, own, **options) if own else None
-        )
 
-    def restore(self, strategy: tf.distribute.Strategy) -> Restored:
-        """Restores the newest state of the run. Every worker calls this.
-
-        Args:
-            strategy: the run's strategy.
-
-        Returns:
-            What was restored.
-
-        Raises:
-            UserError: there is one and `resume` is never, there is none and
-                it is must, none can be used, or it does not fit the networks.
-            StorageError: a disk or the store failed.
-        """
-        config, cluster = self._config, self._cluster
-
-        mine = workers.together(strategy, cluster, self._search)
-        own = self._backup.directory if self._backup else None
-        with contextlib.ExitStack() as stack:
-            found = going_on.agree(strategy, cluster, mine, own, stack)
-            self._check_resume(found)
-            if found is None:
-                return Restored("", None, mine.notes)
-            workers.together(
-                strategy,
-                cluster,
-                lambda: _restore(self._checkpoint, found, config),
-            )
-        self._saved_step = self.saved_step = found.manifest.step
-        return Restored(found.prefix, found.manifest, mine.notes)
+    def restore(self, workers: Workers) -> resuming.Restored:
+        """Restores the newest state; see `resuming.restore`."""
+        restored = resuming.restore(self._checkpoint, self._tiers, workers)
+        if restored.manifest:
+            self._saved_step = self.saved_step = restored.manifest.step
+        return restored
 
     def roll_back(
-        self, strategy: tf.distribute.Strategy, step: int, limits: Sequence[int]
+        self, workers: Workers, step: int, limits: Sequence[int]
     ) -> Manifest:
-        """Restores the last good state of a run that has diverged.
-
-        Every worker calls this, when nothing is being written. A checkpoint
-        that was due by its step is preferred to what was saved by the clock,
-        so that a run goes back to the same one however it was killed before.
-
-        Args:
-            strategy: the run's strategy.
-            step: at which it diverged.
-            limits: a state is good below one of these steps, the first for
-                which there is one.
-
-        Returns:
-            What was restored.
-
-        Raises:
-            UserError: nothing was saved before, or it cannot be used.
-            StorageError: a disk or the store failed.
-        """
-        config = self._config
-        own = self._backup.directory if self._backup else None
-
-        def search() -> going_on.Search:
-            with files.storage_errors(config.run_dir):
-                there = _places(config, self._cluster)
-                every = config.checkpoint_every_steps
-                seen = going_on.Search(None, [], holds_something=False)
-                for below, of in itertools.product(limits, (every, 1)):
-                    seen = going_on.search(there, config.verify, below, of)
-                    if seen.found:
-                        break
-            return seen
-
-        mine = workers.together(strategy, self._cluster, search)
-        with contextlib.ExitStack() as stack:
-            found = going_on.agree(strategy, self._cluster, mine, own, stack)
-            if found is None:
-                raise UserError(
-                    f"the run diverged at step {step}, before anything was "
-                    "saved; lower the learning rates, or look at the data"
-                )
-            workers.together(
-                strategy,
-                self._cluster,
-                lambda: _restore(self._checkpoint, found, config),
-            )
-            self._put_aside(found.manifest.step, step)
-        self._saved_step = self.saved_step = found.manifest.step
-        return found.manifest
-
-    def _put_aside(self, restored: int, step: int) -> None:
-        """Puts aside what was saved on the way to where the run diverged.
-
-        A run that is killed now would go on from there, and come back here.
-        """
-        for place in _places(self._config, self._cluster):
-            if place.is_mine:
-                for each in place.directory.steps():
-                    if each > restored:
-                        place.directory.quarantine(
-                            each, f"the run diverged at step {step}"
-                        )
-
-    def _search(self) -> going_on.Search:
-        """Finds what this worker can offer; see `going_on.search`."""
-        config = self._config
-        with files.storage_errors(config.run_dir):
-            there = _places(config, self._cluster)
-            if config.resume == "never":
-                # It is refused, so nothing in it may be touched.
-                there = [each._replace(is_mine=False) for each in there]
-            else:
-                self._clean()
-            seen = going_on.search(there, config.verify)
-            recorded = places.recorded(config.run_dir)
-        notes = [*seen.notes, *self._pin_notes()]
-        if recorded is None or seen.holds_something:
-            return seen._replace(notes=notes)
-        where = ", ".join(recorded) or "a directory that cannot be told"
-        notes.append(
-            f"{config.run_dir} was saved to {where}, and nothing of it is there"
+        """Restores the last good state; see `resuming.roll_back`."""
+        restored = resuming.roll_back(
+            self._checkpoint, self._tiers, workers, step, limits
         )
-        return going_on.Search(None, notes, holds_something=True)
-
-    def _clean(self) -> None:
-        """Removes what killed saves left behind."""
-        if self._cluster.is_chief:
-            self._manager.directory.clean()
-        if self._backup:
-            self._backup.directory.clean()
-
-    def _pin_notes(self) -> list[str]:
-        path = self._manager.directory.path
-        try:
-            pins.read(path)
-        except DamagedError as error:
-            return [f"{path}/pins.json is damaged ({error}); all are kept"]
-        return []
-
-    def _check_resume(self, found: going_on.Found | None) -> None:
-        resume, run_dir = self._config.resume, self._config.run_dir
-        if found is None and resume == "must":
-            raise UserError(
-                f"resume (must): {run_dir} holds no checkpoint to go on from; "
-                "use --resume=auto"
-            )
-        if found and resume == "never":
-            raise UserError(
-                f"resume (never): {run_dir} holds checkpoints up to step "
-                f"{found.manifest.step}; name another run_dir, or use "
-                "--resume=auto"
-            )
-
-    # When to save.
+        self._saved_step = self.saved_step = restored.step
+        return restored
 
     def due(self, step: int) -> bool:
         """Tells whether the run is to save at `step`; the chief knows."""
-        if not self._cluster.is_chief or step == self._saved_step:
+        if not self._tiers.cluster.is_chief or step == self._saved_step:
             return False
         return self._checkpoint_due(step) or self._backup_due(step)
 
     def _checkpoint_due(self, step: int) -> bool:
-        config, now = self._config, self._clock()
+        config, now = self._tiers.config, self._clock()
         if self._retry_secs is not None and now >= self._retry_secs:
             return True
         if (
@@ -385,7 +112,7 @@ class Checkpointer:
         return 0 < config.checkpoint_every_secs <= waited
 
     def _backup_due(self, step: int) -> bool:
-        every_secs = self._config.backup_every_secs
+        every_secs = self._tiers.config.backup_every_secs
         # The start, too, for a run that diverges to go back to.
         waited = self._clock() - self._backup_secs if step else every_secs
         return 0 < every_secs <= waited
@@ -400,7 +127,9 @@ class Checkpointer:
             step: the steps that are done.
             facts: saved with the state.
         """
-        is_checkpoint = self._cluster.is_chief and self._checkpoint_due(step)
+        is_checkpoint = self._tiers.cluster.is_chief and self._checkpoint_due(
+            step
+        )
         if self._submit(step, facts or Facts(), is_checkpoint):
             self._mark(step, is_checkpoint)
 
@@ -416,7 +145,10 @@ class Checkpointer:
         Raises:
             StorageError: the directory cannot be read.
         """
-        directory, is_chief = self._manager.directory, self._cluster.is_chief
+        directory, is_chief = (
+            self._tiers.history.directory,
+            self._tiers.cluster.is_chief,
+        )
         # What failed before is made good by this one.
         self.failure()
         with files.storage_errors(directory.path):
@@ -432,7 +164,7 @@ class Checkpointer:
         Raises:
             StorageError: the last save was not.
         """
-        with files.storage_errors(self._manager.directory.path):
+        with files.storage_errors(self._tiers.history.directory.path):
             self._writer.drain()
 
     def _mark(self, step: int, is_checkpoint: bool) -> None:
@@ -445,8 +177,8 @@ class Checkpointer:
 
     def _submit(self, step: int, facts: Facts, is_checkpoint: bool) -> bool:
         # With a place of its own, a host can do without the durable one.
-        back_up = self._backup
-        if is_checkpoint and not self._config.backup_dir:
+        back_up = self._tiers.backup
+        if is_checkpoint and not self._tiers.config.backup_dir:
             back_up = None
         if not is_checkpoint and not back_up:
             return True
@@ -454,8 +186,8 @@ class Checkpointer:
 
         def write_checkpoint() -> None:
             try:
-                self._manager.writing(step, snapshot, facts)()
-            except files.FAILURES:
+                self._tiers.history.writing(step, snapshot, facts)()
+            except OSError:
                 self._owes_checkpoint = True
                 raise
             self._owes_checkpoint = False
@@ -469,8 +201,8 @@ class Checkpointer:
                 if is_checkpoint:
                     write_checkpoint()
             self.saved_step = step
-            if self._cluster.is_chief:
-                places.record(self._config, self._cluster)
+            if self._tiers.cluster.is_chief:
+                places.record(self._tiers.config, self._tiers.cluster)
 
         return self._writer.submit(write, keep=is_checkpoint)
 
@@ -509,13 +241,13 @@ class Checkpointer:
         Returns:
             A line if that cannot be done; the run is finished all the same.
         """
-        if not self._backup:
+        if not self._tiers.backup:
             return ""
         try:
-            with files.storage_errors(self._backup.directory.path):
-                self._backup.remove()
-                if self._config.backup_dir:
-                    files.remove_tree(places.backup_root(self._config))
+            with files.storage_errors(self._tiers.backup.directory.path):
+                self._tiers.backup.remove()
+                if self._tiers.config.backup_dir:
+                    files.remove_tree(places.backup_root(self._tiers.config))
         except StorageError as error:
             return f"the backups are not needed any more and stay: {error}"
         return ""
@@ -526,5 +258,5 @@ class Checkpointer:
         Raises:
             StorageError: something was not.
         """
-        with files.storage_errors(self._config.run_dir):
+        with files.storage_errors(self._tiers.config.run_dir):
             self._writer.close()

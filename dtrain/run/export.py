@@ -17,11 +17,11 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dtrain.cluster import environment, workers
+from dtrain.cluster import environment, strategy
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.gan import state
-from dtrain.run import checkpointer, identity
+from dtrain.run import identity, resuming
 from dtrain.storage import files
 
 _KERAS = ".keras"
@@ -47,12 +47,12 @@ class Restored(NamedTuple):
     num_classes: int
 
 
-def restore(run_dir: str, step: int = -1) -> Restored:
+def restore(run_dir: str, step: int | None = None) -> Restored:
     """Rebuilds the networks of a run, without its data, and restores them.
 
     Args:
         run_dir: the run's directory.
-        step: of the checkpoint; -1 is the newest that verifies.
+        step: of the checkpoint; None is the newest that verifies.
 
     Raises:
         UserError: there is no such run or checkpoint, or it does not fit the
@@ -69,9 +69,9 @@ def restore(run_dir: str, step: int = -1) -> Restored:
         jit_compile="off",
     )
     image_shape, num_classes = description.image_shape, description.num_classes
-    strategy = workers.make(config, environment.ALONE)
-    made = state.GAN(config, strategy, image_shape, num_classes)
-    checkpointer.restore_step(made.checkpoint, config, step)
+    alone = strategy.make(config, environment.ALONE)
+    made = state.GAN(config, alone, image_shape, num_classes)
+    resuming.restore_step(made.checkpoint, config, step)
     return Restored(made.ema_generator, config, image_shape, num_classes)
 
 
@@ -110,7 +110,7 @@ def _new(path: str) -> Iterator[str]:
     Raises:
         UserError: there is something of this name.
     """
-    if tf.io.gfile.exists(path):
+    if files.exists(path):
         raise UserError(
             f"{path} is there already, and nothing is overwritten; remove it, "
             "or name another path"
@@ -170,4 +170,5 @@ def _save_model(restored: Restored, path: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(restored.generator)
     archive.add_endpoint("serve", serve, input_signature=inputs)
-    archive.write_out(path, verbose=False)
+    with files.os_errors():
+        archive.write_out(path, verbose=False)

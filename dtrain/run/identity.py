@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from dtrain import config as config_lib
 from dtrain.checkpoint import manifest
@@ -155,13 +154,13 @@ def check(
     if before is not None:
         _check_same(description, before, run_dir)
     # Another worker may find what the chief has just begun to write.
-    elif is_chief and tf.io.gfile.exists(run_dir):
+    elif is_chief and files.exists(run_dir):
         _check_empty(run_dir)
     return note
 
 
 def _holds_only(path: str, names: set[str]) -> bool:
-    return tf.io.gfile.isdir(path) and set(files.names(path)) <= names
+    return files.is_directory(path) and set(files.names(path)) <= names
 
 
 def check_restored(
@@ -212,7 +211,7 @@ def _check_same(
 
 
 def _check_empty(run_dir: str) -> None:
-    if not tf.io.gfile.isdir(run_dir):
+    if not files.is_directory(run_dir):
         raise UserError(f"run_dir ({run_dir}) is a file; name a directory")
     # What a run that was killed at its very start leaves behind, and the job
     # that starts it.
@@ -257,7 +256,7 @@ def write(description: Description, networks: phases.Networks) -> None:
             if text:
                 path = os.path.join(run_dir, f"{name}.json")
                 _write(path, f"{text}\n".encode())
-    except files.FAILURES as error:
+    except OSError as error:
         raise UserError(
             f"run_dir ({run_dir}) cannot be written to: "
             f"{files.reason(error)}; name another one"

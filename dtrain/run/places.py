@@ -56,7 +56,6 @@ def find(config: Config, cluster: Cluster) -> list[Place]:
 
     Raises:
         OSError: a directory cannot be listed.
-        OpError: likewise.
     """
     own = backup(config, cluster)
     paths = [checkpoint_dir(config)]
@@ -90,7 +89,6 @@ def recorded(run_dir: str) -> list[str] | None:
 
     Raises:
         OSError: the directory cannot be read.
-        OpError: likewise.
     """
     data = files.read(f"{run_dir}/saved.json")
     if data is None:
@@ -116,7 +114,6 @@ def record(config: Config, cluster: Cluster) -> None:
 
     Raises:
         OSError: the directory cannot be written to.
-        OpError: likewise.
     """
     before = recorded(config.run_dir) or []
     now = [checkpoint_dir(config), backup(config, cluster) or ""]

@@ -13,8 +13,6 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import tensorflow as tf
-
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 
@@ -41,11 +39,11 @@ def check(name: str, path: str) -> None:
     if not files.is_remote(path):
         return
     try:
-        tf.io.gfile.stat(f"{path.rstrip('/')}/lease.json")
-    except files.FAILURES as error:
+        files.read_part(f"{path.rstrip('/')}/lease.json", 0, 1)
+    except OSError as error:
         mistake = explain(name, path, error)
         # An object may be missing, a bucket may not.
-        if isinstance(error, tf.errors.NotFoundError) and isinstance(
+        if isinstance(error, FileNotFoundError) and isinstance(
             mistake, StorageError
         ):
             return
@@ -57,16 +55,16 @@ def make(name: str, directory: str) -> None:
 
     Args:
         name: of the setting that names it.
-        directory: local, or any that `tf.io.gfile` writes.
+        directory: local or remote.
 
     Raises:
         UserError: it cannot be made.
     """
     try:
-        tf.io.gfile.makedirs(directory)
-    except tf.errors.OpError as error:
+        files.make_directory(directory)
+    except OSError as error:
         raise UserError(
-            f"{name} ({directory}) cannot be made: {error.message}; name "
+            f"{name} ({directory}) cannot be made: {files.reason(error)}; name "
             "another one"
         ) from error
 
@@ -91,26 +89,24 @@ def to(name: str, path: str) -> Iterator[None]:
     check(name, path)
     try:
         yield
-    except tf.errors.OpError as error:
+    except files.StoreError as error:
         mistake = explain(name, path, error)
         raise mistake from error
 
 
-def explain(
-    name: str, path: str, error: BaseException
-) -> UserError | StorageError:
+def explain(name: str, path: str, error: OSError) -> UserError | StorageError:
     """Says in one line why a store failed.
 
     Args:
         name: of the setting that names the path.
         path: remote.
-        error: one of `files.FAILURES`.
+        error: what `files` raised.
 
     Returns:
         A StorageError if another try may succeed, or else a UserError.
     """
-    text = str(error)
-    if isinstance(error, tf.errors.UnimplementedError):
+    text, kind = str(error), getattr(error, "kind", "")
+    if kind == "UnimplementedError":
         scheme = path.partition("://")[0]
         return UserError(
             f"{name} ({path}) must be on a disk or gs://; {scheme}:// is not "
@@ -122,7 +118,7 @@ def explain(
             f"{name} ({path}) is in no bucket: there is no {bucket}; make it, "
             "or name another one"
         )
-    if not isinstance(error, tf.errors.PermissionDeniedError):
+    if kind != "PermissionDeniedError":
         return StorageError(f"{name} ({path}): {files.reason(error)}")
     if "code 401" not in text:
         return UserError(

@@ -11,7 +11,6 @@ here, so that a claim is written, left alone for a moment, and read again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -22,10 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import tensorflow as tf
-
 from dtrain.errors import StorageError, UserError
-from dtrain.storage import access, files
+from dtrain.storage import access, files, locks
 
 _LEASE_SECS = 30.0
 # A step and a save to a slow disk.
@@ -124,8 +121,7 @@ def _locked(
             "name another one"
         ) from error
     try:
-        with contextlib.suppress(OSError):
-            _lock(file, run_dir, name, report)
+        _lock(file, run_dir, name, report)
         yield _Lock()
     finally:
         os.close(file)
@@ -134,11 +130,10 @@ def _locked(
 def _lock(
     file: int, run_dir: str, name: str, report: Callable[[str], object]
 ) -> None:
-    """Locks a file.
+    """Locks a file, if its disk has locks.
 
     Raises:
         UserError: another process has it.
-        OSError: the disk has no locks.
     """
     # The workers of a supervisor that was killed save and end by themselves.
     is_supervised = bool(os.environ.get("DTRAIN_SUPERVISOR_PID"))
@@ -146,7 +141,7 @@ def _lock(
     has_said = False
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.take(file)
             return
         except BlockingIOError as error:
             if time.monotonic() >= end:
@@ -337,7 +332,7 @@ class _Lease:
         while True:
             try:
                 return action()
-            except files.FAILURES as error:
+            except OSError as error:
                 mistake = access.explain(self._name, self._run_dir, error)
                 if number == _NUM_TRIES or isinstance(mistake, UserError):
                     raise mistake from error
@@ -349,7 +344,7 @@ class _Lease:
             # By parts, for the size that TensorFlow remembers is that of some
             # seconds ago, and another process writes here.
             return _Found.parse(files.read_part(self._path, 0, _MAX_BYTES))
-        except tf.errors.NotFoundError:
+        except FileNotFoundError:
             return None
 
     def _write(self) -> None:
@@ -370,7 +365,7 @@ class _Lease:
         while not self._released.wait(self._lease_secs / 3):
             try:
                 self.renew()
-            except files.FAILURES as error:
+            except OSError as error:
                 # Tried again, until `raise_if_lost` finds that too late.
                 self._failure = files.reason(error)
             with self._changed:
@@ -383,7 +378,6 @@ class _Lease:
 
         Raises:
             OSError: the store fails.
-            OpError: likewise.
         """
         found = self._read()
         # An earlier holder that was slow to write has lost it long ago.
@@ -428,7 +422,7 @@ class _Lease:
         self._released.set()
         self._thread.join(self._lease_secs / 3)
         # Whoever comes next waits, if this fails.
-        with contextlib.suppress(*files.FAILURES):
+        with contextlib.suppress(OSError):
             found = self._read()
             if found and found.holder == self._holder:
                 files.remove(self._path)

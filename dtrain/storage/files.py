@@ -1,9 +1,12 @@
-"""The one place where bytes become durable.
+"""The one place where bytes become durable, and where files are touched.
 
 What is local goes through the operating system, which can be told to put it on
 the disk; what has a scheme, as in gs://, goes through TensorFlow's file
-systems. A remote object is there whole or not at all, and is durable when the
-call returns; it cannot be renamed, only copied, and nothing here relies on it.
+systems, and only that imports TensorFlow. A remote object is there whole or
+not at all, and is durable when the call returns; it cannot be renamed, only
+copied, and nothing here relies on it.
+
+What fails raises OSError: of a store a `StoreError`.
 """
 
 from __future__ import annotations
@@ -12,15 +15,69 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import tensorflow as tf
+from typing import Any, NamedTuple
 
 from dtrain.errors import StorageError
+from dtrain.storage import startup
 
-# What goes wrong when a disk is full, gone, or not ours.
-FAILURES = (OSError, tf.errors.OpError)
+
+class StoreError(OSError):
+    """TensorFlow could not read or write; the text is its own.
+
+    It is raised for an object store, and for what TensorFlow writes to a disk
+    by itself, such as the data of a checkpoint.
+
+    Attributes:
+        kind: which of TensorFlow's errors it was, as in `UnavailableError`.
+    """
+
+    def __init__(self, text: str, kind: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class MissingError(StoreError, FileNotFoundError):
+    """TensorFlow could not find a file."""
+
+
+def store_error(error: Any) -> StoreError:
+    """Makes an OSError of an error of TensorFlow.
+
+    Args:
+        error: a `tf.errors.OpError`.
+    """
+    kind = type(error).__name__
+    made = MissingError if kind == "NotFoundError" else StoreError
+    return made(error.message, kind)
+
+
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
+    """Makes an OSError of what TensorFlow raises, where it touches files.
+
+    Raises:
+        StoreError: instead of a `tf.errors.OpError`.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        failure = store_error(error)
+        raise failure from error
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[Any]:
+    """Yields TensorFlow's functions for files, which raise OSErrors here."""
+    if "tensorflow" not in sys.modules:
+        startup.import_tensorflow()
+    import tensorflow as tf
+
+    with os_errors():
+        yield tf.io.gfile
 
 
 def is_remote(path: str) -> bool:
@@ -32,69 +89,135 @@ def reason(error: BaseException) -> str:
     """Says in a few words what went wrong, without where."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(getattr(error, "message", error)) or type(error).__name__
+    text = str(getattr(error, "message", error))
+    text = text or getattr(error, "kind", type(error).__name__)
     # TensorFlow writes the node before it and the operation behind it.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*\]", "", text.splitlines()[0])
     return " ".join(text.split())[:300]
 
 
 def make_directory(path: str) -> None:
-    """Makes a directory and those above it, where they are not there."""
+    """Makes a directory and those above it, where they are not there.
+
+    A store has no directories; and in a bucket that is not there, TensorFlow
+    tries to make one without end.
+
+    Raises:
+        FileExistsError: a file is in the way.
+    """
     if is_remote(path):
-        tf.io.gfile.makedirs(path)
         return
     missing = []
     while path and not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(each)
-        sync(os.path.dirname(each) or ".")
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory)
+        except FileExistsError:
+            # Another process may have made it just now.
+            if not os.path.isdir(directory):
+                raise
+        sync(os.path.dirname(directory) or ".")
 
 
 def names(directory: str) -> list[str]:
     """Lists what a directory holds, sorted; nothing if it is not there."""
-    if not is_remote(directory):
-        try:
-            return sorted(os.listdir(directory))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
     try:
-        listed = tf.io.gfile.listdir(directory)
-    except tf.errors.NotFoundError:
+        if not is_remote(directory):
+            return sorted(os.listdir(directory))
+        return sorted({name for name, _ in entries(directory)})
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted({name.rstrip("/") for name in listed} - {""})
+
+
+def entries(directory: str) -> Iterator[tuple[str, bool]]:
+    """Yields what a directory holds: its name, and whether it is a directory.
+
+    Raises:
+        OSError: the directory is not there, or cannot be listed.
+    """
+    if not is_remote(directory):
+        with os.scandir(directory) as found:
+            for entry in found:
+                yield entry.name, entry.is_dir()
+        return
+    with _store() as store:
+        listed = store.listdir(directory)
+    for name in listed:
+        # What is listed of a directory itself has no name.
+        if name.rstrip("/"):
+            yield name.rstrip("/"), name.endswith("/")
+
+
+def exists(path: str) -> bool:
+    """Tells whether there is a file or a directory."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    with _store() as store:
+        return store.exists(path)
+
+
+def is_directory(path: str) -> bool:
+    """Tells whether there is a directory."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with _store() as store:
+        return store.isdir(path)
+
+
+class Stat(NamedTuple):
+    """What is known of a file without a look into it.
+
+    Attributes:
+        size: in bytes.
+        changed_secs: when it was changed last, in seconds since 1970.
+    """
+
+    size: int
+    changed_secs: float
+
+
+def stat(path: str) -> Stat | None:
+    """Returns what is known of a file; None if there is none."""
+    try:
+        if not is_remote(path):
+            local = os.stat(path)
+            return Stat(local.st_size, local.st_mtime)
+        with _store() as store:
+            remote = store.stat(path)
+            return Stat(remote.length, remote.mtime_nsec / 1e9)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def size(path: str) -> int | None:
     """Returns the bytes of a file; None if there is none."""
-    try:
-        if is_remote(path):
-            return tf.io.gfile.stat(path).length
-        return os.stat(path).st_size
-    except (FileNotFoundError, NotADirectoryError, tf.errors.NotFoundError):
-        return None
+    found = stat(path)
+    return found.size if found else None
 
 
 def read(path: str) -> bytes | None:
     """Returns all of a file; None if there is none."""
     try:
-        if is_remote(path):
-            with tf.io.gfile.GFile(path, "rb") as remote:
-                return remote.read()
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, tf.errors.NotFoundError):
+        if not is_remote(path):
+            with open(path, "rb") as file:
+                return file.read()
+        with _store() as store, store.GFile(path, "rb") as remote:
+            return remote.read()
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def read_part(path: str, start: int, length: int) -> bytes:
     """Returns some bytes of a file, fewer only at its end."""
-    opened = tf.io.gfile.GFile if is_remote(path) else open
-    with opened(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+    with _store() as store, store.GFile(path, "rb") as remote:
+        remote.seek(start)
+        return remote.read(length)
 
 
 def append(path: str, data: bytes) -> None:
@@ -103,22 +226,42 @@ def append(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes, *, is_durable: bool = True) -> None:
     """Writes a file that holds the old bytes or the new ones at any moment.
 
-    When this returns, the new ones are on the disk.
+    Where it fails, nothing of the new ones is left.
+
+    Args:
+        path: of the file. What is there and is no file, as /dev/null, is
+            written to as it is.
+        data: all of it.
+        is_durable: whether the new bytes are on the disk when this returns,
+            which takes a moment.
+
+    Raises:
+        OSError: the disk is full, or has failed.
     """
     if is_remote(path):
-        with tf.io.gfile.GFile(path, "wb") as remote:
+        with _store() as store, store.GFile(path, "wb") as remote:
             remote.write(data)
         return
+    if os.path.exists(path) and not os.path.isfile(path):
+        append(path, data)
+        return
     temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(os.path.dirname(path) or ".")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+    if is_durable:
+        sync(os.path.dirname(path) or ".")
 
 
 def sync(path: str) -> None:
@@ -138,28 +281,31 @@ def move(source: str, target: str) -> None:
     A remote object is copied first and removed then: a kill in between leaves
     both.
     """
-    if is_remote(source):
-        tf.io.gfile.rename(source, target, overwrite=True)
-    else:
+    if not is_remote(source):
         os.replace(source, target)
+        return
+    with _store() as store:
+        store.rename(source, target, overwrite=True)
 
 
 def copy(source: str, target: str) -> None:
     """Copies a file, from or to anywhere."""
-    if is_remote(source) or is_remote(target):
-        tf.io.gfile.copy(source, target, overwrite=True)
+    if not (is_remote(source) or is_remote(target)):
+        shutil.copyfile(source, target)
+        sync(target)
         return
-    shutil.copyfile(source, target)
-    sync(target)
+    with _store() as store:
+        store.copy(source, target, overwrite=True)
 
 
 def remove(path: str) -> None:
     """Removes a file, if there is one."""
-    with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
-        if is_remote(path):
-            tf.io.gfile.remove(path)
-        else:
+    with contextlib.suppress(FileNotFoundError):
+        if not is_remote(path):
             os.remove(path)
+            return
+        with _store() as store:
+            store.remove(path)
 
 
 def remove_tree(directory: str) -> None:
@@ -168,12 +314,14 @@ def remove_tree(directory: str) -> None:
         shutil.rmtree(directory, onerror=_ignore_missing)
         return
     try:
-        tf.io.gfile.rmtree(directory)
-    except tf.errors.OpError:
+        with _store() as store:
+            store.rmtree(directory)
+    except StoreError:
         # Of a listing of a while ago some are not there any more.
-        for parent, _, there in tf.io.gfile.walk(directory):
-            for name in there:
-                remove(f"{parent.rstrip('/')}/{name}")
+        with _store() as store:
+            for parent, _, there in store.walk(directory):
+                for name in there:
+                    remove(f"{parent.rstrip('/')}/{name}")
 
 
 def _ignore_missing(
@@ -197,5 +345,5 @@ def storage_errors(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except FAILURES as error:
+    except OSError as error:
         raise StorageError(f"{path}: {reason(error)}") from error

@@ -18,6 +18,7 @@ from typing import Any
 
 from dtrain import errors
 from dtrain.errors import UserError
+from dtrain.storage import files
 from launch.backends import yaml_text
 from launch.job import (
     FAILED,
@@ -108,7 +109,7 @@ def _check_flags(job: Job) -> None:
                 f"{name} ({path}) would be lost with its pod; use gs://BUCKET/"
                 "DIR, or --volume_claim=CLAIM:/PATH and a directory below /PATH"
             )
-    if "://" not in parsed.run_dir and not options.record_dir:
+    if not files.is_remote(parsed.run_dir) and not options.record_dir:
         raise UserError(
             f"run_dir ({parsed.run_dir}) is on a volume claim, which only the "
             "pods see; add --record_dir=DIR, where this machine writes the job "
@@ -129,7 +130,7 @@ def _check_flags(job: Job) -> None:
 
 def _is_kept(path: str, mounts: Sequence[str]) -> bool:
     """Tells whether a directory is there after its pod is gone."""
-    if "://" in path:
+    if files.is_remote(path):
         return True
     parts = posixpath.normpath(path).split("/")
     return any(

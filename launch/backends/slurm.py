@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dtrain import config
 from dtrain.cluster import environment
 from dtrain.errors import StorageError, UserError
+from dtrain.storage import files
 from launch import code, lines, logs
 from launch.job import (
     CANCELLED,
@@ -119,7 +120,7 @@ def plan(job: Job) -> Plan:
     Raises:
         UserError: a flag is malformed.
     """
-    if "://" in job.directory:
+    if files.is_remote(job.directory):
         raise UserError(
             f"record_dir ({job.record_dir}) must be on a disk that all nodes "
             "see; name one with --record_dir"

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain.cluster import environment, workers
+from dtrain.cluster import environment
+from dtrain.cluster import strategy as strategy_lib
 from dtrain.data import sources
 from dtrain.gan import divergence
 from tests.benchmarks import train
@@ -49,7 +50,7 @@ def main() -> None:
         config = config_lib.parse(
             [sys.argv[0], "--strategy=mirrored", dataset, *rest]
         )
-        strategy = workers.make(config, environment.ALONE)
+        strategy = strategy_lib.make(config, environment.ALONE)
         source = sources.open_source(config)
     turns = {
         "judged": train.by_dtrain(config, strategy, source),

@@ -20,10 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain.cluster import environment, workers
+from dtrain.cluster import environment
+from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.gan import state as gan_lib
+from dtrain.gan.step import Step
 from dtrain.models import dcgan
 
 Turn = Callable[[int], None]
@@ -94,13 +96,14 @@ def by_dtrain(
 ) -> Turn:
     """Makes dtrain's loop; returns a function that trains for some steps."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
+    step = Step(gan)
     iterator = pipeline.make_iterator(source, config, strategy, 0)
 
     def turn(num_steps: int) -> None:
         left = num_steps
         while left:
             now = min(left, config.steps_per_loop)
-            gan.train_steps(iterator, tf.constant(now, tf.int64))[0].numpy()
+            step.run(iterator, tf.constant(now))[1].numpy()
             left -= now
 
     return turn
@@ -137,7 +140,7 @@ def main() -> None:
         config = config_lib.parse(
             [sys.argv[0], "--strategy=mirrored", "--r1_gamma=0", dataset, *rest]
         )
-        strategy = workers.make(config, environment.ALONE)
+        strategy = strategy_lib.make(config, environment.ALONE)
         source = sources.open_source(config)
     turns = {
         "dtrain": by_dtrain(config, strategy, source),

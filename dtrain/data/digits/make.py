@@ -5,18 +5,18 @@
 
 The file comes out with the same bytes each time; README.md beside it tells
 where the images come from and under which licence. scikit-learn is needed
-here only, never to train.
+here only, never to train. The order of TFDS, which the file holds too, is read
+from the one that is there: it follows from the number of images alone.
 """
 
 from __future__ import annotations
 
 import importlib
-import pathlib
 from typing import Any
 
 import numpy as np
 
-FILE = pathlib.Path(__file__).parent / "digits.npz"
+from dtrain.data.digits import FILE, read_file
 
 
 def to_arrays(digits: Any) -> dict[str, np.ndarray]:
@@ -37,7 +37,10 @@ def main() -> None:
     """Writes digits.npz beside this file."""
     datasets = importlib.import_module("sklearn.datasets")
     arrays = to_arrays(datasets.load_digits())
-    np.savez_compressed(FILE, images=arrays["images"], labels=arrays["labels"])
+    *_, order = read_file()
+    np.savez_compressed(
+        FILE, images=arrays["images"], labels=arrays["labels"], order=order
+    )
     print(f"wrote {FILE} ({FILE.stat().st_size} bytes)")
 
 

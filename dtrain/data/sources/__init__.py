@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from dtrain.config import Config
-from dtrain.data.sources import folder, idx, memory, npz, prepared
+from dtrain.data import digits
+from dtrain.data.sources import arrays, folder, idx, memory, npz
 from dtrain.data.sources.source import Source
 from dtrain.errors import UserError
 
@@ -37,9 +38,14 @@ def open_source(
     Raises:
         UserError: there is no such data set, or it is malformed.
     """
+    if _is_embedded(config):
+        return _open_embedded(config, report)
     kind, colon, path = config.dataset.partition(":")
     opener = _KINDS.get(kind) if colon else None
     if opener is None:
+        # TFDS takes a part of a second to import, and few runs need it.
+        from dtrain.data.sources import prepared
+
         origin = prepared.open_prepared(config, report)
     elif not path:
         raise UserError(f"dataset ({config.dataset}) names no path")
@@ -52,3 +58,27 @@ def open_source(
     if origin.in_memory or not memory.fits(origin, config.cache_gib):
         return origin
     return memory.load(origin, report)
+
+
+def _is_embedded(config: Config) -> bool:
+    """Tells whether the whole of the embedded set is wanted, in memory.
+
+    Of a part of it, TFDS knows which images are in it; and where a directory
+    is named, it is prepared there.
+    """
+    return (
+        config.dataset == "digits"
+        and config.split == "train"
+        and not config.data_dir
+        and config.cache_gib > 0
+    )
+
+
+def _open_embedded(config: Config, report: memory.Report) -> Source:
+    images, labels = digits.read()
+    origin = arrays.ArraySource(
+        "digits", images, labels, config.image_size, config.channels
+    )
+    if origin.image_shape != images.shape[1:]:
+        return memory.load(origin, report)
+    return memory.MemorySource(origin, memory.aligned(images), labels)

@@ -9,7 +9,6 @@ what a camera notes about which way up an image is.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -111,7 +110,9 @@ class FolderSource(EncodedSource):
             image = self._decode_file(tf.constant(os.fsencode(path)))
         except tf.errors.OpError as error:
             if files.is_remote(path) and not isinstance(error, _UNREADABLE):
-                mistake = access.explain("dataset", path, error)
+                mistake = access.explain(
+                    "dataset", path, files.store_error(error)
+                )
                 raise mistake from error
             raise UserError(
                 f"{path} cannot be decoded: {source.reason(error)}; repair or "
@@ -141,7 +142,7 @@ def open_folder(path: str, config: Config) -> FolderSource:
 
 
 def _open(path: str, config: Config) -> FolderSource:
-    if not tf.io.gfile.isdir(path):
+    if not files.is_directory(path):
         raise UserError(
             f"dataset ({config.dataset}) must name a folder; {path} is not one"
         )
@@ -192,26 +193,15 @@ def _list(path: str) -> tuple[list[str], list[str]]:
     # Sorted, for the order of a directory is its disk's; hidden ones left out.
     images, folders = [], []
     try:
-        for name, is_folder in _entries(path):
+        for name, is_folder in files.entries(path):
             if name.startswith("."):
                 continue
             if is_folder:
                 folders.append(os.path.join(path, name))
             elif name.lower().endswith(_ENDINGS):
                 images.append(os.path.join(path, name))
+    except files.StoreError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be listed: {error.strerror}") from error
     return sorted(images), sorted(folders)
-
-
-def _entries(path: str) -> Iterator[tuple[str, bool]]:
-    """Yields what a folder holds: its name, and whether it is a folder."""
-    if files.is_remote(path):
-        for name in tf.io.gfile.listdir(path):
-            # What is listed of a folder itself has no name.
-            if name.rstrip("/"):
-                yield name.rstrip("/"), name.endswith("/")
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            yield entry.name, entry.is_dir()

@@ -13,7 +13,6 @@ import os
 import zlib
 
 import numpy as np
-import tensorflow as tf
 
 from dtrain.config import Config
 from dtrain.data.sources import arrays, source
@@ -48,7 +47,7 @@ def _open(directory: str, config: Config) -> arrays.ArraySource:
         raise UserError(
             f"split ({config.split}) of {config.dataset} must be train or test"
         )
-    if not tf.io.gfile.isdir(directory):
+    if not files.is_directory(directory):
         raise UserError(
             f"dataset ({config.dataset}) must name a directory of IDX files; "
             f"{directory} is not one"
@@ -84,7 +83,7 @@ def _find(directory: str, stem: str, kind: str) -> str | None:
     ]
     there = set(files.names(directory))
     paths = (os.path.join(directory, name) for name in names if name in there)
-    return next((path for path in paths if not tf.io.gfile.isdir(path)), None)
+    return next((path for path in paths if not files.is_directory(path)), None)
 
 
 def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
@@ -100,6 +99,7 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, is not IDX, is of another type or
             rank, or is longer or shorter than its header says.
+        StoreError: the store that it is on does not answer.
     """
     path = os.fspath(path)
     is_mapped = not (path.endswith(".gz") or files.is_remote(path))
@@ -111,6 +111,8 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
             if path.endswith(".gz"):
                 data = gzip.decompress(data)
             content = np.frombuffer(data, np.uint8)
+    except files.StoreError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return _parse(path, content, rank)

@@ -33,7 +33,7 @@ class MemorySource(Source):
 
         Args:
             origin: where they were read from.
-            images: uint8 [n, H, W, C], of `_empty`.
+            images: uint8 [n, H, W, C], of `aligned`.
             labels: int32 [n].
         """
         super().__init__(
@@ -71,6 +71,17 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
+def aligned(images: np.ndarray) -> np.ndarray:
+    """Copies images to where TensorFlow can use them uncopied.
+
+    Args:
+        images: uint8 of any shape.
+    """
+    copy = _empty(images.shape)
+    copy[:] = images
+    return copy
+
+
 def to_stderr(line: str) -> None:
     """Prints a line for the user to see that something goes on."""
     print(line, file=sys.stderr, flush=True)
@@ -96,15 +107,17 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
     chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(origin.image_shape))))
     num_images = origin.num_images
 
+    @tf.autograph.experimental.do_not_convert
     def fetch(start: tf.Tensor) -> tuple[Any]:
         # A tuple of one, so that the next map gets it in one piece.
         end = tf.minimum(start + chunk, num_images)
         return (origin.fetch(tf.range(start, end)),)
 
+    decode = tf.autograph.experimental.do_not_convert(origin.decode)
     batches = (
         tf.data.Dataset.range(0, num_images, chunk)
         .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
-        .map(origin.decode, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(1)
     )
     return collect(origin, batches, report)

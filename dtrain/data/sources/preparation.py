@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import io
 import os
 import pathlib
@@ -20,11 +19,12 @@ from absl import logging
 from tensorflow_datasets.core import constants
 
 from dtrain.config import Config
-from dtrain.data import digits
+from dtrain.data.digits import builder as digits_builder
 from dtrain.data.sources import source
 from dtrain.errors import UserError
+from dtrain.storage import files, locks
 
-_EMBEDDED = digits.Digits.name
+_EMBEDDED = digits_builder.Digits.name
 _OFFLINE = (
     "without a network there are --dataset=digits, folder:/path, idx:/path "
     "and npz:/path"
@@ -159,14 +159,13 @@ def _prepare(config: Config, builder: Any) -> Any:
 @contextlib.contextmanager
 def _alone(directory: str) -> Iterator[None]:
     """Lets one process of this disk in; the lock ends with the process."""
-    if "://" in directory:
+    if files.is_remote(directory):
         yield
         return
-    os.makedirs(directory, exist_ok=True)
-    with open(os.path.join(directory, ".dtrain.lock"), "w") as file:
-        # Some network disks have no locks. There, who renames first wins.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+    files.make_directory(directory)
+    path = os.path.join(directory, ".dtrain.lock")
+    # On a disk without locks, who renames first wins.
+    with locks.held(path, os.O_WRONLY | os.O_CREAT, wait=True):
         yield
 
 

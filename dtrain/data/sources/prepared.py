@@ -113,7 +113,7 @@ class PreparedSource(EncodedSource):
             ),
         )
         return examples.map(
-            lambda example: self._convert(example),
+            tf.autograph.experimental.do_not_convert(self._convert),
             num_parallel_calls=tf.data.AUTOTUNE,
         ).batch(_BATCH)
 

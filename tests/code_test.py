@@ -1,4 +1,4 @@
-"""The files of a job, wherever they go."""
+"""The code of a job, as it is copied."""
 
 from __future__ import annotations
 
@@ -6,35 +6,8 @@ import pathlib
 import subprocess
 
 import pytest
-from etils import epath
 
-from dtrain.errors import StorageError
-from launch import code, storage
-
-
-class NotFoundError(Exception):
-    __module__ = "tensorflow.python.framework.errors_impl"
-
-
-@pytest.mark.parametrize("error", [OSError("no\nspace"), NotFoundError("no")])
-def test_what_fails_is_said(error: Exception) -> None:
-    with (
-        pytest.raises(StorageError, match="gs://bucket/a: no"),
-        storage.access("gs://bucket/a"),
-    ):
-        raise error
-
-
-def test_what_is_a_mistake_of_ours_stays_one() -> None:
-    with pytest.raises(KeyError), storage.access("gs://bucket/a"):
-        raise KeyError("a")
-
-
-def test_a_store_has_no_directories(tmp_path: pathlib.Path) -> None:
-    # That would need TensorFlow, and a bucket.
-    storage.make_directory(epath.Path("gs://bucket/a"))
-    storage.make_directory(epath.Path(tmp_path) / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
+from launch import code
 
 
 def test_a_job_takes_its_code_and_the_lock_along(
@@ -46,7 +19,7 @@ def test_a_job_takes_its_code_and_the_lock_along(
     names = (
         "mine/model.py",
         "dtrain/errors.py",
-        "launch/storage.py",
+        "launch/submit.py",
         code.RUNNER,
     )
     for name in names:

@@ -1,0 +1,118 @@
+"""What replicas must agree on: the same bits of every variable on each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from dtrain.errors import UserError
+from dtrain.gan.phases import Networks
+from dtrain.models import batch_norm
+
+
+class Comparison:
+    """Compares variables over all replicas."""
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        variables: Sequence[keras.Variable],
+    ) -> None:
+        """Names what is compared.
+
+        Args:
+            strategy: whose replicas hold the variables.
+            variables: those that must be equal.
+        """
+        self._strategy = strategy
+        self._variables = variables
+        self._checksums = tf.function(self._of_replicas, autograph=False)
+
+    def differing(self) -> list[str]:
+        """Names the variables that are not equal, bit for bit, on all replicas.
+
+        Every worker calls this.
+        """
+        if self._strategy.num_replicas_in_sync == 1:
+            return []
+        checksums = self._checksums().numpy()
+        return [
+            variable.path
+            for variable, column in zip(
+                self._variables, checksums.T, strict=True
+            )
+            if len(set(column.tolist())) > 1
+        ]
+
+    def _of_replicas(self) -> tf.Tensor:
+        """Computes checksums, int64 [replicas, variables]."""
+
+        def of_replica() -> tf.Tensor:
+            sums = [_checksum(variable.value) for variable in self._variables]
+            return tf.stack(sums)[tf.newaxis]
+
+        return self._strategy.gather(self._strategy.run(of_replica), axis=0)
+
+
+def _checksum(value: tf.Tensor) -> tf.Tensor:
+    """Weighs the bits of a tensor by their place; int64 scalar."""
+    tensor = tf.convert_to_tensor(value)
+    if tensor.dtype == tf.bool:
+        tensor = tf.cast(tensor, tf.uint8)
+    word = tf.uint8 if tensor.dtype.size < 4 else tf.int32
+    words = tf.reshape(tf.bitcast(tensor, word), [-1])
+    places = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
+    return tf.reduce_sum(tf.cast(words, tf.int64) * places)
+
+
+def refuse_unsynchronized(
+    networks: Networks, strategy: tf.distribute.Strategy
+) -> None:
+    """Refuses BatchNorm whose averages would differ between replicas.
+
+    Args:
+        networks: whose layers are looked at.
+        strategy: whose replicas train them.
+
+    Raises:
+        UserError: a network has one.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for network in (networks.generator, networks.discriminator):
+        for layer in network._flatten_layers():
+            is_norm = isinstance(layer, keras.layers.BatchNormalization)
+            if is_norm and not layer.synchronized:
+                raise UserError(
+                    f"{layer.name} is a BatchNormalization of its own on each "
+                    f"of the {strategy.num_replicas_in_sync} replicas; give it "
+                    "synchronized=True"
+                )
+
+
+def refuse_own_state(networks: Networks) -> None:
+    """Refuses layers whose state depends on which replica calls them when.
+
+    Args:
+        networks: whose layers are looked at.
+
+    Raises:
+        UserError: a network has one.
+    """
+    for network in (networks.generator, networks.discriminator):
+        for layer in network._flatten_layers():
+            if isinstance(layer, batch_norm.BatchNorm):
+                continue
+            if layer._non_trainable_variables or layer._seed_generators:
+                remedy = (
+                    "dtrain.models.batch_norm.BatchNorm"
+                    if isinstance(layer, keras.layers.BatchNormalization)
+                    else "a layer without"
+                )
+                raise UserError(
+                    f"reduction (ordered): {layer.name} is a "
+                    f"{type(layer).__name__}, whose state would depend on the "
+                    f"number of replicas; use {remedy}, or --reduction=fast"
+                )

@@ -1,0 +1,76 @@
+"""The grid of samples that a run draws as it goes, from the same latents."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+import keras
+
+from dtrain.config import Config
+from dtrain.record import drawing, images
+from dtrain.record.metrics import Recorder
+from dtrain.record.periodic import Periodic
+from dtrain.storage import files
+
+# A notice may leave less time than a picture takes.
+_DRAWING_SECS = 15.0
+
+
+def grid_path(config: Config, step: int) -> str:
+    """Returns where the grid of a step is written."""
+    return os.path.join(config.run_dir, "samples", f"step-{step:06}.png")
+
+
+class Samples(Periodic):
+    """Draws the grid; the chief alone does, if it has the time."""
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        generator: keras.Model,
+        recorder: Recorder,
+        secs_left: Callable[[], float],
+        *,
+        is_chief: bool,
+    ) -> None:
+        """Draws nothing yet.
+
+        Args:
+            config: `run_dir`, `sample_every_steps`, `seed`, `latent_size` and
+                `conditional` count.
+            num_classes: of the data.
+            generator: the EMA generator of the run.
+            recorder: shows the grid in TensorBoard.
+            secs_left: until the process is killed; infinite if nobody has
+                said so.
+            is_chief: whether this worker draws.
+        """
+        super().__init__(config.sample_every_steps)
+        self._config = config
+        self._num_classes = num_classes
+        self._generator = generator
+        self._recorder = recorder
+        self._secs_left = secs_left
+        self._is_chief = is_chief
+
+    def run(self, step: int) -> Mapping[str, float]:
+        """Draws the grid of a step; see `Periodic.run`."""
+        if not self._is_chief or self._secs_left() < _DRAWING_SECS:
+            return {}
+        grid = drawing.fixed_grid(
+            self._generator, self._config, self._num_classes
+        )
+        png = images.encode_png(grid)
+        try:
+            images.write(grid_path(self._config, step), png)
+        except OSError as error:
+            print(
+                f"the grid was not written: {files.reason(error)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._recorder.write_image(step, "samples", png)
+        return {}

@@ -1,0 +1,313 @@
+"""Opens a run: all that the loop works with, at the newest state there is.
+
+In this order, so that a mistake leaves nothing behind: what was asked for is
+checked, the data and the directory are looked at, the GAN is built, the
+directory is claimed, the newest state is restored, and only then is anything
+written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from dtrain.cluster import strategy as strategy_lib
+from dtrain.cluster.workers import Workers
+from dtrain.config import Config
+from dtrain.data import sources
+from dtrain.errors import LOST_WORKER, UserError, code_of
+from dtrain.gan.replicas import Comparison
+from dtrain.gan.state import GAN
+from dtrain.gan.step import Step
+from dtrain.record import ledger, metrics
+from dtrain.record.periodic import Periodic
+from dtrain.record.progress import Progress
+from dtrain.record.samples import Samples
+from dtrain.resilience import stop_file
+from dtrain.resilience.watchdog import Watchdog
+from dtrain.resilience.watcher import Watcher
+from dtrain.run import checkpointer, identity, init_from, places
+from dtrain.run.resuming import Restored
+from dtrain.storage import access, claim, files
+
+# May differ between the workers of a run, whose disks may.
+_OF_A_WORKER = (
+    "run_dir",
+    "backup_dir",
+    "data_dir",
+    "manual_dir",
+    "download",
+    "cache_gib",
+)
+
+
+class Run(NamedTuple):
+    """What the loop works with.
+
+    Attributes:
+        config: the run's settings.
+        workers: all of them.
+        source: the real images.
+        gan: the state.
+        step: what changes it.
+        replicas: compares the state over all replicas.
+        checkpointer: saves it.
+        recorder: writes the metrics.
+        progress: shows how far the run is.
+        periodic: what is done every N steps beside.
+        watcher: sees the notices.
+        watchdog: sees the progress.
+        ledger: counts where the time goes.
+        claims: what this worker alone may write to.
+        inputs: all that have been read from. Kept to the end: taking one down
+            may wait for threads for half a minute.
+    """
+
+    config: Config
+    workers: Workers
+    source: sources.Source
+    gan: GAN
+    step: Step
+    replicas: Comparison
+    checkpointer: checkpointer.Checkpointer
+    recorder: metrics.Recorder
+    progress: Progress
+    periodic: tuple[Periodic, ...]
+    watcher: Watcher
+    watchdog: Watchdog
+    ledger: ledger.Ledger
+    claims: list[claim.Claim]
+    inputs: list[Any]
+
+
+def say(notes: Iterable[str]) -> None:
+    """Prints lines to the standard error."""
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+
+
+def open_run(
+    config: Config,
+    workers: Workers,
+    watcher: Watcher,
+    dog: Watchdog,
+    stack: contextlib.ExitStack,
+) -> tuple[Run, Restored]:
+    """Builds everything and restores the newest state. Every worker calls it.
+
+    Args:
+        config: the run's settings.
+        workers: all of them, with the strategy of the run.
+        watcher: sees the notices.
+        dog: sees the progress.
+        stack: takes what is to be closed at the end.
+
+    Returns:
+        What the loop works with, and what was restored.
+
+    Raises:
+        UserError: the settings fit neither each other, nor the data, nor the
+            machine, nor the run directory.
+        StorageError: the state could not be read.
+    """
+    _check_same_flags(config, workers)
+    source, description, note = workers.together(lambda: _look(config, workers))
+    gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
+    step = Step(gan)
+    # Not before all is known to fit: a mistake must leave nothing behind.
+    claims = workers.together(lambda: _claim(config, workers, stack))
+    book = stack.enter_context(_open_ledger(config, workers, watcher))
+    tiers, recorder, restored = _restore(gan, description, workers, book, stack)
+    progress = Progress(
+        config.num_steps, config.batch_size, is_chief=workers.is_chief
+    )
+    samples = Samples(
+        config,
+        source.num_classes,
+        gan.ema_generator,
+        recorder,
+        lambda: watcher.secs_left,
+        is_chief=workers.is_chief,
+    )
+    run = Run(
+        config=config,
+        workers=workers,
+        source=source,
+        gan=gan,
+        step=step,
+        replicas=Comparison(workers.strategy, gan.variables),
+        checkpointer=tiers,
+        recorder=recorder,
+        progress=progress,
+        periodic=(samples,),
+        watcher=watcher,
+        watchdog=dog,
+        ledger=book,
+        claims=claims,
+        inputs=[],
+    )
+    notes = [line for line in (note, recorder.notice) if line]
+    return run, restored._replace(notes=[*notes, *restored.notes])
+
+
+def _check_same_flags(config: Config, workers: Workers) -> None:
+    """Checks that all workers were told the same.
+
+    Raises:
+        UserError: on every worker, if they were not.
+    """
+    strategy_lib.check_batch(config, workers.strategy)
+    flags = config.to_dict()
+    for name in _OF_A_WORKER:
+        del flags[name]
+    digest = zlib.crc32(json.dumps(flags).encode())
+    if len(set(workers.gather(digest))) > 1:
+        raise UserError(
+            "the workers were started with different flags; only "
+            f"{', '.join(_OF_A_WORKER)} may differ between them"
+        )
+
+
+def _look(
+    config: Config, workers: Workers
+) -> tuple[sources.Source, identity.Description, str]:
+    """Opens the data and looks at the run's directory; changes nothing.
+
+    Returns:
+        The data, what the run is, and a line if the directory is damaged.
+    """
+    for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+        access.check(name, getattr(config, name))
+    source = sources.open_source(config)
+    description = identity.Description(
+        config, source.image_shape, source.num_classes, source.num_images
+    )
+    note = identity.check(
+        description,
+        is_chief=workers.is_chief,
+        is_alone=not workers.are_several and not config.backup_dir,
+    )
+    return source, description, note
+
+
+def _claim(
+    config: Config, workers: Workers, stack: contextlib.ExitStack
+) -> list[claim.Claim]:
+    """Claims what the chief alone may write to."""
+    if not workers.is_chief:
+        return []
+    claims = [
+        stack.enter_context(claim.claim(directory, name=name))
+        for name, directory in (
+            ("run_dir", config.run_dir),
+            ("checkpoint_dir", places.checkpoint_dir(config)),
+        )
+    ]
+    stop_file.remove(
+        config.run_dir, stop_file.since_secs(ledger.process_start_secs())
+    )
+    return claims
+
+
+@contextlib.contextmanager
+def _open_ledger(
+    config: Config, workers: Workers, watcher: Watcher
+) -> Iterator[ledger.Ledger]:
+    """Keeps the ledger of this attempt; an error that leaves ends it."""
+    book = ledger.Ledger(
+        config.run_dir,
+        is_chief=workers.is_chief,
+        num_workers=workers.cluster.num_workers,
+        num_replicas=workers.strategy.num_replicas_in_sync,
+        batch_size=config.batch_size,
+    )
+    try:
+        yield book
+    except BaseException as error:
+        code = LOST_WORKER if workers.is_lost(error) else code_of(error)
+        book.close(code, watcher.notice)
+        raise
+
+
+def _restore(
+    gan: GAN,
+    description: identity.Description,
+    workers: Workers,
+    book: ledger.Ledger,
+    stack: contextlib.ExitStack,
+) -> tuple[checkpointer.Checkpointer, metrics.Recorder, Restored]:
+    """Restores the newest state, and opens what is written from there on."""
+    config, taken = description.config, None
+    tiers = checkpointer.Checkpointer(
+        gan.checkpoint,
+        config,
+        workers.cluster,
+        run=identity.to_dict(description),
+    )
+    with book.spending("restore"):
+        restored = tiers.restore(workers)
+        if config.init_from and restored.manifest is None:
+            taken = workers.together(
+                lambda: init_from.take(gan.checkpoint, config)
+            )
+    recorder = workers.together(
+        lambda: _begin(restored, description, gan, workers)
+    )
+    stack.callback(recorder.close)
+    # Before the recorder, which a save that is being written still needs.
+    stack.callback(tiers.close)
+    book.restored(int(gan.step.numpy()))
+    if taken:
+        if workers.is_chief:
+            taken.write(config.run_dir)
+        restored = restored._replace(notes=[str(taken), *restored.notes])
+    return tiers, recorder, restored
+
+
+def _begin(
+    restored: Restored,
+    description: identity.Description,
+    gan: GAN,
+    workers: Workers,
+) -> metrics.Recorder:
+    """Describes the run in its directory, and opens its metrics.
+
+    Raises:
+        UserError: what was restored is another run's.
+        StorageError: the directory cannot be written to.
+    """
+    _check_restored(restored, description)
+    run_dir = description.config.run_dir
+    if not workers.is_chief:
+        return metrics.Recorder()
+    identity.write(description, gan.networks)
+    with files.storage_errors(run_dir):
+        return metrics.RunRecorder(
+            run_dir,
+            int(gan.step.numpy()),
+            restored.manifest and restored.manifest.log,
+        )
+
+
+def _check_restored(
+    restored: Restored, description: identity.Description
+) -> None:
+    """Checks that what was restored is of this run, and not of its future.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if restored.manifest is None:
+        return
+    saved, config = restored.manifest, description.config
+    identity.check_restored(description, saved.run, restored.prefix)
+    if saved.step > config.num_steps:
+        raise UserError(
+            f"num_steps ({config.num_steps}) is below the step of the run in "
+            f"{config.run_dir} ({saved.step}); raise it, or name another "
+            "run_dir"
+        )

@@ -1,0 +1,225 @@
+"""Where a run goes on: from its newest state, or from its last good one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dtrain.checkpoint import going_on, pins
+from dtrain.checkpoint.manifest import DamagedError, Manifest
+from dtrain.cluster.environment import ALONE
+from dtrain.cluster.workers import Workers
+from dtrain.config import Config
+from dtrain.errors import UserError
+from dtrain.run import places
+from dtrain.run.tiers import Tiers, readable_places
+from dtrain.storage import files
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        prefix: of the checkpoint; empty for a run that starts.
+        manifest: of the checkpoint; None for a run that starts.
+        notes: a line for each state that does not verify.
+    """
+
+    prefix: str
+    manifest: Manifest | None
+    notes: list[str]
+
+
+def restore(
+    checkpoint: tf.train.Checkpoint, tiers: Tiers, workers: Workers
+) -> Restored:
+    """Restores the newest state of the run. Every worker calls this.
+
+    Args:
+        checkpoint: what is restored into.
+        tiers: of this worker.
+        workers: of the run.
+
+    Returns:
+        What was restored.
+
+    Raises:
+        UserError: there is one and `resume` is never, there is none and it is
+            must, none can be used, or it does not fit the networks.
+        StorageError: a disk or the store failed.
+    """
+    config = tiers.config
+    mine = workers.together(lambda: _search(tiers))
+    with contextlib.ExitStack() as stack:
+        found = going_on.agree(workers, mine, _own(tiers), stack)
+        _check_resume(config, found)
+        if found is None:
+            return Restored("", None, mine.notes)
+        workers.together(lambda: _restore(checkpoint, found, config))
+    return Restored(found.prefix, found.manifest, mine.notes)
+
+
+def roll_back(
+    checkpoint: tf.train.Checkpoint,
+    tiers: Tiers,
+    workers: Workers,
+    step: int,
+    limits: Sequence[int],
+) -> Manifest:
+    """Restores the last good state of a run that has diverged.
+
+    Every worker calls this, when nothing is being written. A checkpoint that
+    was due by its step is preferred to what was saved by the clock, so that a
+    run goes back to the same one however it was killed before.
+
+    Args:
+        checkpoint: what is restored into.
+        tiers: of this worker.
+        workers: of the run.
+        step: at which it diverged.
+        limits: a state is good below one of these steps, the first for which
+            there is one.
+
+    Returns:
+        What was restored.
+
+    Raises:
+        UserError: nothing was saved before, or it cannot be used.
+        StorageError: a disk or the store failed.
+    """
+    config = tiers.config
+
+    def search() -> going_on.Search:
+        with files.storage_errors(config.run_dir):
+            there = readable_places(config, tiers.cluster)
+            intervals = (config.checkpoint_every_steps, 1)
+            seen = going_on.Search(None, [], holds_something=False)
+            for below, every_steps in itertools.product(limits, intervals):
+                seen = going_on.search(there, config.verify, below, every_steps)
+                if seen.found:
+                    break
+        return seen
+
+    mine = workers.together(search)
+    with contextlib.ExitStack() as stack:
+        found = going_on.agree(workers, mine, _own(tiers), stack)
+        if found is None:
+            raise UserError(
+                f"the run diverged at step {step}, before anything was saved; "
+                "lower the learning rates, or look at the data"
+            )
+        workers.together(lambda: _restore(checkpoint, found, config))
+        tiers.forget_after(found.manifest.step)
+        # A run that is killed now would go on from there, and come back here.
+        for place in readable_places(config, tiers.cluster):
+            if place.is_mine:
+                going_on.put_aside_after(
+                    place.directory,
+                    found.manifest.step,
+                    f"the run diverged at step {step}",
+                )
+    return found.manifest
+
+
+def restore_step(
+    checkpoint: tf.train.Checkpoint,
+    config: Config,
+    step: int | None = None,
+) -> str:
+    """Restores one state of a run that is only looked at.
+
+    Args:
+        checkpoint: what is restored into.
+        config: the run's settings.
+        step: which; None is the newest that verifies.
+
+    Returns:
+        The prefix that was restored.
+
+    Raises:
+        UserError: there is none, it is damaged, or it does not fit the
+            networks.
+        StorageError: the disk or the store cannot be read.
+    """
+    with files.storage_errors(config.run_dir):
+        readable = [
+            place._replace(is_mine=False)
+            for place in readable_places(config, ALONE)
+        ]
+        found, _ = going_on.choose(
+            readable, config.run_dir, config.verify, step
+        )
+    _restore(checkpoint, found, config)
+    return found.prefix
+
+
+def _restore(
+    checkpoint: tf.train.Checkpoint, found: going_on.Found, config: Config
+) -> None:
+    """Restores what verifies; see `going_on.restore`."""
+    going_on.restore(
+        found,
+        checkpoint,
+        what=f"the networks of --model={config.model}",
+        remedy="make the model as it was, or name another run_dir",
+    )
+
+
+def _own(tiers: Tiers) -> going_on.CheckpointDirectory | None:
+    """Returns where this worker keeps what it receives from another."""
+    return tiers.backup.directory if tiers.backup else None
+
+
+def _search(tiers: Tiers) -> going_on.Search:
+    """Finds what this worker can offer; see `going_on.search`."""
+    config = tiers.config
+    with files.storage_errors(config.run_dir):
+        there = readable_places(config, tiers.cluster)
+        if config.resume == "never":
+            # It is refused, so nothing in it may be touched.
+            there = [place._replace(is_mine=False) for place in there]
+        else:
+            tiers.clean()
+        seen = going_on.search(there, config.verify)
+        recorded = places.recorded(config.run_dir)
+    notes = [*seen.notes, *_pin_notes(tiers)]
+    if recorded is None or seen.holds_something:
+        return seen._replace(notes=notes)
+    where = ", ".join(recorded) or "a directory that cannot be told"
+    notes.append(
+        f"{config.run_dir} was saved to {where}, and nothing of it is there"
+    )
+    return going_on.Search(None, notes, holds_something=True)
+
+
+def _pin_notes(tiers: Tiers) -> list[str]:
+    path = tiers.history.directory.path
+    try:
+        pins.read(path)
+    except DamagedError as error:
+        return [f"{path}/pins.json is damaged ({error}); all are kept"]
+    return []
+
+
+def _check_resume(config: Config, found: going_on.Found | None) -> None:
+    """Compares what was found with what was asked for.
+
+    Raises:
+        UserError: it is not so.
+    """
+    resume, run_dir = config.resume, config.run_dir
+    if found is None and resume == "must":
+        raise UserError(
+            f"resume (must): {run_dir} holds no checkpoint to go on from; "
+            "use --resume=auto"
+        )
+    if found and resume == "never":
+        raise UserError(
+            f"resume (never): {run_dir} holds checkpoints up to step "
+            f"{found.manifest.step}; name another run_dir, or use "
+            "--resume=auto"
+        )

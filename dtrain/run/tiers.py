@@ -1,0 +1,106 @@
+"""The two tiers of a run, where they are, and what stays in each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dtrain.checkpoint import going_on, retention
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.tier import Backup, Tier
+from dtrain.cluster.environment import Cluster
+from dtrain.config import Config
+from dtrain.run import places
+
+
+class Tiers(NamedTuple):
+    """Where the states of a run are written, by one of its workers.
+
+    Attributes:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+        history: what is kept; the chief writes there.
+        backup: this worker's newest state; None if it has no place for it.
+    """
+
+    config: Config
+    cluster: Cluster
+    history: Tier
+    backup: Backup | None
+
+    def clean(self) -> None:
+        """Removes what killed saves left behind.
+
+        Raises:
+            OSError: a directory cannot be written to.
+        """
+        if self.cluster.is_chief:
+            self.history.directory.clean()
+        if self.backup:
+            self.backup.directory.clean()
+
+    def forget_after(self, step: int) -> None:
+        """Forgets what is newer than a step; see `Tier.forget_after`."""
+        self.history.forget_after(step)
+        if self.backup:
+            self.backup.forget_after(step)
+
+
+def open_tiers(
+    config: Config, cluster: Cluster, run: Mapping[str, Any] | None = None
+) -> Tiers:
+    """Names the directories; each is made at the first save.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+        run: what config.json holds; written into each manifest.
+    """
+    history = Tier(
+        places.checkpoint_dir(config),
+        policies(config),
+        verify=config.verify,
+        run=run,
+    )
+    own = places.backup(config, cluster)
+    backup = Backup(own, verify=config.verify, run=run) if own else None
+    return Tiers(config, cluster, history, backup)
+
+
+def readable_places(config: Config, cluster: Cluster) -> list[going_on.Place]:
+    """Lists the directories that may hold a state of the run.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+
+    Raises:
+        OSError: a directory cannot be listed.
+    """
+    return [
+        going_on.Place(CheckpointDirectory(place.path), place.is_mine)
+        for place in places.find(config, cluster)
+    ]
+
+
+def policies(config: Config) -> list[retention.Policy]:
+    """Returns what the flags say about which checkpoints stay."""
+    chosen: list[retention.Policy] = [retention.Last(config.max_to_keep)]
+    every_steps = config.checkpoint_every_steps
+    if every_steps and config.max_rollbacks:
+        # Where a run that diverges goes back to, however often it was told to
+        # end and saved in between; two, for a collapse is as long as one lasts.
+        chosen.append(retention.Last(2, of_steps=every_steps))
+    if config.keep_every_n_steps:
+        chosen.append(retention.EverySteps(config.keep_every_n_steps))
+    if config.keep_every_hours:
+        chosen.append(retention.EveryHours(config.keep_every_hours))
+    if config.keep_best:
+        chosen.append(
+            retention.Best(
+                config.keep_best,
+                config.best_metric,
+                "max" if config.best_mode == "max" else "min",
+            )
+        )
+    return chosen

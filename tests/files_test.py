@@ -1,0 +1,139 @@
+"""Files and locks of a disk, and what an object store's errors become."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from dtrain.cluster import workers
+from dtrain.errors import StorageError
+from dtrain.storage import files, locks
+
+ERRORS = {
+    "UnavailableError": tf.errors.UnavailableError,
+    "DeadlineExceededError": tf.errors.DeadlineExceededError,
+    "AbortedError": tf.errors.AbortedError,
+    "CancelledError": tf.errors.CancelledError,
+    "NotFoundError": tf.errors.NotFoundError,
+    "PermissionDeniedError": tf.errors.PermissionDeniedError,
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_store_fails_with_an_os_error(kind: str) -> None:
+    text = "{{node a}} the store\nis away [Op:ReadFile]"
+    error = ERRORS[kind](None, None, text)
+    with pytest.raises(files.StoreError) as raised, files.os_errors():
+        raise error
+    assert isinstance(raised.value, OSError)
+    assert raised.value.kind == kind
+    assert raised.value.__cause__ is error
+    assert files.reason(raised.value) == files.reason(error) == "the store"
+    is_missing = isinstance(raised.value, FileNotFoundError)
+    assert is_missing == (kind == "NotFoundError")
+    # It has the kind of error that a lost worker causes.
+    assert not workers.is_lost_worker(raised.value)
+
+
+def test_what_says_nothing_is_told_by_its_kind() -> None:
+    error = tf.errors.UnavailableError(None, None, "")
+    assert files.reason(files.store_error(error)) == "UnavailableError"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no\nspace"), files.StoreError("no", "UnknownError")]
+)
+def test_what_fails_is_said(error: Exception) -> None:
+    with (
+        pytest.raises(StorageError, match="gs://bucket/a: no"),
+        files.storage_errors("gs://bucket/a"),
+    ):
+        raise error
+
+
+def test_what_is_a_mistake_of_ours_stays_one() -> None:
+    with pytest.raises(KeyError), files.storage_errors("gs://bucket/a"):
+        raise KeyError("a")
+
+
+def test_a_store_has_no_directories(tmp_path: pathlib.Path) -> None:
+    # That would need a bucket.
+    files.make_directory("gs://bucket/a")
+    files.make_directory(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_is_in_the_way_of_a_directory(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").write_text("")
+    for path in ("a", "a/b"):
+        with pytest.raises(OSError, match=r"File exists|Not a directory"):
+            files.make_directory(str(tmp_path / path))
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_a_write_is_whole_or_leaves_nothing(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_durable: bool,
+) -> None:
+    path = str(tmp_path / "a")
+    for data in (b"one", b"two"):
+        files.write(path, data, is_durable=is_durable)
+        assert files.read(path) == data
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="gone"):
+        files.write(path, b"three", is_durable=is_durable)
+    assert files.read(path) == b"two"
+    assert files.names(str(tmp_path)) == ["a"]
+
+
+def test_a_device_stays_one() -> None:
+    files.write("/dev/null", b"nothing")
+    assert pathlib.Path("/dev/null").is_char_device()
+
+
+def test_what_is_not_there(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file/none"):
+        path = str(tmp_path / name)
+        assert files.names(path) == []
+        assert files.stat(path) is files.size(path) is files.read(path) is None
+        assert not files.exists(path)
+        assert not files.is_directory(path)
+    files.remove(str(tmp_path / "none"))
+    files.remove_tree(str(tmp_path / "none"))
+
+
+def test_a_lock_keeps_others_out(tmp_path: pathlib.Path) -> None:
+    path, flags = str(tmp_path / "lock"), os.O_RDWR | os.O_CREAT
+    with locks.held(path, flags) as is_locked:
+        assert is_locked
+        for shared in (False, True):
+            with (
+                pytest.raises(BlockingIOError),
+                locks.held(path, flags, shared=shared),
+            ):
+                pass
+    with (
+        locks.held(path, flags, shared=True),
+        locks.held(path, os.O_RDONLY, shared=True) as is_locked,
+    ):
+        assert is_locked
+
+
+def test_a_disk_without_locks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with locks.held(str(tmp_path), os.O_RDONLY) as is_locked:
+        assert not is_locked
