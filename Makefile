@@ -14,8 +14,8 @@ SOURCES := dtrain launch tests
 # Notices about this machine's CPU and the absence of a GPU are no errors.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-# In the order of tests/conftest.py, a file to the process that is free.
-PYTEST := $(RUN) -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+# tests/conftest.py distributes the tests.
+PYTEST := $(RUN) -m pytest -n 2 --no-loadscope-reorder
 
 .PHONY: help train test coverage clients chaos lint format lock clean
 

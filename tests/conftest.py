@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pathlib
 import random
 import sys
+from typing import Any
 
 import hypothesis
 import pytest
+
+from tests import runs
 
 NUM_LOGICAL_CPUS = 4
 
 # Minutes each, so they come first: the last of them would run alone.
 SLOW = (
-    *("resume_test", "recoveries_test", "hangs_test", "signals_test"),
-    *("remote_run_test", "slurm_test", "callbacks_test", "gan_test"),
-    *("divergence_test", "docs_test", "chaos_test", "reduction_test"),
+    *("chaos_test", "slurm_test", "resume_test", "report_test"),
+    *("recoveries_test", "remote_run_test", "hangs_test", "signals_test"),
+    *("stop_test", "gan_test", "callbacks_test", "divergence_test"),
+    *("init_from_test", "kill_points_test", "retention_test", "docs_test"),
+    *("fashion_mnist_test", "bad_inputs_test", "reduction_test"),
+)
+# Each of their tests goes to the process that is free. Those of any other file
+# stay together, with what they share.
+SPLIT = (
+    *("chaos_test", "resume_test", "recoveries_test", "remote_run_test"),
+    *("hangs_test", "signals_test", "stop_test", "callbacks_test"),
+    *("divergence_test", "kill_points_test", "retention_test", "docs_test"),
+    *("fashion_mnist_test", "released_test", "node_test"),
+    *("hostile_files_test", "metrics_test"),
 )
 
 # CI tries the same examples each time: a failure there is the change's own.
@@ -42,16 +58,45 @@ def pytest_report_header() -> str:
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """A generator that follows from the seed and the name of the test."""
-    # Without the group that pytest-xdist adds.
-    name = request.node.nodeid.partition("@")[0]
     print(f"random instants: {SEED}={os.environ[SEED]}")
-    return random.Random(f"{os.environ[SEED]} {name}")
+    return random.Random(f"{os.environ[SEED]} {request.node.nodeid}")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> runs.Whole:
+    """Trains to the end, once for all tests that ask for the same run.
+
+    `whole(module, *flags)` returns the directory of a run with these flags,
+    that nothing has happened to and that nobody may change.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Where the other processes of these tests look, too.
+        place = place.parent
+    return functools.partial(runs.train_once, place / "whole")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the slow files first."""
     places = {name: place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Distributes the tests by `SPLIT`, in their order, as pytest -n N runs.
+
+    Marks of groups would do it, but those of pytest-xdist 3.8 are lost in
+    pytest 9.
+    """
+    from xdist import scheduler
+
+    class Scheduler(scheduler.LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if pathlib.Path(file).stem in SPLIT else file
+
+    return Scheduler(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -41,15 +41,19 @@ RICH = (
 )
 
 
-def flags(run_dir: pathlib.Path, num_steps: int = NUM_STEPS) -> list[str]:
-    """The flags of a small run that backs up after every step."""
+def settings(num_steps: int) -> list[str]:
+    """What a small run that backs up after every step is told, but where."""
     return [
         *runs.SMALL,
-        f"--run_dir={run_dir}",
         f"--num_steps={num_steps}",
         "--checkpoint_every_steps=0",
         "--backup_every_secs=0.001",
     ]
+
+
+def flags(run_dir: pathlib.Path, num_steps: int = NUM_STEPS) -> list[str]:
+    """The flags of such a run."""
+    return [*settings(num_steps), f"--run_dir={run_dir}"]
 
 
 def digest(run_dir: pathlib.Path, step: int) -> str:
@@ -74,13 +78,14 @@ def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_run_killed_at_a_random_moment(
-    strategy: str, tmp_path: pathlib.Path, chance: random.Random
+    strategy: str,
+    whole: runs.Whole,
+    tmp_path: pathlib.Path,
+    chance: random.Random,
 ) -> None:
     module, *arguments = STRATEGIES[strategy]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    code, output = runs.run(module, *arguments, *flags(whole), *RICH)
-    assert code == errors.FINISHED, output
-
+    expected = whole(module, *arguments, *settings(NUM_STEPS), *RICH)
+    cut = tmp_path / "cut"
     # Anew, so that strings hash otherwise than in the forks of one server.
     process = runs.start_anew(module, *arguments, *flags(cut), *RICH)
     wait_for_backup(cut)
@@ -95,23 +100,22 @@ def test_run_killed_at_a_random_moment(
     code, output = runs.finish(process)
     assert code == errors.FINISHED, output
     assert "resumed from" in output
-    assert digest(cut, NUM_STEPS) == digest(whole, NUM_STEPS)
+    assert digest(cut, NUM_STEPS) == digest(expected, NUM_STEPS)
     assert (cut / "metrics.jsonl").read_bytes() == (
-        whole / "metrics.jsonl"
+        expected / "metrics.jsonl"
     ).read_bytes()
     assert not (cut / "backup").exists()
 
 
-def test_two_replicas_and_two_workers_are_the_same(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_two_replicas_and_two_workers_are_the_same(whole: runs.Whole) -> None:
     """And a run may go from one to the other."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run_dir, strategy in ((one, "mirrored"), (two, "multi_worker")):
-        module, *arguments = STRATEGIES[strategy]
-        code, output = runs.run(module, *arguments, *flags(run_dir, 4), *RICH)
-        assert code == errors.FINISHED, output
-    assert digest(one, 4) == digest(two, 4)
+    digests = {
+        digest(
+            whole(*STRATEGIES[strategy], *settings(NUM_STEPS), *RICH), NUM_STEPS
+        )
+        for strategy in ("mirrored", "multi_worker")
+    }
+    assert len(digests) == 1
 
 
 ELASTIC = ("--reduction=ordered", "--micro_batches=4")
@@ -207,17 +211,18 @@ def wait_for_backup(run_dir: pathlib.Path) -> None:
         time.sleep(0.002)
 
 
-def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
+def test_run_killed_again_and_again(
+    whole: runs.Whole, tmp_path: pathlib.Path
+) -> None:
     """One run, killed in each phase of a save; the long form kills 40 times.
 
     And its loops are of another length at the end.
     """
     num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "5"))
-    num_steps = 6 * num_kills
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    num_steps = 8 * num_kills
+    cut = tmp_path / "cut"
     module, *arguments = STRATEGIES["mirrored"]
-    code, output = runs.run(module, *arguments, *flags(whole, num_steps))
-    assert code == errors.FINISHED, output
+    expected = whole(module, *arguments, *settings(num_steps))
     for number in range(num_kills):
         code, output = runs.run(
             "tests.killed",
@@ -234,11 +239,11 @@ def test_run_killed_again_and_again(tmp_path: pathlib.Path) -> None:
         module, *arguments, *flags(cut, num_steps), "--steps_per_loop=3"
     )
     assert code == errors.FINISHED, output
-    assert digest(cut, num_steps) == digest(whole, num_steps)
+    assert digest(cut, num_steps) == digest(expected, num_steps)
     steps = [line["step"] for line in runs.metrics(cut)]
     assert steps == list(range(1, num_steps + 1))
     assert (cut / "metrics.jsonl").read_bytes() == (
-        whole / "metrics.jsonl"
+        expected / "metrics.jsonl"
     ).read_bytes()
 
 
@@ -326,7 +331,7 @@ def newest_backup(host: pathlib.Path) -> int:
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["chief", "other"])
 def test_a_lost_host_gets_the_state_from_the_other(
-    lost: int, tmp_path: pathlib.Path
+    lost: int, whole: runs.Whole, tmp_path: pathlib.Path
 ) -> None:
     """Its disk is gone with it, and with the chief's the durable tier."""
     num_steps = 40
@@ -350,11 +355,8 @@ def test_a_lost_host_gets_the_state_from_the_other(
     assert f"/ckpt-{kept}, {num_steps} steps in all" in outputs[0]
     assert not list(tmp_path.glob("*/ssd/*"))
 
-    whole = tmp_path / "whole"
-    module, *arguments = STRATEGIES["mirrored"]
-    code, output = runs.run(module, *arguments, *flags(whole, num_steps))
-    assert code == errors.FINISHED, output
-    assert digest(hosts[0] / "run", num_steps) == digest(whole, num_steps)
+    expected = whole(*STRATEGIES["mirrored"], *settings(num_steps))
+    assert digest(hosts[0] / "run", num_steps) == digest(expected, num_steps)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TypeAlias
 
+from dtrain import errors
 from tests import fork_server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -87,6 +92,37 @@ def finish(process: Process, timeout: float | None = 300) -> tuple[int, str]:
 def run(module: str, *arguments: str, **more: str) -> tuple[int, str]:
     """Runs `python -m module` to its end; see `finish`."""
     return finish(start(module, *arguments, **more))
+
+
+# What the fixture `whole` is: `whole(module, *flags)` returns the directory of
+# a run that nothing has happened to, and that nobody may change.
+Whole: TypeAlias = Callable[..., pathlib.Path]
+
+
+def train_once(place: pathlib.Path, module: str, *flags: str) -> pathlib.Path:
+    """Trains to the end, or returns the run that an earlier call has trained.
+
+    Args:
+        place: of all such runs; tests in other processes have the same.
+        module: the program.
+        flags: of the program, all but --run_dir.
+
+    Returns:
+        The directory of the run.
+    """
+    name = hashlib.sha256(json.dumps([module, *flags]).encode()).hexdigest()
+    run_dir = place / name[:16] / "run"
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with (run_dir.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        finished = run_dir.parent / "finished"
+        if not finished.exists():
+            # It would go on from what a failure has left.
+            shutil.rmtree(run_dir, ignore_errors=True)
+            code, output = run(module, *flags, f"--run_dir={run_dir}")
+            assert code == errors.FINISHED, output
+            finished.touch()
+    return run_dir
 
 
 def metrics(run_dir: pathlib.Path) -> list[dict[str, float]]:
