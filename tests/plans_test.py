@@ -52,7 +52,12 @@ def test_a_dry_run_prints_what_is_in_the_file(
 
 
 def test_every_file_is_of_a_command() -> None:
-    files = {path.relative_to(GOLDEN) for path in GOLDEN.rglob("*.*")}
+    files = {
+        path.relative_to(GOLDEN)
+        for path in GOLDEN.rglob("*.*")
+        # Those of a release are of no plan.
+        if path.relative_to(GOLDEN).parts[0] != "release_0_1_0"
+    }
     assert files == {
         pathlib.Path(backend, f"{name}.txt")
         for backend, commands in plans.COMMANDS.items()

@@ -20,7 +20,7 @@ from tests import runs
 
 CHILD = """
 import ctypes, os, sys, threading, time
-from dtrain import watchdog
+from dtrain.resilience import watchdog
 
 run_dir = sys.argv[1]
 dog = watchdog.Watchdog(
