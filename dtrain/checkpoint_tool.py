@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dtrain import errors
+from dtrain import errors, flags
 from dtrain.storage import startup
 
 _HELP = """usage: python -m dtrain.checkpoint_tool COMMAND ...
@@ -69,13 +70,33 @@ EDITS = {
 }
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Writes lines of the same length on every terminal, and defaults."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=78)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            textwrap.fill(line, width, subsequent_indent=indent)
+            for line in text.splitlines()
+        )
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words, default = action.help or "", action.default
+        is_flag = bool(action.option_strings) and action.nargs != 0
+        if is_flag and default not in ("", None) and "default:" not in words:
+            words = f"{words} (default: %(default)s)".lstrip()
+        return words
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises what the other programs raise, and does not take `--out`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             **options,
         )
 
@@ -108,7 +129,6 @@ class _Wish(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m dtrain.checkpoint_tool", add_help=False)
-    parser.add_argument("-h", "--help", action="store_true", dest="page")
     commands = parser.add_subparsers(dest="command", parser_class=_Parser)
     _add_looking(commands)
     _add_changing(commands)
@@ -182,8 +202,8 @@ def _add_changing(commands: Any) -> None:
         description="Makes another checkpoint, by edits in the order in which "
         "they are written.\nSeveral --rename in a row are one: two names can "
         "be swapped.",
-        usage="python -m dtrain.checkpoint_tool edit CKPT "
-        "(--output=DIR/ckpt-N | --dry_run) --EDIT ...",
+        usage="python -m dtrain.checkpoint_tool edit CKPT\n"
+        "       (--output=DIR/ckpt-N | --dry_run) --EDIT ...",
     )
     command.add_argument("checkpoint", metavar="CKPT")
     command.add_argument("--output", default="", metavar="DIR/ckpt-N")
@@ -267,20 +287,27 @@ def _add_keeping(commands: Any) -> None:
         "keeps; the newest and what is pinned always stay.",
     )
     command.add_argument("directory", metavar="DIR")
+    for name, kind, words in (
+        ("max_to_keep", int, "the newest so many"),
+        ("keep_every_n_steps", int, "multiples of it"),
+        ("keep_every_hours", float, "one in so long"),
+        ("keep_best", int, "so many, by --best_metric"),
+    ):
+        command.add_argument(
+            f"--{name}", type=kind, default=kind(0), metavar="N", help=words
+        )
     command.add_argument(
-        "--max_to_keep", type=int, default=0, help="the newest so many"
+        "--best_metric",
+        default="generator_loss",
+        metavar="NAME",
+        help="what is best",
     )
     command.add_argument(
-        "--keep_every_n_steps", type=int, default=0, help="multiples of it"
+        "--best_mode",
+        choices=("min", "max"),
+        default="min",
+        help="how it is the best",
     )
-    command.add_argument(
-        "--keep_every_hours", type=float, default=0.0, help="one in so long"
-    )
-    command.add_argument(
-        "--keep_best", type=int, default=0, help="so many, by --best_metric"
-    )
-    command.add_argument("--best_metric", default="generator_loss")
-    command.add_argument("--best_mode", choices=("min", "max"), default="min")
     command.add_argument(
         "--dry_run", action="store_true", help="removes nothing"
     )
@@ -307,10 +334,13 @@ def run(arguments: Sequence[str]) -> int:
         UserError: the command line is wrong, or a checkpoint cannot be read.
         StorageError: a disk or a store failed.
     """
+    # The page of a command is argparse's.
+    if flags.answer(arguments[:1], lambda: _HELP):
+        return errors.FINISHED
     parsed = _parser().parse_args(arguments)
-    if parsed.page or parsed.command is None:
+    if parsed.command is None:
         print(_HELP)
-        return errors.FINISHED if parsed.page else errors.USER_ERROR
+        return errors.USER_ERROR
     if parsed.command == "list":
         return _list(parsed.directory, parsed.metric)
     # It takes seconds, and a wrong command line needs none of it.

@@ -3,9 +3,8 @@
 Launchers and supervisors act on the exit code alone: 0 is finished, 75 is
 "saved, run me again", 78 is "do not run me again before something is
 changed", anything else is a crash, after which the same command goes on from
-the last save. Three of these have a number of their own: 70, it was stuck, 74,
-a disk or a store failed, and 76, another worker crashed. 70, 74, 75, 76 and 78
-are EX_SOFTWARE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's
+the last save. `EXITS` is the table of all that have a name; 70, 74, 75, 76 and
+78 are EX_SOFTWARE, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL and EX_CONFIG of BSD's
 sysexits.h.
 """
 
@@ -17,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 FINISHED = 0
 HUNG = 70
@@ -66,11 +65,39 @@ class LostWorkerError(Exception):
     """
 
 
-_CODES = {
-    UserError: USER_ERROR,
-    StorageError: STORAGE_FAILED,
-    LostWorkerError: LOST_WORKER,
-}
+class Exit(NamedTuple):
+    """A way in which a program ends.
+
+    Attributes:
+        code: what the process exits with.
+        words: what it means, in a few words.
+        error: what `exit_with` exits with this code for, if anything.
+        is_crash: whether the same command may do better at once.
+    """
+
+    code: int
+    words: str
+    error: type[BaseException] | None = None
+    is_crash: bool = False
+
+
+# The first is what counts of several workers; a crash comes after the first,
+# and before the others.
+EXITS = (
+    Exit(USER_ERROR, "a mistake of the user", UserError),
+    Exit(HUNG, "was stuck", is_crash=True),
+    Exit(STORAGE_FAILED, "a disk or a store failed", StorageError, True),
+    Exit(INTERRUPTED, "interrupted", KeyboardInterrupt, True),
+    Exit(LOST_WORKER, "lost another worker", LostWorkerError),
+    Exit(RUN_AGAIN, "saved and stopped"),
+    Exit(FINISHED, "finished"),
+)
+
+
+def exit_codes() -> str:
+    """Lists the exit codes for a help page, a line for each."""
+    rows = sorted(EXITS, key=lambda row: row.code)
+    return "\n".join(f"  {row.code:<4} {row.words}" for row in rows)
 
 
 def leave(code: int) -> NoReturn:
@@ -112,13 +139,9 @@ def end(code: int, words: str, stderr: int = 2) -> NoReturn:
 
 def code_of(error: BaseException) -> int:
     """Returns the exit code of a program that an error ends."""
-    for kind, code in (
-        (UserError, USER_ERROR),
-        (StorageError, STORAGE_FAILED),
-        (KeyboardInterrupt, INTERRUPTED),
-    ):
-        if isinstance(error, kind):
-            return code
+    for row in EXITS:
+        if row.error and isinstance(error, row.error):
+            return row.code
     return 1
 
 
@@ -131,7 +154,8 @@ def printable(line: str) -> str:
         line: of text.
     """
     return "".join(
-        each if each.isprintable() else repr(each)[1:-1] for each in line
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in line
     )
 
 
@@ -152,16 +176,16 @@ def exit_with(
         # would try once more to get rid of the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(128 + signal.SIGPIPE)
-    except tuple(_CODES) as error:
-        line = " ".join(str(error.args[0]).split())
-        for each in (f"error: {line}", *getattr(error, "details", ())):
-            print(printable(each), file=sys.stderr)
+    except (UserError, StorageError, LostWorkerError) as error:
+        summary = " ".join(str(error.args[0]).split())
+        for line in (f"error: {summary}", *getattr(error, "details", ())):
+            print(printable(line), file=sys.stderr)
         # In here, where the error keeps what it came from alive.
-        leave(next(_CODES[kind] for kind in _CODES if isinstance(error, kind)))
-    except KeyboardInterrupt:
+        leave(code_of(error))
+    except KeyboardInterrupt as error:
         # Before the training loop, where a Ctrl-C saves: nothing to lose yet.
         print("interrupted", file=sys.stderr)
-        leave(INTERRUPTED)
+        leave(code_of(error))
     leave(code)
 
 
@@ -177,9 +201,7 @@ def combine(codes: Sequence[int]) -> int:
     Returns:
         The code, as a shell would see it: 128 + N for signal N.
     """
-    if USER_ERROR in codes:
-        return USER_ERROR
-    order = (LOST_WORKER, RUN_AGAIN, FINISHED)
-    crashes = [code for code in codes if code not in order]
-    code = next(code for code in (*crashes, *order) if code in codes)
+    first, *last = [row.code for row in EXITS if not row.is_crash]
+    crashes = [code for code in codes if code not in (first, *last)]
+    code = next(code for code in (first, *crashes, *last) if code in codes)
     return code if code >= 0 else 128 - code

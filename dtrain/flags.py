@@ -5,12 +5,15 @@ the rule that its value must keep.
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        num_nodes: int = flag_fields.field(1, "Nodes", "How many.", minimum=1)
+        run_dir: str = flags.directory("Directory of the run.")
+        num_nodes: int = flags.field(1, "Nodes", "How many.", minimum=1)
 
         def __post_init__(self) -> None:
-            flag_fields.check(self)
+            flags.check(self)
 
-    options = Options(**flag_fields.parse(Options, sys.argv))
+    page = flags.Page("python -m program", "Does it.", Options, ("Nodes",))
+    if not flags.answer(sys.argv, page.render):
+        options = Options(**flags.parse(Options, sys.argv))
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
+import dtrain
 from dtrain.errors import UserError
 
 _DEFINE: dict[type, Callable[..., Any]] = {
@@ -37,6 +42,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 # By absl's name of a flag's type.
 _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 _WIDTH = 78
+# The group of a program whose flags need none.
+FLAGS = "Flags"
 
 
 def field(
@@ -72,6 +79,27 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def directory(help_text: str, default: str | None = None) -> Any:
+    """Declares a flag that names a directory, on a disk or gs://.
+
+    Its value has the home directory for a `~`, which no shell writes out
+    behind an equals sign, and no slash at its end.
+
+    Args:
+        help_text: what `--help` says.
+        default: how the page calls the directory that an empty value stands
+            for; None for a flag that has to be given.
+    """
+    return field(
+        "",
+        FLAGS,
+        help_text,
+        is_directory=True,
+        is_required=default is None,
+        shown=default,
+    )
+
+
 def check(instance: Any) -> None:
     """Checks each field of a dataclass by its own rule.
 
@@ -81,8 +109,8 @@ def check(instance: Any) -> None:
     Raises:
         UserError: a value breaks its rule.
     """
-    for each in dataclasses.fields(instance):
-        _check_value(each, getattr(instance, each.name))
+    for flag in dataclasses.fields(instance):
+        _check_value(flag, getattr(instance, flag.name))
 
 
 def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -96,16 +124,23 @@ def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
         The values by name. They have the right type, and may break a rule.
 
     Raises:
-        UserError: a flag is unknown or malformed, or something that is no
-            flag is left over.
+        UserError: a flag is missing, unknown or malformed, or something that
+            is no flag is left over.
     """
-    return parse_flags(
+    values = parse_flags(
         argv,
         {
-            each.name: (each.default, each.metadata["help"])
-            for each in dataclasses.fields(kind)
+            flag.name: (flag.default, flag.metadata["help"])
+            for flag in dataclasses.fields(kind)
         },
     )
+    for flag in dataclasses.fields(kind):
+        if flag.metadata.get("is_required") and not values[flag.name]:
+            raise UserError(f"{flag.name} is missing; use --{flag.name}=DIR")
+        if flag.metadata.get("is_directory") and values[flag.name]:
+            path = os.path.expanduser(values[flag.name])
+            values[flag.name] = path.rstrip("/") or "/"
+    return values
 
 
 def parse_flags(
@@ -163,51 +198,95 @@ def expand(arguments: Sequence[str]) -> tuple[str, ...]:
     return tuple(read(list(arguments), force_gnu=False))
 
 
-def help_lines(
-    kind: type, group: str, mark: Callable[[Any], str] = lambda _: ""
-) -> list[str]:
-    """Returns what `--help` says of the flags of a group.
+class Page(NamedTuple):
+    """What `--help` prints.
 
-    Args:
-        kind: the dataclass, all of whose fields are of `field`.
-        group: the group.
+    Attributes:
+        program: how the program is called, as in `python -m dtrain.main`.
+        summary: what it does, in lines.
+        kind: the dataclass of its flags, all of whose fields are of `field`.
+        groups: which of them it shows, in this order.
+        usage: what stands behind the program, if it is not flags alone.
         mark: returns what is put behind the first line of a flag, of its
             metadata.
+        end: lines below the flags.
     """
-    lines: list[str] = []
-    for each in dataclasses.fields(kind):
-        if each.metadata["group"] == group:
-            lines.append(_head(each) + mark(each.metadata))
-            indent = " " * 6
-            lines.append(
-                textwrap.fill(
-                    each.metadata["help"],
-                    width=_WIDTH,
-                    initial_indent=indent,
-                    subsequent_indent=indent,
-                    break_on_hyphens=False,
-                )
-            )
-    return lines
+
+    program: str
+    summary: str
+    kind: type
+    groups: Sequence[str] = (FLAGS,)
+    usage: str = "[--flag=value ...]"
+    mark: Callable[[Mapping[str, Any]], str] = lambda _: ""
+    end: str = ""
+
+    def render(self) -> str:
+        """Returns the page."""
+        parts = [f"usage: {self.program} {self.usage}", "", self.summary]
+        for group in self.groups:
+            parts += ["", group] if len(self.groups) > 1 else [""]
+            for flag in dataclasses.fields(self.kind):
+                if flag.metadata["group"] == group:
+                    parts += self._lines(flag)
+        parts += ["", self.end] if self.end else []
+        return "\n".join(parts)
+
+    def _lines(self, flag: dataclasses.Field[Any]) -> list[str]:
+        head = _head(flag) + self.mark(flag.metadata)
+        return [
+            *_wrapped(head, "  ", 6),
+            *_wrapped(flag.metadata["help"], " " * 6, 6),
+        ]
 
 
-def _head(each: dataclasses.Field[Any]) -> str:
-    value = each.default
-    if isinstance(value, bool):
-        return f"  --[no]{each.name}  (default: {str(value).lower()})"
+def answer(arguments: Sequence[str], page: Callable[[], str]) -> bool:
+    """Prints the help page or the version, where a command line asks for it.
+
+    Args:
+        arguments: the flags of a program.
+        page: returns the help page.
+
+    Returns:
+        Whether that was all.
+    """
+    if {"--help", "-h", "-help", "--helpfull"} & set(arguments):
+        print(page())
+        return True
+    if "--version" in arguments:
+        print(f"dtrain {dtrain.__version__}")
+        return True
+    return False
+
+
+def _wrapped(text: str, first: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=_WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _head(flag: dataclasses.Field[Any]) -> str:
+    """Returns the name of a flag, with its choices and its default."""
+    name, value = flag.name, flag.default
+    if flag.metadata.get("is_required"):
+        return f"--{name}  (must be given)"
     if isinstance(value, tuple):
-        return f"  --{each.name}  (may be given several times)"
-    if each.metadata["choices"]:
-        choices = "|".join(filter(None, each.metadata["choices"]))
-        shown = value or '""'
-        return f"  --{each.name}={choices}  (default: {shown})"
-    shown = '""' if value == "" else value
-    return f"  --{each.name}  (default: {shown})"
+        return f"--{name}  (may be given several times)"
+    if isinstance(value, bool):
+        name, value = f"[no]{name}", str(value).lower()
+    if flag.metadata["choices"]:
+        name += "=" + "|".join(filter(None, flag.metadata["choices"]))
+    shown = flag.metadata.get("shown") or ('""' if value == "" else value)
+    return f"--{name}  (default: {shown})"
 
 
-def _check_value(each: dataclasses.Field[Any], value: Any) -> None:
-    rule = each.metadata
-    name = each.name
+def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
+    rule = flag.metadata
+    name = flag.name
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} ({value}) must be a finite number")
     if rule["choices"] and value not in rule["choices"]:

@@ -11,17 +11,28 @@ import os
 import sys
 from collections.abc import Callable
 
-from dtrain import config, errors
+from dtrain import config, errors, flags
 from dtrain.cluster import environment, rendezvous
 from dtrain.resilience import stop_file, watchdog
 from dtrain.resilience import watcher as watcher_lib
 from dtrain.storage import startup
 
-_SUMMARY = """\
+_PAGE = flags.Page(
+    "python -m dtrain.main",
+    f"""\
 Trains a GAN, and goes on where it stopped: a run that was killed and started
 again with the same command ends with the bits of one that was not. Ctrl-C and
-SIGTERM save and exit with 75, which means "run me again"; 0 is finished, 74 a
-disk or a store that failed, and 78 a mistake in the command."""
+SIGTERM save and exit with {errors.RUN_AGAIN}, which means "run me again".""",
+    config.Config,
+    config.GROUPS,
+    mark=lambda metadata: " *" if metadata.get("may_change") else "",
+    end=f"""\
+A run may be resumed with another value of what is marked with *.
+--flagfile=FILE reads flags from a file, one on each line.
+
+Exit codes:
+{errors.exit_codes()}""",
+)
 
 
 def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
@@ -38,8 +49,7 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         UserError: the command line, the data or the run directory is wrong.
         LostWorkerError: another worker has not come in time.
     """
-    if {"--help", "-h", "-help", "--helpfull"} & set(arguments[1:]):
-        print(config.help_page("python -m dtrain.main", _SUMMARY))
+    if flags.answer(arguments[1:], _PAGE.render):
         return errors.FINISHED
     parsed = config.parse(arguments)
     workers = environment.from_environment(os.environ)

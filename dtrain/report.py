@@ -6,39 +6,24 @@ python -m dtrain.report --run_dir=runs/default
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dtrain import config, errors
+from dtrain import errors, flags
 from dtrain.record import goodput
 from dtrain.storage import files
 
 if TYPE_CHECKING:
     from dtrain.record.plotting import Floats
 
-_HELP = """usage: python -m dtrain.report --run_dir=DIR [--output=FILE]
-
-Accounts for all wall time of all attempts of a run, and draws its losses, its
-throughput and its restarts on one time line. See docs/goodput.md.
-
-  --run_dir=DIR
-      Directory of the run, on a disk or gs://. It may be training.
-
-  --output=FILE  (default: DIR/report.png)
-      PNG file that the picture is written to."""
-
 _WORDS = {
+    **{code: f"{words} ({code})" for code, words, *_ in errors.EXITS},
     None: "no end written (killed, or still running)",
     errors.FINISHED: "finished",
-    errors.HUNG: "was stuck (70)",
-    errors.STORAGE_FAILED: "a disk or a store failed (74)",
-    errors.RUN_AGAIN: "saved and stopped (75)",
-    errors.LOST_WORKER: "lost another worker (76)",
-    errors.USER_ERROR: "a mistake of the user (78)",
-    errors.INTERRUPTED: "interrupted (130)",
 }
 
 _LABELS = {
@@ -52,6 +37,31 @@ _LABELS = {
     "other": "other",
     "idle": "idle",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    run_dir: str = flags.directory(
+        "Directory of the run, on a disk or gs://. It may be training."
+    )
+    output: str = flags.field(
+        "",
+        flags.FLAGS,
+        "PNG file that the picture is written to.",
+        shown="RUN_DIR/report.png",
+    )
+
+
+_PAGE = flags.Page(
+    "python -m dtrain.report",
+    """\
+Accounts for all wall time of all attempts of a run, and draws its losses, its
+throughput and its restarts on one time line. See docs/goodput.md.""",
+    Options,
+    usage="--run_dir=DIR [--output=FILE]",
+)
 
 
 def _read(path: str) -> bytes:
@@ -200,12 +210,11 @@ def run(arguments: Sequence[str]) -> int:
         UserError: the command line is wrong, or there is nothing to report.
         StorageError: the disk or the store failed.
     """
-    if {"--help", "-h"} & set(arguments[1:]):
-        print(_HELP)
+    if flags.answer(arguments[1:], _PAGE.render):
         return errors.FINISHED
-    values = config.parse_values(arguments, {"run_dir": "", "output": ""})
-    run_dir = values["run_dir"]
-    output = os.path.expanduser(values["output"]) or f"{run_dir}/report.png"
+    options = Options(**flags.parse(Options, arguments))
+    run_dir = options.run_dir
+    output = os.path.expanduser(options.output) or f"{run_dir}/report.png"
     account = goodput.account(read(run_dir))
     print(table(account, run_dir), flush=True)
     from dtrain.record import plotting

@@ -11,51 +11,46 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dtrain import config as config_lib
-from dtrain import errors
+from dtrain import errors, flags
 from dtrain.storage import access, files, startup
 
 if TYPE_CHECKING:
     from dtrain.run import export
 
-_HELP = """usage: python -m dtrain.sample --run_dir=DIR [--flag=value ...]
-
-Draws images with the EMA generator of a run, as it is in its newest
-checkpoint, and writes them with an animation to a directory.
-
-  --run_dir=DIR
-      Directory of the run.
-
-  --num_images=N  (default: 64)
-      Images to draw.
-
-  --[no]grid  (default: true)
-      One picture of all of them, samples.png; otherwise one PNG for each.
-
-  --[no]gif  (default: true)
-      Also writes interpolation.gif, a walk through the latents.
-
-  --seed=N  (default: 0)
-      Other seeds draw other images.
-
-  --step=N  (default: the newest)
-      Step of the checkpoint.
-
-  --output_dir=DIR  (default: RUN_DIR/drawn)
-      Where the files go."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be drawn; see the help page."""
+    """What is to be drawn."""
 
-    run_dir: str = ""
-    num_images: int = 64
-    grid: bool = True
-    gif: bool = True
-    seed: int = 0
-    step: int = -1
-    output_dir: str = ""
+    run_dir: str = flags.directory("Directory of the run.")
+    num_images: int = flags.field(64, flags.FLAGS, "Images to draw.")
+    grid: bool = flags.field(
+        True,
+        flags.FLAGS,
+        "One picture of all of them, samples.png; otherwise one PNG for each.",
+    )
+    gif: bool = flags.field(
+        True,
+        flags.FLAGS,
+        "Also writes interpolation.gif, a walk through the latents.",
+    )
+    seed: int = flags.field(0, flags.FLAGS, "Other seeds draw other images.")
+    step: int = flags.field(
+        -1, flags.FLAGS, "Step of the checkpoint.", shown="the newest"
+    )
+    output_dir: str = flags.field(
+        "", flags.FLAGS, "Where the files go.", shown="RUN_DIR/drawn"
+    )
+
+
+_PAGE = flags.Page(
+    "python -m dtrain.sample",
+    """\
+Draws images with the EMA generator of a run, as it is in its newest
+checkpoint, and writes them with an animation to a directory.""",
+    Request,
+    usage="--run_dir=DIR [--flag=value ...]",
+)
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -67,10 +62,7 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         UserError: a flag is unknown, malformed or out of its range.
     """
-    defaults = {
-        field.name: field.default for field in dataclasses.fields(Request)
-    }
-    request = Request(**config_lib.parse_values(arguments, defaults))
+    request = Request(**flags.parse(Request, arguments))
     if not 1 <= request.num_images <= 100_000:
         raise errors.UserError(
             f"num_images ({request.num_images}) must be between 1 and 100000"
@@ -79,7 +71,7 @@ def parse(arguments: Sequence[str]) -> Request:
         raise errors.UserError(
             f"seed ({request.seed}) must be at least 0 and below 2147483648"
         )
-    if request.step < Request.step:
+    if request.step < -1:
         raise errors.UserError(f"step ({request.step}) must be at least 0")
     return request
 
@@ -153,8 +145,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: the command line or the run is wrong.
     """
-    if {"--help", "-h"} & set(arguments[1:]):
-        print(_HELP)
+    if flags.answer(arguments[1:], _PAGE.render):
         return errors.FINISHED
     request = parse(arguments)
     startup.import_tensorflow()

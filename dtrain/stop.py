@@ -5,28 +5,40 @@ python -m dtrain.stop --run_dir=runs/default
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Sequence
 
-from dtrain import config, errors
+from dtrain import errors, flags
 from dtrain.resilience import stop_file
 from dtrain.storage import files, locks
 
-_HELP = """usage: python -m dtrain.stop --run_dir=DIR [--wait]
-
-Tells the run in a directory to save and to end, and its supervisor not to
-start it again. The command that started it goes on from there.
-
-  --run_dir=DIR
-      Directory of the run, on a disk or gs://.
-
-  --[no]wait  (default: false)
-      Comes back when no process trains there any more."""
-
 # What a run has in its directory, from its very beginning on.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    run_dir: str = flags.directory("Directory of the run, on a disk or gs://.")
+    wait: bool = flags.field(
+        False,
+        flags.FLAGS,
+        "Comes back when no process trains there any more.",
+    )
+
+
+_PAGE = flags.Page(
+    "python -m dtrain.stop",
+    """\
+Tells the run in a directory to save and to end, and its supervisor not to
+start it again. The command that started it goes on from there.""",
+    Options,
+    usage="--run_dir=DIR [--wait]",
+)
 
 
 def _is_running(run_dir: str) -> bool:
@@ -67,11 +79,10 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: the command line is wrong, or there is no such run.
     """
-    if {"--help", "-h"} & set(arguments[1:]):
-        print(_HELP)
+    if flags.answer(arguments[1:], _PAGE.render):
         return errors.FINISHED
-    values = config.parse_values(arguments, {"run_dir": "", "wait": False})
-    run_dir, wait = values["run_dir"], values["wait"]
+    options = Options(**flags.parse(Options, arguments))
+    run_dir = options.run_dir
     with files.storage_errors(run_dir):
         names = files.names(run_dir)
     if _OF_A_RUN.isdisjoint(names):
@@ -87,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
         "goes on from there",
         flush=True,
     )
-    if wait:
+    if options.wait:
         while _is_running(run_dir):
             time.sleep(secs / 2)
         print(f"no process trains in {run_dir} any more")

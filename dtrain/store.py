@@ -1,11 +1,7 @@
 """Stores any data set as ArrayRecord, the form that TFDS reads at random.
 
-    python -m dtrain.store NAME --dataset=folder:/path --data_dir=DIR
-    python -m dtrain.main --dataset=NAME --data_dir=DIR
-
-The images are stored in their order, as --image_size and --channels make
-them: a run on the copy ends with the bits of a run on the original. Worth it
-for many small files, and for images that do not fit in memory.
+python -m dtrain.store NAME --dataset=folder:/path --data_dir=DIR
+python -m dtrain.main --dataset=NAME --data_dir=DIR
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dtrain import config as config_module
-from dtrain import errors
+from dtrain import errors, flags
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.storage import startup
@@ -25,6 +21,22 @@ from dtrain.storage import startup
 if TYPE_CHECKING:
     from dtrain.data.sources import Source
 
+_PAGE = flags.Page(
+    "python -m dtrain.store",
+    """\
+Stores any data set as ArrayRecord, the form that TFDS reads at random.
+
+    python -m dtrain.store NAME --dataset=folder:/path --data_dir=DIR
+    python -m dtrain.main --dataset=NAME --data_dir=DIR
+
+The images are stored in their order, as --image_size and --channels make
+them: a run on the copy ends with the bits of a run on the original. Worth it
+for many small files, and for images that do not fit in memory.""",
+    Config,
+    # It is told of a data set as a run is.
+    (config_module.DATA,),
+    usage="NAME --data_dir=DIR [--flag=value ...]",
+)
 _BATCH = 256
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SPLIT = re.compile(r"\w+")
@@ -118,8 +130,7 @@ def run(argv: Sequence[str]) -> int:
         UserError: the command line is malformed, the data set cannot be read
             or the copy cannot be written.
     """
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
+    if flags.answer(argv[1:], _PAGE.render):
         return errors.FINISHED
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UserError(

@@ -84,14 +84,12 @@ def write(found: Mapping[str, pathlib.Path], directory: str) -> None:
     Raises:
         OSError: a file cannot be read or written.
     """
-    for parent in sorted({os.path.dirname(name) for name in found}):
-        files.make_directory(os.path.join(directory, parent).rstrip("/"))
-    for name, source in found.items():
+    contents = {name: path.read_bytes() for name, path in found.items()}
+    for name, content in {**contents, RUNNER: _RUNNER.encode()}.items():
         # A copy that a power cut leaves incomplete is of no job yet.
         files.write(
-            f"{directory}/{name}", source.read_bytes(), is_durable=False
+            f"{directory}/{name}", content, is_durable=False, make_parents=True
         )
-    files.write(f"{directory}/{RUNNER}", _RUNNER.encode())
 
 
 def versions(workdir: str) -> dict[str, Any]:

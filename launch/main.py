@@ -18,12 +18,18 @@ from launch import lines
 from launch.job import BACKENDS, GROUPS, TITLES, Options
 from launch.keep import supervisor, worker
 
-_HELP = """\
-usage: python -m launch.main [submit] [--flag=value ...] -- [dtrain's flags]
-       python -m launch.main status|stop --run_dir=DIR
-       python -m launch.main logs --run_dir=DIR [--follow]
-       python -m launch.main list [--run_dir=DIR]
 
+def _mark(metadata: Mapping[str, Any]) -> str:
+    """Says for which backends a flag is, if its title does not."""
+    backends = metadata["backends"]
+    own = TITLES.get(metadata["group"])
+    is_general = backends in (BACKENDS, (own,))
+    return "" if is_general else f"  [{', '.join(backends)}]"
+
+
+_PAGE = flags.Page(
+    "python -m launch.main",
+    """\
 Runs python -m dtrain.main, with the flags behind the --, and keeps it alive:
 when a worker dies all end, and all start again from the newest state that
 verifies. With --backend=local it starts workers on this machine and prints
@@ -33,13 +39,23 @@ backends submit a job, in which each node does the same, and come back.
 
 status, logs and stop are told the run's directory and know its job. stop lets
 the run save, and takes the job out of the queue; submitted again, it goes on.
-list has a line for the job of each run in a directory (default: runs)."""
+list has a line for the job of each run in a directory (default: runs).""",
+    Options,
+    GROUPS,
+    usage="""[submit] [--flag=value ...] -- [dtrain's flags]
+       python -m launch.main status|stop --run_dir=DIR
+       python -m launch.main logs --run_dir=DIR [--follow]
+       python -m launch.main list [--run_dir=DIR]""",
+    mark=_mark,
+    end=f"""\
+All flags are checked before anything starts or is queued. Exits with
+{errors.FINISHED} when all workers are finished or the job is submitted, else
+with the code of the worker that failed, 128 + N for signal N, after one line
+that names the cause.
 
-_END = """
-All flags are checked before anything starts or is queued. Exits with 0 when all
-workers are finished or the job is submitted, 75 to be run again, 78 for a
-mistake in the command, else with the code of the worker that failed, 128 + N
-for signal N, after one line that names the cause."""
+Exit codes:
+{errors.exit_codes()}""",
+)
 
 _VERBS = ("submit", "status", "logs", "stop", "list")
 
@@ -70,8 +86,7 @@ def run(
         )
     end = rest.index("--") if "--" in rest else len(rest)
     ours, theirs = [program, *rest[:end]], rest[end + 1 :]
-    if {"--help", "-h", "-help", "--helpfull"} & set(ours):
-        print(_help())
+    if flags.answer(ours[1:], _PAGE.render):
         return errors.FINISHED
     if verb == "submit":
         options = Options(**_parse(ours))
@@ -91,21 +106,6 @@ def run(
         "list": verbs.list_jobs,
     }
     return do[verb](ours)
-
-
-def _help() -> str:
-    parts = [_HELP]
-    for group in GROUPS:
-        parts += ["", group, *flags.help_lines(Options, group, _mark)]
-    return "\n".join([*parts, _END])
-
-
-def _mark(metadata: Mapping[str, Any]) -> str:
-    """Says for which backends a flag is, if its title does not."""
-    backends = metadata["backends"]
-    own = TITLES.get(metadata["group"])
-    is_general = backends in (BACKENDS, (own,))
-    return "" if is_general else f"  [{', '.join(backends)}]"
 
 
 def _parse(ours: Sequence[str]) -> dict[str, Any]:

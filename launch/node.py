@@ -10,6 +10,7 @@ Who the other nodes are is read from the environment; see
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -22,24 +23,50 @@ from dtrain.resilience import stop_file
 from launch import lines
 from launch.keep import supervisor, worker
 
-_FLAGS = {
-    "log_dir": (
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags in front of the --."""
+
+    log_dir: str = flags.field(
         "",
+        flags.FLAGS,
         "Directory of a log of this worker, which is added to; empty prints.",
-    ),
-    "max_restarts": (supervisor.MAX_RESTARTS, "As in launch.main."),
-    "grace_secs": (0.0, "As in launch.main."),
-    "again_code": (
+    )
+    max_restarts: int = flags.field(
+        supervisor.MAX_RESTARTS, flags.FLAGS, "As in launch.main.", minimum=0
+    )
+    grace_secs: float = flags.field(
+        0.0, flags.FLAGS, "As in launch.main.", minimum=0.0
+    )
+    again_code: int = flags.field(
         0,
-        "Exits with it in place of 75 and 76, for a scheduler that starts a "
-        "job again after this code alone; 0 does not.",
-    ),
-    "is_encoded": (
+        flags.FLAGS,
+        f"Exits with it in place of {errors.RUN_AGAIN} and "
+        f"{errors.LOST_WORKER}, for a scheduler that starts a job again after "
+        "this code alone; 0 does not.",
+        minimum=0,
+        below=256,
+    )
+    is_encoded: bool = flags.field(
         False,
+        flags.FLAGS,
         "The flags behind the -- are percent-encoded, for a scheduler that "
         "would replace $(VARIABLE) in them.",
-    ),
-}
+    )
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+
+
+_PAGE = flags.Page(
+    "python -m launch.node",
+    """\
+Runs the worker of a node and keeps it alive. A scheduler starts it, by the plan
+of a backend. Who the other nodes are is read from the environment.""",
+    Options,
+    usage="[--flag=value ...] -- [dtrain's flags]",
+)
 
 
 def run(
@@ -61,29 +88,28 @@ def run(
     start_secs = time.time()
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    if {"--help", "-h"} & set(arguments[:end]):
-        print(f"{__doc__}\nFlags of its own:\n")
-        for flag, (_, words) in _FLAGS.items():
-            print(f"  --{flag}\n      {words}")
+    if flags.answer(arguments[1:end], _PAGE.render):
         return errors.FINISHED
-    values = flags.parse_flags(arguments[:end], _FLAGS)
+    options = Options(**flags.parse(Options, arguments[:end]))
     theirs = arguments[end + 1 :]
-    if values["is_encoded"]:
+    if options.is_encoded:
         theirs = [
-            urllib.parse.unquote(each, errors="surrogateescape")
-            for each in theirs
+            urllib.parse.unquote(argument, errors="surrogateescape")
+            for argument in theirs
         ]
     parsed = config.parse([arguments[0], *theirs])
     workers = environment_lib.from_environment(environment)
     name = f"worker {workers.index}"
-    if values["log_dir"]:
-        _log_to(values["log_dir"], workers.index)
-    options = supervisor.Options(
-        max_restarts=values["max_restarts"],
-        grace_secs=values["grace_secs"],
-        is_of_a_job=True,
+    if options.log_dir:
+        _log_to(options.log_dir, workers.index)
+    code = supervisor.run(
+        supervisor.Options(
+            max_restarts=options.max_restarts,
+            grace_secs=options.grace_secs,
+            is_of_a_job=True,
+        ),
+        lambda _: worker.plan((0,), theirs, (name,)),
     )
-    code = supervisor.run(options, lambda _: worker.plan((0,), theirs, (name,)))
     if code not in (errors.RUN_AGAIN, errors.LOST_WORKER):
         return code
     # A person has ended the job, whatever became of this worker of it.
@@ -91,7 +117,7 @@ def run(
     if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
         lines.say(f"{name} ends: the stop file is there", sys.stderr)
         return errors.FINISHED
-    return values["again_code"] or code
+    return options.again_code or code
 
 
 def _log_to(directory: str, index: int) -> None:

@@ -108,8 +108,9 @@ def write(submission: Submission, record_dir: str) -> None:
     )
     directory = place(record_dir)
     with files.storage_errors(directory):
-        files.make_directory(directory)
-        files.write(f"{directory}/job.json", f"{text}\n".encode())
+        files.write(
+            f"{directory}/job.json", f"{text}\n".encode(), make_parents=True
+        )
 
 
 def read(record_dir: str) -> Submission | None:

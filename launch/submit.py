@@ -175,9 +175,9 @@ def _remove(job: Job, new: Sequence[str]) -> None:
 def _write(job: Job, plan: Plan) -> None:
     found = code.find(job.workdir) if plan.has_code else {}
     with files.storage_errors(job.directory):
-        files.make_directory(job.directory)
         for name, text in plan.files.items():
             # A name that the file system has may be no UTF-8.
-            files.write(f"{job.directory}/{name}", os.fsencode(text))
+            content = os.fsencode(text)
+            files.write(f"{job.directory}/{name}", content, make_parents=True)
         if plan.has_code:
             code.write(found, os.path.join(job.directory, "code"))

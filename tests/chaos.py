@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from dtrain import config, errors, report
+from dtrain import errors, flags, report
 from dtrain.cluster.environment import Cluster
 from dtrain.record import goodput
 from dtrain.storage import startup
@@ -549,8 +549,11 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         UserError: it is wrong.
     """
-    defaults = dataclasses.asdict(Options())
-    return Options(**config.parse_values(arguments, defaults))
+    known = {
+        name: (default, "")
+        for name, default in dataclasses.asdict(Options()).items()
+    }
+    return Options(**flags.parse_flags(arguments, known))
 
 
 def main() -> int:

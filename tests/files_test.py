@@ -59,11 +59,11 @@ def test_what_is_a_mistake_of_ours_stays_one() -> None:
         raise KeyError("a")
 
 
-def test_a_store_has_no_directories(tmp_path: pathlib.Path) -> None:
-    # That would need a bucket.
-    files.make_directory("gs://bucket/a")
+def test_a_directory_is_made_of_many(tmp_path: pathlib.Path) -> None:
     files.make_directory(str(tmp_path / "a" / "b"))
+    files.write(str(tmp_path / "c" / "d" / "e"), b"1", make_parents=True)
     assert (tmp_path / "a" / "b").is_dir()
+    assert (tmp_path / "c" / "d" / "e").read_bytes() == b"1"
 
 
 def test_a_file_is_in_the_way_of_a_directory(tmp_path: pathlib.Path) -> None:

@@ -184,9 +184,10 @@ def test_save_that_ends_at_any_request(last: str) -> None:
             name.removeprefix("history/") for name in store.names("history/")
         ]
         assert [name for name in names if not name.startswith("ckpt-")] == [
-            "checkpoint"
+            "",
+            "checkpoint",
         ]
-        assert len(names) == 1 + 6
+        assert len(names) == 2 + 6
 
 
 def test_listings_are_of_a_while_ago() -> None:

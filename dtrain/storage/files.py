@@ -99,13 +99,12 @@ def reason(error: BaseException) -> str:
 def make_directory(path: str) -> None:
     """Makes a directory and those above it, where they are not there.
 
-    A store has no directories; and in a bucket that is not there, TensorFlow
-    tries to make one without end.
-
     Raises:
         FileExistsError: a file is in the way.
     """
     if is_remote(path):
+        with _store() as store:
+            store.makedirs(path)
         return
     missing = []
     while path and not os.path.isdir(path):
@@ -226,7 +225,13 @@ def append(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def write(path: str, data: bytes, *, is_durable: bool = True) -> None:
+def write(
+    path: str,
+    data: bytes,
+    *,
+    is_durable: bool = True,
+    make_parents: bool = False,
+) -> None:
     """Writes a file that holds the old bytes or the new ones at any moment.
 
     Where it fails, nothing of the new ones is left.
@@ -237,6 +242,9 @@ def write(path: str, data: bytes, *, is_durable: bool = True) -> None:
         data: all of it.
         is_durable: whether the new bytes are on the disk when this returns,
             which takes a moment.
+        make_parents: whether to make the directories above it. A store needs
+            none; and in a bucket that is not there, TensorFlow tries to make
+            one without end.
 
     Raises:
         OSError: the disk is full, or has failed.
@@ -245,6 +253,8 @@ def write(path: str, data: bytes, *, is_durable: bool = True) -> None:
         with _store() as store, store.GFile(path, "wb") as remote:
             remote.write(data)
         return
+    if make_parents:
+        make_directory(os.path.dirname(path))
     if os.path.exists(path) and not os.path.isfile(path):
         append(path, data)
         return

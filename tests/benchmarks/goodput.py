@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from dtrain import config, errors, report
+from dtrain import errors, flags, report
 from dtrain.record import goodput
 
 
@@ -59,11 +59,16 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: the command line is wrong, or there is no ledger.
     """
-    options = config.parse_values(
-        arguments, {"run_dir": "", "faults": -1, "interval": 0.0}
+    options = flags.parse_flags(
+        arguments,
+        {"run_dir": ("", ""), "faults": (-1, ""), "interval": (0.0, "")},
     )
-    if options["faults"] < 0:
-        raise errors.UserError("faults is missing; use --faults=N")
+    for name, is_given in (
+        ("run_dir", options["run_dir"]),
+        ("faults", options["faults"] >= 0),
+    ):
+        if not is_given:
+            raise errors.UserError(f"{name} is missing; use --{name}=...")
     account = goodput.account(report.read(options["run_dir"]))
     found = compare(account, options["faults"], options["interval"])
     print(
