@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-import dtrain
+from dtrain import version
 from dtrain.errors import UserError
 
 _DEFINE: dict[type, Callable[..., Any]] = {
@@ -253,7 +253,7 @@ def answer(arguments: Sequence[str], page: Callable[[], str]) -> bool:
         print(page())
         return True
     if "--version" in arguments:
-        print(f"dtrain {dtrain.__version__}")
+        print(f"dtrain {version.VERSION}")
         return True
     return False
 

@@ -93,7 +93,8 @@ def draw(request: Request) -> list[str]:
     # After `startup.import_tensorflow`, or they import it with its noise.
     from dtrain.run import export
 
-    restored = export.restore(request.run_dir, request.step)
+    step = None if request.step < 0 else request.step
+    restored = export.restore(request.run_dir, step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     access.make("output_dir", output_dir)
     with (

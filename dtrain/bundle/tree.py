@@ -17,7 +17,6 @@ same, both keep what they are in the graph.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import difflib
 import math
@@ -25,22 +24,24 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from dtrain.bundle.graph import (
+    ROOT,
+    VALUE,
+    Graph,
+    Place,
+    canonical_keys,
+    cut,
+    keys_of,
+    pruned,
+    shifted,
+    ways_to_objects,
+)
+from dtrain.bundle.names import Names
 from dtrain.errors import UserError
 
-Graph = trackable_object_graph_pb2.TrackableObjectGraph
-GraphNode = Graph.TrackableObject
-Attribute = GraphNode.SerializedTensor
-
-ROOT = 0
-VALUE = "VARIABLE_VALUE"
 # What counts the steps: of a dtrain run, and of programs that count as it does.
 STEPS = ("step", "global_step", "save_counter")
-# What a Keras model holds its layers in; a name is readable without them.
-_CONTAINERS = ("_functional", "_operations", "_layers")
-# What a Keras optimizer holds that is somebody else's, or is named better.
-_OPTIMIZER_LISTS = ("_variables", "_trainable_variables")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +62,6 @@ class Tensor:
     def num_bytes(self) -> int:
         """Bytes of the value; of strings those of their lengths alone."""
         return math.prod(self.shape) * tf.as_dtype(self.dtype).size
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a name is in the graph.
-
-    Attributes:
-        node: the number of the object.
-        parent: the number of the one that holds it.
-        edge: what that one calls it.
-        is_layer: whether it is found by its number among the layers of a
-            model, whatever it is called.
-    """
-
-    node: int
-    parent: int
-    edge: str
-    is_layer: bool = False
 
 
 class Tree:
@@ -103,7 +86,7 @@ class Tree:
         """
         self.graph = graph
         self.tensors = dict(tensors)
-        names = _Names(graph)
+        names = Names(graph)
         self.places = names.places
         self.optimizers = names.optimizers
         self.slots: set[str] = set()
@@ -183,9 +166,9 @@ class Tree:
         for name in self.places.keys() - above:
             # An optimizer of which nothing is left still knows its variables.
             place = self.places[name]
-            _cut(graph.nodes[place.parent], place.edge)
+            cut(graph.nodes[place.parent], place.edge)
         tensors = {self.keys[name]: self[name] for name in left}
-        return _rekeyed(_pruned(graph), tensors)
+        return _rekeyed(pruned(graph), tensors)
 
     def renamed(self, changes: Mapping[str, str]) -> Tree:
         """Gives objects other names, all at once, so that two can be swapped.
@@ -206,11 +189,11 @@ class Tree:
         graph.CopyFrom(self.graph)
         moved = [(self.places[old], new) for old, new in changes.items()]
         for place, _ in moved:
-            _cut(graph.nodes[place.parent], place.edge)
+            cut(graph.nodes[place.parent], place.edge)
         # The longest last: what is above it may have been renamed, too.
         for place, new in sorted(moved, key=lambda each: len(each[1])):
             _connect(graph, place, new)
-        return _rekeyed(_pruned(graph), self.tensors)
+        return _rekeyed(pruned(graph), self.tensors)
 
     def top(self) -> list[str]:
         """Lists the names without a slash: networks, optimizers, step."""
@@ -296,11 +279,11 @@ def joined(sources: Mapping[str, Tree]) -> Tree:
             [name for name in tree if name.partition("/")[0] not in names]
         )
         start = len(graph.nodes)
-        graph.nodes.extend(_shifted(kept.graph, start, f"{number}:"))
+        graph.nodes.extend(shifted(kept.graph, start, f"{number}:"))
         graph.nodes[ROOT].children.extend(graph.nodes[start].children)
         for key, tensor in kept.tensors.items():
             tensors[f"{number}:{key}"] = tensor
-    return _rekeyed(_pruned(graph), tensors)
+    return _rekeyed(pruned(graph), tensors)
 
 
 def _check_whole(tree: Tree, names: Collection[str]) -> None:
@@ -313,7 +296,7 @@ def _check_whole(tree: Tree, names: Collection[str]) -> None:
     for name in names:
         if name not in tree.places:
             raise UserError(f"{name}: {unknown(tree, name)}")
-        for number in _reached(tree.graph, tree.places[name].node):
+        for number in ways_to_objects(tree.graph, tree.places[name].node):
             for attribute in tree.graph.nodes[number].attributes:
                 for key in keys_of(attribute, tree.tensors):
                     if owners[key] not in names:
@@ -321,21 +304,6 @@ def _check_whole(tree: Tree, names: Collection[str]) -> None:
                             f"{name} is of the variables of {owners[key]}: "
                             "take both from the same checkpoint"
                         )
-
-
-def _shifted(graph: Graph, by: int, prefix: str) -> Iterator[GraphNode]:
-    """Yields the objects of a graph with other numbers and keys."""
-    copy = Graph()
-    copy.CopyFrom(graph)
-    for node in copy.nodes:
-        for child in node.children:
-            child.node_id += by
-        for slot in node.slot_variables:
-            slot.original_variable_node_id += by
-            slot.slot_variable_node_id += by
-        for attribute in node.attributes:
-            attribute.checkpoint_key = prefix + attribute.checkpoint_key
-        yield node
 
 
 def is_below(name: str, top: str) -> bool:
@@ -369,195 +337,13 @@ def _with_attribute(name: str, attribute: str) -> str:
     return name if attribute == VALUE else f"{name}/{attribute}"
 
 
-def keys_of(attribute: Attribute, keys: Collection[str]) -> list[str]:
-    """Lists the keys of an attribute: a table or an iterator has several.
-
-    Args:
-        attribute: of an object of a graph.
-        keys: of all tensors.
-    """
-    if attribute.checkpoint_key in keys:
-        return [attribute.checkpoint_key]
-    return [key for key in keys if key.startswith(attribute.checkpoint_key)]
-
-
-class _Names:
-    """Finds a name for each object of a graph.
-
-    Attributes:
-        places: see `Tree`.
-        optimizers: see `Tree`.
-        slots: numbers of the objects that optimizers keep for a variable.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._stems: dict[int, str | None] = {}
-        self._by_node: dict[int, str] = {}
-        self.places: dict[str, Place] = {}
-        self.optimizers: dict[str, int] = {}
-        self.slots: set[int] = set()
-        if not graph.nodes:
-            return
-        holding = _holding(graph)
-        self._walk(holding)
-        # Named after their variables, so when all of those have a name.
-        for name, optimizer in self.optimizers.items():
-            self._name_slots(name, optimizer)
-        self.places = {
-            name: place
-            for name, place in self.places.items()
-            if place.node in holding and place.node not in self.slots
-        }
-
-    def found(self) -> Iterator[tuple[int, str]]:
-        """Yields the number and the name of each object that has one."""
-        yield ROOT, ""
-        yield from self._by_node.items()
-
-    def _walk(self, holding: Collection[int]) -> None:
-        """Names what is reached, the shortest way first."""
-        queue = collections.deque([(ROOT, "")])
-        seen = {ROOT}
-        while queue:
-            node, name = queue.popleft()
-            for part, place in self._parts(node):
-                if place.node in seen or place.node not in holding:
-                    continue
-                seen.add(place.node)
-                full = f"{name}/{part}" if name else part
-                self.places[full] = place
-                self._by_node[place.node] = full
-                if _is_optimizer(self._graph.nodes[place.node]):
-                    self.optimizers[full] = place.node
-                queue.append((place.node, full))
-
-    def _parts(self, node: int) -> Iterator[tuple[str, Place]]:
-        """Yields the last part of the names of what an object holds."""
-        found = list(self._children(node, is_inside=False))
-        shown = [self._label(place) for place in found]
-        counts = collections.Counter(shown)
-        for place, label in zip(found, shown, strict=True):
-            yield (label if counts[label] == 1 else place.edge), place
-
-    def _children(self, node: int, *, is_inside: bool) -> Iterator[Place]:
-        """Yields what an object holds, the containers of Keras opened."""
-        lists: Collection[str] = ()
-        if _is_optimizer(self._graph.nodes[node]):
-            lists = _OPTIMIZER_LISTS
-        for child in self._graph.nodes[node].children:
-            if child.local_name in lists:
-                continue
-            if child.local_name in _CONTAINERS:
-                yield from self._children(child.node_id, is_inside=True)
-            else:
-                yield Place(child.node_id, node, child.local_name, is_inside)
-
-    def _label(self, place: Place) -> str:
-        """Returns how a person would call the edge that leads to an object."""
-        if place.is_layer:
-            stem = self._stem(place.node, frozenset())
-            return stem.rpartition("/")[2] if stem else place.edge
-        return place.edge.lstrip("_") or place.edge
-
-    def _stem(self, node: int, above: frozenset[int]) -> str | None:
-        """Guesses Keras' path of a layer from those of its variables."""
-        if node not in self._stems and node not in above:
-            self._stems[node] = None
-            for attribute in self._graph.nodes[node].attributes:
-                self._stems[node] = attribute.full_name
-            for place in self._children(node, is_inside=False):
-                stem = self._stem(place.node, above | {node})
-                if stem:
-                    self._stems[node] = stem.rpartition("/")[0]
-                    break
-        return self._stems.get(node)
-
-    def _name_slots(self, name: str, optimizer: int) -> None:
-        """Names what an optimizer keeps for each variable."""
-        node = self._graph.nodes[optimizer]
-        for slot in node.slot_variables:
-            variable = self._by_node.get(slot.original_variable_node_id)
-            if variable:
-                self._by_node[slot.slot_variable_node_id] = (
-                    f"{name}/{slot.slot_name}/{variable}"
-                )
-                self.slots.add(slot.slot_variable_node_id)
-        lists = {
-            child.local_name: [
-                each.node_id
-                for each in self._graph.nodes[child.node_id].children
-            ]
-            for child in node.children
-        }
-        own = set(lists.get("_variables", ()))
-        variables = lists.get("_trainable_variables", [])
-        # Of an optimizer that is saved without its model.
-        for position, each in enumerate(variables):
-            self._by_node.setdefault(
-                each, f"{name}/trainable_variables/{position}"
-            )
-        for edge, nodes in lists.items():
-            if edge in _OPTIMIZER_LISTS or not own.issuperset(nodes):
-                continue
-            for position, each in enumerate(nodes):
-                self.slots.add(each)
-                if len(nodes) == len(variables):
-                    variable = self._by_node.get(variables[position])
-                    part = edge.lstrip("_")
-                    if variable:
-                        self._by_node[each] = f"{name}/{part}/{variable}"
-        # What an optimizer of one's own keeps in no list.
-        for position, each in enumerate(lists.get("_variables", ())):
-            if each not in self._by_node:
-                self._by_node[each] = f"{name}/variables/{position}"
-                self.slots.add(each)
-
-
-def _is_optimizer(node: GraphNode) -> bool:
-    """Tells by what it holds whether an object is an optimizer."""
-    edges = {child.local_name for child in node.children}
-    return (
-        bool(node.slot_variables)
-        or "_trainable_variables" in edges
-        # Of Keras 2.
-        or {"_variables", "_iterations"} <= edges
-    )
-
-
-def _holding(graph: Graph) -> set[int]:
-    """Returns the objects that have a tensor, or lead to one."""
-    above: dict[int, list[int]] = collections.defaultdict(list)
-    for number, node in enumerate(graph.nodes):
-        for child in node.children:
-            above[child.node_id].append(number)
-    found = {
-        number for number, node in enumerate(graph.nodes) if node.attributes
-    }
-    queue = list(found)
-    while queue:
-        for number in above[queue.pop()]:
-            if number not in found:
-                found.add(number)
-                queue.append(number)
-    return found
-
-
-def _cut(node: GraphNode, edge: str) -> None:
-    """Removes what leads from an object to another."""
-    for position, child in enumerate(node.children):
-        if child.local_name == edge:
-            del node.children[position]
-            break
-
-
 def _connect(graph: Graph, place: Place, name: str) -> None:
     """Puts an object where a name says; what is missing above is made.
 
     Raises:
         UserError: there is something of that name already.
     """
-    places = _Names(graph).places
+    places = Names(graph).places
     if name in places:
         raise UserError(f"rename (to {name}): there is one of that name")
     above = name.split("/")
@@ -578,67 +364,10 @@ def _connect(graph: Graph, place: Place, name: str) -> None:
     graph.nodes[parent].children.add(node_id=place.node, local_name=edge)
 
 
-def _reached(graph: Graph, start: int = ROOT) -> dict[int, tuple[str, ...]]:
-    """Finds the way to each object, in the order in which TensorFlow does."""
-    ways: dict[int, tuple[str, ...]] = {start: ()} if graph.nodes else {}
-    queue = collections.deque(ways)
-    while queue:
-        node = queue.popleft()
-        for child in graph.nodes[node].children:
-            if child.node_id not in ways:
-                ways[child.node_id] = (*ways[node], child.local_name)
-                queue.append(child.node_id)
-    return ways
-
-
-def _pruned(graph: Graph) -> Graph:
-    """Leaves out what leads to no tensor any more, and numbers the rest."""
-    holding = _holding(graph) | {
-        number
-        for number, node in enumerate(graph.nodes)
-        # Objects that never held one stay: who restores may ask for them.
-        if not node.has_checkpoint_values.value
-    }
-    for number, node in enumerate(graph.nodes):
-        children = [each for each in node.children if each.node_id in holding]
-        if number == ROOT:
-            # As `tf.train.Checkpoint` does.
-            children.sort(key=lambda each: each.local_name)
-        del node.children[:]
-        node.children.extend(children)
-    kept = list(_reached(graph))
-    for number in list(kept):
-        kept += [
-            slot.slot_variable_node_id
-            for slot in graph.nodes[number].slot_variables
-            if slot.original_variable_node_id in kept
-            and slot.slot_variable_node_id in holding
-            and slot.slot_variable_node_id not in kept
-        ]
-    numbers = {old: new for new, old in enumerate(kept)}
-    pruned = Graph()
-    for old in kept:
-        node = pruned.nodes.add()
-        node.CopyFrom(graph.nodes[old])
-        for child in node.children:
-            child.node_id = numbers[child.node_id]
-        slots = list(node.slot_variables)
-        del node.slot_variables[:]
-        for slot in slots:
-            ends = slot.original_variable_node_id, slot.slot_variable_node_id
-            if numbers.keys() >= set(ends):
-                node.slot_variables.add(
-                    original_variable_node_id=numbers[ends[0]],
-                    slot_variable_node_id=numbers[ends[1]],
-                    slot_name=slot.slot_name,
-                )
-    return pruned
-
-
 def _rekeyed(graph: Graph, tensors: Mapping[str, Tensor]) -> Tree:
     """Gives each tensor the key that TensorFlow would save it under."""
     new = {}
-    for attribute, canonical in list(_canonical_keys(graph)):
+    for attribute, canonical in list(canonical_keys(graph)):
         old = attribute.checkpoint_key
         for key in keys_of(attribute, tensors):
             new[key] = canonical + key.removeprefix(old)
@@ -646,27 +375,3 @@ def _rekeyed(graph: Graph, tensors: Mapping[str, Tensor]) -> Tree:
     return Tree(
         graph, {new.get(key, key): each for key, each in tensors.items()}
     )
-
-
-def _canonical_keys(graph: Graph) -> Iterator[tuple[Attribute, str]]:
-    """Yields the key of each attribute, as TensorFlow makes it."""
-    prefixes = {
-        number: "/".join(map(_escaped, way))
-        for number, way in _reached(graph).items()
-    }
-    for number in list(prefixes):
-        for slot in graph.nodes[number].slot_variables:
-            variable = prefixes[slot.original_variable_node_id]
-            prefixes[slot.slot_variable_node_id] = (
-                f"{variable}/.OPTIMIZER_SLOT/{prefixes[number]}/"
-                f"{_escaped(slot.slot_name)}"
-            )
-    for number, prefix in prefixes.items():
-        for attribute in graph.nodes[number].attributes:
-            own = f".ATTRIBUTES/{_escaped(attribute.name)}"
-            yield attribute, f"{prefix}/{own}" if prefix else own
-
-
-def _escaped(name: str) -> str:
-    """Returns a name as it is in a key, where a slash has a meaning."""
-    return name.replace(".", "..").replace("/", ".S")
