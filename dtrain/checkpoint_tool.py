@@ -164,6 +164,10 @@ def _add_looking(commands: Any) -> None:
         "--slice", default="", help="as NumPy writes it: 0,:5,...,-1"
     )
 
+    _add_comparing(commands)
+
+
+def _add_comparing(commands: Any) -> None:
     command = commands.add_parser(
         "diff",
         description="Shows what differs; exits with 1 if anything does.",

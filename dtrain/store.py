@@ -60,16 +60,7 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
         UserError: the name is not one, there is such a data set already, or
             it cannot be written.
     """
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"name ({name}) must be of small letters, digits and _, and start "
-            "with a letter"
-        )
-    if os.path.exists(os.path.join(data_dir, name)):
-        raise UserError(
-            f"{data_dir} holds a data set {name} already; remove it, or "
-            "choose another name"
-        )
+    _check_name(name, data_dir)
     # TensorFlow takes seconds to import, and a wrong command needs none.
     import tensorflow_datasets as tfds
 
@@ -100,6 +91,24 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
             f"{error.strerror or error}"
         ) from error
     return str(builder.data_dir)
+
+
+def _check_name(name: str, data_dir: str) -> None:
+    """Checks that a data set of this name can be made.
+
+    Raises:
+        UserError: it is no name, or there is one.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"name ({name}) must be of small letters, digits and _, and start "
+            "with a letter"
+        )
+    if os.path.exists(os.path.join(data_dir, name)):
+        raise UserError(
+            f"{data_dir} holds a data set {name} already; remove it, or "
+            "choose another name"
+        )
 
 
 def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:

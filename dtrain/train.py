@@ -67,13 +67,11 @@ def train(
         # Here, for `leave` does not come back.
         with contextlib.closing(dog):
             with contextlib.ExitStack() as stack:
-                strategy = strategy_lib.make(config, cluster)
-                workers = Workers(strategy, cluster)
+                workers = Workers(strategy_lib.make(config, cluster), cluster)
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
                 run, restored = open_run(config, workers, watcher, dog, stack)
-                run.progress.say(introduction.text(run, restored.prefix))
-                say(restored.notes)
+                introduction.say(run, restored)
                 code = _loop(run)
                 run.ledger.close(code, watcher.notice)
             # A worker that leaves takes the collectives of the others with it.

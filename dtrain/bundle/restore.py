@@ -63,7 +63,11 @@ def restore(
     except _MISFITS as error:
         # Or TensorFlow adds, at exit, a line for each value that has no place.
         tf.get_logger().setLevel("ERROR")
-        first = str(error).strip().splitlines()[0]
-        # Without the graph of objects that TensorFlow begins to show.
-        first = first.removesuffix(": attributes {").rstrip(".:")
+        first = _first_line(error)
         raise UserError(f"{told}{first}; {remedy}".rstrip("; ")) from error
+
+
+def _first_line(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0]
+    # Without the graph of objects that TensorFlow begins to show.
+    return first.removesuffix(": attributes {").rstrip(".:")

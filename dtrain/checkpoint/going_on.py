@@ -96,15 +96,13 @@ def search(
         OSError: a place cannot be read.
     """
     candidates = [
-        (step, -order, place)
-        for order, place in enumerate(places)
-        for step in place.directory.candidates()
+        (step, place)
+        for step, place in _newest_first(places)
         if (below is None or step < below) and step % (every_steps or 1) == 0
     ]
-    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     bad: list[tuple[Place, int, str]] = []
     unreadable: list[OSError] = []
-    for step, _, place in candidates:
+    for step, place in candidates:
         try:
             made = place.directory.verify(step, how)
         except DamagedError as error:
@@ -121,15 +119,27 @@ def search(
         # It is the disk, and not what is on it.
         raise unreadable[0]
     set_aside = any(place.directory.quarantined() for place in places)
-    notes = [
-        f"{place.directory.prefix(step)} does not verify: {reason}"
-        for place, step, reason in bad
-    ]
+    notes = [_does_not_verify(*candidate) for candidate in bad]
     return Search(None, notes, bool(bad) or set_aside)
 
 
+def _does_not_verify(place: Place, step: int, reason: str) -> str:
+    return f"{place.directory.prefix(step)} does not verify: {reason}"
+
+
+def _newest_first(places: Sequence[Place]) -> list[tuple[int, Place]]:
+    """Lists what looks like a checkpoint; of a step, the preferred first."""
+    candidates = [
+        (step, -order, place)
+        for order, place in enumerate(places)
+        for step in place.directory.candidates()
+    ]
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    return [(step, place) for step, _, place in candidates]
+
+
 def _put_aside(place: Place, step: int, reason: str) -> str:
-    line = f"{place.directory.prefix(step)} does not verify: {reason}"
+    line = _does_not_verify(place, step, reason)
     if not place.is_mine:
         return f"{line}; passed over"
     target = place.directory.quarantine(step, reason)

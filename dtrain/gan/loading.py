@@ -190,17 +190,7 @@ def build(
             f"conditional needs labels, and the data set {config.dataset} has "
             "none; leave out --conditional"
         )
-    try:
-        made = make(config, image_shape, num_classes)
-    except UserError:
-        raise
-    except Exception as error:
-        if workers.is_lost_worker(error):
-            raise
-        raise UserError(
-            f"model ({config.model}) raised {_describe(error, make)}"
-        ) from error
-    networks = _unpack(config, made)
+    networks = _unpack(config, _made(make, config, image_shape, num_classes))
     labels = [tf.zeros([2], tf.int32)] if config.conditional else []
     _check_call(
         config,
@@ -217,6 +207,29 @@ def build(
         ((2,), (2, 1)),
     )
     return networks
+
+
+def _made(
+    make: Make,
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> Any:
+    """Calls what a user wrote.
+
+    Raises:
+        UserError: it raised an error.
+    """
+    try:
+        return make(config, image_shape, num_classes)
+    except UserError:
+        raise
+    except Exception as error:
+        if workers.is_lost_worker(error):
+            raise
+        raise UserError(
+            f"model ({config.model}) raised {_describe(error, make)}"
+        ) from error
 
 
 def _unpack(config: Config, made: Any) -> Networks:

@@ -142,20 +142,9 @@ def _make_generator(
     if num_classes:
         labels = keras.Input((), dtype="int32", name="labels")
         inputs = [latents, labels]
-        # As large as the latents beside it, or it is learnt much later.
-        unit_normal: Any = keras.initializers.RandomNormal(stddev=1.0)
-        embedded = layers.Embedding(
-            num_classes,
-            config.latent_size,
-            embeddings_initializer=unit_normal,
-            name="label_embedding",
-        )(labels)
-        features = layers.Concatenate(name="conditioned_latents")(
-            [
-                latents,
-                embedded,
-            ]
-        )
+        embedded = _embed(labels, num_classes, config.latent_size)
+        condition = layers.Concatenate(name="conditioned_latents")
+        features = condition([latents, embedded])
     size = image_shape[0] >> (len(channels) - 1)
     name = f"project_{size}x{size}"
     features = layers.Dense(size * size * channels[-1], name=name)(features)
@@ -182,6 +171,19 @@ def _make_generator(
         name="to_image",
     )(features)
     return keras.Model(inputs, images, name="generator")
+
+
+def _embed(
+    labels: keras.KerasTensor, num_classes: int, latent_size: int
+) -> keras.KerasTensor:
+    # As large as the latents beside it, or it is learnt much later.
+    unit_normal: Any = keras.initializers.RandomNormal(stddev=1.0)
+    return keras.layers.Embedding(
+        num_classes,
+        latent_size,
+        embeddings_initializer=unit_normal,
+        name="label_embedding",
+    )(labels)
 
 
 def _make_discriminator(

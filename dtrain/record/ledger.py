@@ -10,6 +10,7 @@ nobody sets.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import socket
@@ -109,21 +110,11 @@ class Ledger:
         self._due_ns = 0
         self._thread: threading.Thread | None = None
         booted = time.time() - clock_ns() / _NS
-        self._attempt = goodput.Attempt(
-            started=booted + self._started_ns / _NS,
-            boot_id=_boot_id(),
-            boot_started=self._started_ns / _NS,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+        self._attempt = dataclasses.replace(
+            _new_attempt(booted, self._started_ns),
             num_workers=num_workers,
             num_replicas=num_replicas,
             batch_size=batch_size,
-            attempt=_number(os.environ.get("DTRAIN_ATTEMPT", "")),
-            num_saves=0,
-            seconds={},
-            points=(),
-            exit_code=None,
-            notice="",
         )
         started = time.gmtime(self._attempt.started)
         name = time.strftime("%Y%m%dT%H%M%SZ", started)
@@ -287,3 +278,28 @@ def _thin(points: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     for index in turns[-_MAX_POINTS // 8 :]:
         kept |= {index, index + 1}
     return [points[index] for index in sorted(kept)]
+
+
+def _new_attempt(booted: float, started_ns: int) -> goodput.Attempt:
+    """Describes this process, which has done nothing yet.
+
+    Args:
+        booted: when its machine was switched on, in seconds since 1970.
+        started_ns: when it began, since then.
+    """
+    return goodput.Attempt(
+        started=booted + started_ns / _NS,
+        boot_id=_boot_id(),
+        boot_started=started_ns / _NS,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        num_workers=1,
+        num_replicas=1,
+        batch_size=1,
+        attempt=_number(os.environ.get("DTRAIN_ATTEMPT", "")),
+        num_saves=0,
+        seconds={},
+        points=(),
+        exit_code=None,
+        notice="",
+    )

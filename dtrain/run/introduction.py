@@ -6,16 +6,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dtrain.run import opening
 from dtrain.run.opening import Run
+from dtrain.run.resuming import Restored
 
 
-def text(run: Run, restored: str) -> str:
-    """Says what is about to happen, in a line for each question.
+def say(run: Run, restored: Restored) -> None:
+    """Prints what is about to happen, and what was found on the way.
 
     Args:
         run: what is opened.
-        restored: the checkpoint that it goes on from; empty for a start.
+        restored: what it goes on from.
     """
+    run.progress.say(_text(run, restored.prefix))
+    opening.say(restored.notes)
+
+
+def _text(run: Run, restored: str) -> str:
+    """Says what is about to happen, in a line for each question."""
     config, source, gan = run.config, run.source, run.gan
     height, width, channels = source.image_shape
     classes = f", {source.num_classes} classes" if source.num_classes else ""

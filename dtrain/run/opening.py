@@ -122,28 +122,20 @@ def open_run(
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
     tiers, recorder, restored = _restore(gan, description, workers, book, stack)
-    progress = Progress(
-        config.num_steps, config.batch_size, is_chief=workers.is_chief
-    )
-    samples = Samples(
-        config,
-        source.num_classes,
-        gan.ema_generator,
-        recorder,
-        lambda: watcher.secs_left,
-        is_chief=workers.is_chief,
-    )
+    replicas = Comparison(workers.strategy, gan.variables)
     run = Run(
         config=config,
         workers=workers,
         source=source,
         gan=gan,
         step=step,
-        replicas=Comparison(workers.strategy, gan.variables),
+        replicas=replicas,
         checkpointer=tiers,
         recorder=recorder,
-        progress=progress,
-        periodic=(samples,),
+        progress=_make_progress(config, workers),
+        periodic=_make_periodic(
+            config, source, gan, recorder, watcher, workers
+        ),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
@@ -152,6 +144,32 @@ def open_run(
     )
     notes = [line for line in (note, recorder.notice) if line]
     return run, restored._replace(notes=[*notes, *restored.notes])
+
+
+def _make_progress(config: Config, workers: Workers) -> Progress:
+    return Progress(
+        config.num_steps, config.batch_size, is_chief=workers.is_chief
+    )
+
+
+def _make_periodic(
+    gan: GAN,
+    source: sources.Source,
+    recorder: metrics.Recorder,
+    watcher: Watcher,
+    workers: Workers,
+) -> tuple[Periodic, ...]:
+    """Makes what is done every N steps; one that is added gets a row here."""
+    return (
+        Samples(
+            gan.config,
+            source.num_classes,
+            gan.ema_generator,
+            recorder,
+            lambda: watcher.secs_left,
+            is_chief=workers.is_chief,
+        ),
+    )
 
 
 def _check_same_flags(config: Config, workers: Workers) -> None:

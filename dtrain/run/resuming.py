@@ -93,18 +93,7 @@ def roll_back(
     """
     config = tiers.config
 
-    def search() -> going_on.Search:
-        with files.storage_errors(config.run_dir):
-            there = readable_places(config, tiers.cluster)
-            intervals = (config.checkpoint_every_steps, 1)
-            seen = going_on.Search(None, [], holds_something=False)
-            for below, every_steps in itertools.product(limits, intervals):
-                seen = going_on.search(there, config.verify, below, every_steps)
-                if seen.found:
-                    break
-        return seen
-
-    mine = workers.together(search)
+    mine = workers.together(lambda: _search_below(tiers, limits))
     with contextlib.ExitStack() as stack:
         found = going_on.agree(workers, mine, _own(tiers), stack)
         if found is None:
@@ -194,6 +183,20 @@ def _search(tiers: Tiers) -> going_on.Search:
         f"{config.run_dir} was saved to {where}, and nothing of it is there"
     )
     return going_on.Search(None, notes, holds_something=True)
+
+
+def _search_below(tiers: Tiers, limits: Sequence[int]) -> going_on.Search:
+    """Finds a state below one of some steps; one due by its step first."""
+    config = tiers.config
+    seen = going_on.Search(None, [], holds_something=False)
+    with files.storage_errors(config.run_dir):
+        there = readable_places(config, tiers.cluster)
+        intervals = (config.checkpoint_every_steps, 1)
+        for below, every_steps in itertools.product(limits, intervals):
+            seen = going_on.search(there, config.verify, below, every_steps)
+            if seen.found:
+                break
+    return seen
 
 
 def _pin_notes(tiers: Tiers) -> list[str]:

@@ -91,18 +91,9 @@ def write(
         or Entry("uint8", encoded(name).shape)
         for name, entry in entries.items()
     }
-    # As the library does, so that each begins at a multiple of its items.
-    order = sorted(stored, key=lambda name: (-_itemsize(stored[name]), name))
-    header: dict[str, Any] = {}
     noted = entries_lib.note(entries, metadata, _CODES)
-    if noted:
-        header[_METADATA] = noted
-    end = 0
-    for name in order:
-        dtype, shape = stored[name]
-        start, end = end, end + entries_lib.num_bytes(stored[name])
-        told = (_CODES[dtype], shape, (start, end))
-        header[name] = dict(zip(_KEYS, told, strict=True))
+    header = {_METADATA: noted} if noted else {}
+    header |= _header(stored)
     data = entries_lib.dumps(header)
     data += b" " * (-len(data) % 8)
     if len(data) > _MAX_HEADER_BYTES:
@@ -113,8 +104,25 @@ def write(
         )
     file.write(len(data).to_bytes(8, "little"))
     file.write(data)
-    for name in order:
+    for name in _order(stored):
         file.write(encoded(name).reshape(-1).view(np.uint8).data)
+
+
+def _order(stored: Mapping[str, Entry]) -> list[str]:
+    # As the library does, so that each begins at a multiple of its items.
+    return sorted(stored, key=lambda name: (-_itemsize(stored[name]), name))
+
+
+def _header(stored: Mapping[str, Entry]) -> dict[str, Any]:
+    """Says of each tensor what it is and where, in the order of the file."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name in _order(stored):
+        dtype, shape = stored[name]
+        start, end = end, end + entries_lib.num_bytes(stored[name])
+        values = (_CODES[dtype], shape, (start, end))
+        header[name] = dict(zip(_KEYS, values, strict=True))
+    return header
 
 
 def _itemsize(entry: Entry) -> int:

@@ -162,14 +162,7 @@ def place(
     for old in names:
         if not source.below(old):
             raise UserError(f"map ({old}): {tree_lib.unknown(source, old)}")
-    changes: dict[str, str] = {}
-    for name in source:
-        new = _mapped(name, names)
-        if new in changes:
-            raise UserError(
-                f"map: {name} and {changes[new]} would both be {new}"
-            )
-        changes[new] = name
+    changes = _new_names(source, names)
     missing = [name for name in target if name not in changes]
     extra = [name for name in changes if name not in target.keys]
     if (missing or extra) and not is_partial:
@@ -187,6 +180,23 @@ def place(
     return target.with_tensors(
         {new: source[old] for new, old in fitting.items()}
     )
+
+
+def _new_names(source: Tree, names: Mapping[str, str]) -> dict[str, str]:
+    """Returns the name in the source by that in the target.
+
+    Raises:
+        UserError: two would have one name.
+    """
+    changes: dict[str, str] = {}
+    for name in source:
+        new = _mapped(name, names)
+        if new in changes:
+            raise UserError(
+                f"map: {name} and {changes[new]} would both be {new}"
+            )
+        changes[new] = name
+    return changes
 
 
 def _mapped(name: str, names: Mapping[str, str]) -> str:
