@@ -133,17 +133,15 @@ def open_run(
         checkpointer=tiers,
         recorder=recorder,
         progress=_make_progress(config, workers),
-        periodic=_make_periodic(
-            config, source, gan, recorder, watcher, workers
-        ),
+        periodic=_make_periodic(gan, source, recorder, watcher, workers),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
         claims=claims,
         inputs=[],
     )
-    notes = [line for line in (note, recorder.notice) if line]
-    return run, restored._replace(notes=[*notes, *restored.notes])
+    notes = [*filter(None, (note, recorder.notice)), *restored.notes]
+    return run, restored._replace(notes=notes)
 
 
 def _make_progress(config: Config, workers: Workers) -> Progress:
