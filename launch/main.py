@@ -15,8 +15,8 @@ from typing import Any
 from dtrain import config, errors, flags
 from dtrain.cluster import environment as environment_lib
 from launch import lines
-from launch.job import BACKENDS, GROUPS, TITLES, Options
 from launch.keep import supervisor, worker
+from launch.options import BACKENDS, GROUPS, TITLES, Options
 
 
 def _mark(metadata: Mapping[str, Any]) -> str:

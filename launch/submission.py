@@ -16,7 +16,8 @@ from typing import Any
 
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
-from launch.job import BACKENDS, Job, Plan
+from launch.job import Job, Plan
+from launch.options import BACKENDS
 
 _VERSION = 1
 # What a scheduler says in its defence fits into one line of this length.

@@ -15,7 +15,8 @@ from dtrain.errors import UserError
 from dtrain.storage import files
 from launch import code, submission
 from launch.backends import kubernetes, skypilot, slurm, vertex
-from launch.job import QUEUED, RUNNING, Job, Options, Plan
+from launch.job import QUEUED, RUNNING, Job, Plan
+from launch.options import Options
 
 # What each of them has is in `job`.
 BACKENDS: dict[str, ModuleType] = {

@@ -14,7 +14,7 @@ import pytest
 
 from dtrain import checkpoint_tool, errors
 from dtrain.config import Config
-from launch.job import Options
+from launch.options import Options
 from tests import runs
 
 PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))

@@ -22,8 +22,8 @@ from dtrain import (
     stop,
     store,
 )
-from launch import job, node
 from launch import main as launcher
+from launch import node, options
 
 
 class Door(NamedTuple):
@@ -49,7 +49,7 @@ DOORS = {
     "dtrain.checkpoint_tool": Door(
         lambda arguments: checkpoint_tool.run(arguments[1:]), None
     ),
-    "launch.main": Door(launcher.run, job.Options),
+    "launch.main": Door(launcher.run, options.Options),
     "launch.node": Door(node.run, node.Options),
 }
 # By the command, one of its flags and what is shown of its default.

@@ -31,7 +31,7 @@ from launch import main
 from launch.backends import kubernetes, yaml_text
 from launch.job import FAILED, FINISHED, QUEUED, RUNNING, UNKNOWN, Job, Plan
 from launch.submission import Submission
-from tests import build_files, plans, runs, typed
+from tests import build_files, kubernetes_workload, plans, runs, typed
 from tests.kubernetes_api import KubernetesApi
 from tests.requirement import missing
 
@@ -49,7 +49,9 @@ def make_job(*flags: str) -> Job:
 
 
 def make_plan(*flags: str) -> Plan:
-    return kubernetes.plan(make_job(*flags))
+    plan = kubernetes.plan(make_job(*flags))
+    kubernetes_workload.check(documents(plan))
+    return plan
 
 
 def documents(plan: Plan) -> list[dict[str, Any]]:
@@ -437,11 +439,11 @@ BREAKS: dict[str, tuple[Break, str]] = {
 @pytest.mark.parametrize("name", BREAKS)
 def test_manifests_that_would_not_do(name: str) -> None:
     [service, job] = documents(make_plan("--num_nodes=2", *STORE))
-    yaml_text.check([service, job])
+    kubernetes_workload.check([service, job])
     breaks, message = BREAKS[name]
     breaks(service, job)
-    with pytest.raises(UserError) as caught:
-        yaml_text.check([service, job])
+    with pytest.raises(AssertionError) as caught:
+        kubernetes_workload.check([service, job])
     assert message in str(caught.value)
 
 
@@ -469,8 +471,8 @@ def test_job_sets_that_would_not_do() -> None:
         breaks(broken["spec"])
         if message == "the name of a pod":
             broken["metadata"]["name"] = "a" * 43
-        with pytest.raises(UserError, match=message):
-            yaml_text.check([broken])
+        with pytest.raises(AssertionError, match=message):
+            kubernetes_workload.check([broken])
 
 
 def submitted(**options: Any) -> Submission:

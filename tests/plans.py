@@ -9,7 +9,8 @@ import dataclasses
 
 from dtrain import flags
 from launch import submit
-from launch.job import Job, Options
+from launch.job import Job
+from launch.options import Options
 
 # When, where and by which Python they are typed.
 SECS = 1_800_000_000

@@ -13,8 +13,8 @@ import pytest
 
 from dtrain import errors
 from launch import main, submit
-from launch.job import Options
 from launch.keep import worker
+from launch.options import Options
 from tests import build_files, plans
 
 GOLDEN = build_files.ROOT / "tests" / "golden"

@@ -17,7 +17,8 @@ from dtrain.errors import UserError
 from launch import job as jobs
 from launch import submission
 from launch.backends import skypilot
-from launch.job import Job, Options
+from launch.job import Job
+from launch.options import Options
 from tests import clients, plans, typed
 
 

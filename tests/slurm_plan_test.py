@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from dtrain import config
 from dtrain.errors import UserError
 from launch.backends import slurm
-from launch.job import Job, Options, Plan
+from launch.job import Job, Plan
+from launch.options import Options
 from tests import plans, typed
 
 # In place of srun: says what it was called with, and ends with a given code.

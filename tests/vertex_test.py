@@ -16,8 +16,9 @@ from dtrain.errors import UserError
 from launch import job as jobs
 from launch import node, submission
 from launch.backends import vertex
-from launch.job import Job, Options
+from launch.job import Job
 from launch.keep import supervisor
+from launch.options import Options
 from tests import clients, plans, typed
 
 NAME = "projects/12/locations/europe-west4/customJobs/345"
@@ -160,7 +161,8 @@ from google.protobuf import empty_pb2
 from dtrain import config
 from dtrain.errors import UserError
 from launch import vertex
-from launch.job import Job, Options
+from launch.job import Job
+from launch.options import Options
 from launch.submission import Submission
 
 given = json.load(sys.stdin)

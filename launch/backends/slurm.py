@@ -6,8 +6,6 @@ What Slurm really does, and why the script is as it is, is in docs/slurm.md.
 from __future__ import annotations
 
 import glob
-import itertools
-import math
 import os
 import re
 import shlex
@@ -19,6 +17,7 @@ from dtrain.cluster import environment
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 from launch import code, lines, logs
+from launch.backends import sweep
 from launch.job import (
     CANCELLED,
     FAILED,
@@ -27,17 +26,14 @@ from launch.job import (
     RUNNING,
     UNKNOWN,
     Job,
-    Options,
     Plan,
     State,
 )
+from launch.options import Options
 from launch.submission import Submission, ask
 
 # Slurm looks at the clock about every 30 s.
 _LEAST_LEAD_SECS = 120
-# A job array's, where the site has not set MaxArraySize.
-_MOST_RUNS = 1000
-_MOST_NAME_BYTES = 255
 
 _PHASES = {
     "PENDING": QUEUED,
@@ -131,91 +127,25 @@ def plan(job: Job) -> Plan:
             f"record_dir ({job.record_dir}) must have no backslash, which "
             "Slurm takes for its own; name another with --record_dir"
         )
-    for each in job.options.sbatch_arg:
-        name = each.partition("=")[0] if each.startswith("--") else each[:2]
+    for argument in job.options.sbatch_arg:
+        is_long = argument.startswith("--")
+        name = argument.partition("=")[0] if is_long else argument[:2]
         if name in _OURS:
             raise UserError(
-                f"sbatch_arg ({each}) is told sbatch already; {_OURS[name]}"
+                f"sbatch_arg ({argument}) is told sbatch already; {_OURS[name]}"
             )
     script = os.path.join(job.directory, "job.sh")
     arguments = (*_sbatch_arguments(job), script)
     return Plan(
         files={"job.sh": _script(job)},
         run_dirs=tuple(
-            config.parse(["dtrain.main", *each]).run_dir for each in sweep(job)
+            config.parse(["dtrain.main", *arguments]).run_dir
+            for arguments in sweep.runs(job)
         ),
         check=("sbatch", "--test-only", *arguments),
         has_code=True,
         submit=("sbatch", "--parsable", *arguments),
     )
-
-
-def sweep(job: Job) -> list[tuple[str, ...]]:
-    """Returns the arguments of each run of a job, one without a sweep.
-
-    Raises:
-        UserError: what is swept over is malformed, or makes a run that cannot
-            be.
-    """
-    axes = _axes(job.options)
-    if not axes:
-        return [job.worker_arguments]
-    found = []
-    for combination in itertools.product(*axes):
-        name = ",".join(combination)
-        if len(os.fsencode(name)) > _MOST_NAME_BYTES:
-            raise UserError(
-                f"sweep ({name[:80]}...) makes the name of a directory longer "
-                f"than {_MOST_NAME_BYTES} bytes; take shorter values"
-            )
-        arguments = (
-            *job.worker_arguments,
-            *(f"--{each}" for each in combination),
-            f"--run_dir={job.parsed.run_dir}/{name}",
-        )
-        # A mistake is known before anything waits in a queue.
-        config.parse(["dtrain.main", *arguments])
-        found.append(arguments)
-    return found
-
-
-def _axes(options: Options) -> list[list[str]]:
-    """Returns what is swept over: of each flag, `flag=value` for each value.
-
-    Raises:
-        UserError: it is malformed, or makes one run twice, or too many.
-    """
-    axes = []
-    for text in options.sweep:
-        name, equals, values = text.partition("=")
-        if not re.fullmatch(r"\w+", name) or not equals:
-            raise UserError(
-                f"sweep ({text}) must be of the form flag=value,value"
-            )
-        axes.append([f"{name}={value}" for value in values.split(",")])
-        if len(set(axes[-1])) < len(axes[-1]):
-            raise UserError(
-                f"sweep ({text}) has a value twice, and two jobs would train "
-                "one run; leave one out"
-            )
-    names = [axis[0].partition("=")[0] for axis in axes]
-    if "run_dir" in names or len(set(names)) < len(names):
-        raise UserError(
-            f"sweep ({', '.join(names)}) must be over different flags, and not "
-            "over run_dir, which it chooses"
-        )
-    if options.max_parallel and not axes:
-        raise UserError(
-            f"max_parallel ({options.max_parallel}) is for the runs of a "
-            "sweep; add --sweep, or leave it out"
-        )
-    num_runs = math.prod(map(len, axes))
-    if num_runs > _MOST_RUNS:
-        raise UserError(
-            f"sweep makes {num_runs:,} runs, and must make at most "
-            f"{_MOST_RUNS:,}; submit parts of it, in other run_dirs"
-        )
-    return axes
 
 
 def _script(job: Job) -> str:
@@ -237,10 +167,10 @@ def _script(job: Job) -> str:
         code_dir=shlex.quote(code_dir),
         workdir=shlex.quote(job.workdir),
         modules="".join(
-            f"module load {shlex.quote(each)} || exit 78\n"
-            for each in job.options.module
+            f"module load {shlex.quote(module)} || exit 78\n"
+            for module in job.options.module
         ),
-        arguments=_arguments(sweep(job)),
+        arguments=_arguments(sweep.runs(job)),
         srun_arguments=shlex.join(_srun_arguments(job)),
         command=shlex.join(command),
         logs=shlex.quote(os.path.join(job.directory, "logs")),
@@ -278,7 +208,7 @@ def _sbatch_arguments(job: Job) -> tuple[str, ...]:
     """Returns the flags of sbatch; no shell and no comment line reads them."""
     options = job.options
     lead_secs = _lead_secs(options)
-    num_runs = len(sweep(job))
+    num_runs = len(sweep.runs(job))
     name = f"slurm-{'%A_%a' if num_runs > 1 else '%j'}.log"
     # In the whole path, a percent sign begins what Slurm replaces.
     log = os.path.join(job.directory.replace("%", "%%"), name)
@@ -326,13 +256,13 @@ def _srun_arguments(job: Job) -> tuple[str, ...]:
         return tuple(arguments)
     run_dir = os.path.abspath(job.parsed.run_dir)
     mounts = []
-    for each in (job.directory, job.workdir, run_dir):
-        if {",", ":"} & set(each):
+    for directory in (job.directory, job.workdir, run_dir):
+        if {",", ":"} & set(directory):
             raise UserError(
-                f"container_image mounts {each}, which must have no , and no "
-                ":, as these separate mounts; take another directory"
+                f"container_image mounts {directory}, which must have no , "
+                "and no :, as these separate mounts; take another directory"
             )
-        mounts.append(f"{each}:{each}")
+        mounts.append(f"{directory}:{directory}")
     return (
         *arguments,
         f"--container-image={options.container_image}",
@@ -445,10 +375,10 @@ def _accounted(job_id: str) -> list[State]:
         lines = ask(command).splitlines()
     except UserError:
         lines = []
-    found = []
+    runs = []
     for line in lines:
         number, state, nodes = line.split("|")[:3]
         # As in `CANCELLED by 1000`.
         phase = _PHASES.get(state.partition(" ")[0], FAILED)
-        found.append(State(phase, f"job {number}, {state}, on {nodes}"))
-    return found or [State(UNKNOWN, f"Slurm has forgotten job {job_id}")]
+        runs.append(State(phase, f"job {number}, {state}, on {nodes}"))
+    return runs or [State(UNKNOWN, f"Slurm has forgotten job {job_id}")]

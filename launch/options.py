@@ -1,0 +1,295 @@
+"""The flags of `launch.main`, which describe a job, and whose each of them is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from dtrain import flags
+from dtrain.errors import UserError
+
+JOB = "Job"
+NODES = "Nodes"
+ALIVE = "Keeping it alive"
+SLURM = "Slurm"
+KUBERNETES = "Kubernetes"
+VERTEX = "Vertex AI"
+SKYPILOT = "SkyPilot"
+# Flags of one backend.
+TITLES = {
+    SLURM: "slurm",
+    KUBERNETES: "kubernetes",
+    VERTEX: "vertex",
+    SKYPILOT: "skypilot",
+}
+GROUPS = (JOB, NODES, ALIVE, *TITLES)
+
+BACKENDS = ("local", "slurm", "kubernetes", "vertex", "skypilot")
+_IMAGES = ("kubernetes", "vertex", "skypilot")
+_CLUSTERS = BACKENDS[1:]
+
+# A label of DNS, which is what the strictest backend takes for a name.
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+MAX_NAME = 50
+
+
+def _field(
+    default: Any, group: str, help_text: str, *backends: str, **more: Any
+) -> Any:
+    return flags.field(
+        default, group, help_text, backends=backends or BACKENDS, **more
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags in front of the --."""
+
+    backend: str = _field(
+        "local",
+        JOB,
+        "Where it runs: local, processes of this machine; or a cluster's "
+        "scheduler.",
+        choices=BACKENDS,
+    )
+    name: str = _field(
+        "",
+        JOB,
+        "Name of the job: a-z, 0-9 and -. Empty takes the last part of the "
+        "run directory.",
+        *_CLUSTERS,
+    )
+    record_dir: str = _field(
+        "",
+        JOB,
+        "Where the job is written down for status, logs, stop and list; empty "
+        "is run_dir. Needed where this machine cannot write to run_dir.",
+        *_CLUSTERS,
+    )
+    dry_run: bool = _field(
+        False, JOB, "Prints what would be done, and does nothing."
+    )
+
+    num_workers: int = _field(
+        1,
+        NODES,
+        "Processes of this machine. More than one sets TF_CONFIG and "
+        "--strategy=multi_worker. With the cluster in the environment it stays "
+        "1: the other workers have supervisors of their own.",
+        "local",
+        minimum=1,
+        below=1001,
+    )
+    devices_per_worker: int = _field(
+        0,
+        NODES,
+        "GPUs of each worker, which sees no others; without GPUs, logical CPUs "
+        "of one worker. 0 lets each use all that there are.",
+        "local",
+        minimum=0,
+        below=65,
+    )
+    num_nodes: int = _field(
+        1,
+        NODES,
+        "Machines, with one worker each. More than one sets "
+        "--strategy=multi_worker.",
+        *_CLUSTERS,
+        minimum=1,
+        below=10001,
+    )
+    gpus_per_node: int = _field(
+        0, NODES, "GPUs of each.", *_CLUSTERS, minimum=0, below=65
+    )
+    gpu_type: str = _field(
+        "",
+        NODES,
+        "Their type, as the backend calls it: a100 (Slurm's gres), "
+        "nvidia-tesla-a100 (GKE's label), NVIDIA_TESLA_A100 (Vertex), A100 "
+        "(SkyPilot).",
+        *_CLUSTERS,
+    )
+    cpus_per_node: int = _field(
+        0,
+        NODES,
+        "CPU cores of each; 0 is the backend's default.",
+        "slurm",
+        "kubernetes",
+        "skypilot",
+        minimum=0,
+        below=10001,
+    )
+    memory_gib: int = _field(
+        0,
+        NODES,
+        "Memory of each; 0 is the backend's default.",
+        "slurm",
+        "kubernetes",
+        "skypilot",
+        minimum=0,
+        below=100001,
+    )
+    max_hours: float = _field(
+        0.0,
+        NODES,
+        "Time limit of one allocation, after which the job is queued again; "
+        "on Vertex it ends the job. 0 is the backend's default.",
+        *("slurm", "kubernetes", "vertex"),
+        minimum=0.0,
+        below=10001.0,
+    )
+    spot: bool = _field(
+        True,
+        NODES,
+        "Takes machines that may be taken away: cheaper, and the run goes on.",
+        *_IMAGES,
+    )
+
+    min_workers: int = _field(
+        0,
+        ALIVE,
+        "With how many the run may go on when a worker fails at two starts in "
+        "a row that saved nothing new; 0 is all. The next restart tries all "
+        "again.",
+        "local",
+        minimum=0,
+    )
+    max_restarts: int = _field(
+        100,
+        ALIVE,
+        "Restarts after a crash; those after a notice do not count. Three "
+        "crashes in a row without a new save end the run in any case. 0 starts "
+        "once.",
+        minimum=0,
+    )
+    max_requeues: int = _field(
+        20,
+        ALIVE,
+        "How often the job is queued again because a node was lost, with "
+        "SkyPilot after any failure; preemptions and time limits do not count.",
+        *("slurm", "kubernetes", "skypilot"),
+        minimum=0,
+    )
+    grace_secs: float = _field(
+        0.0,
+        ALIVE,
+        "How long the workers may take to save after a notice before they are "
+        "killed; 0 is as long as they need, and 60 on Kubernetes.",
+        minimum=0.0,
+        below=1e9,
+    )
+
+    partition: str = _field("", SLURM, "Partition.", "slurm")
+    account: str = _field("", SLURM, "Account that is charged.", "slurm")
+    qos: str = _field("", SLURM, "Quality of service.", "slurm")
+    constraint: str = _field("", SLURM, "Features of the nodes.", "slurm")
+    sbatch_arg: tuple[str, ...] = _field(
+        (), SLURM, "Any further argument of sbatch.", "slurm"
+    )
+    module: tuple[str, ...] = _field(
+        (), SLURM, "Module to load before the workers start.", "slurm"
+    )
+    container_image: str = _field(
+        "", SLURM, "Image for srun's pyxis plugin.", "slurm"
+    )
+    container_mount: tuple[str, ...] = _field(
+        (),
+        SLURM,
+        "Further mounts of the container, as /from:/to. The run directory and "
+        "the directory of the submission are mounted.",
+        "slurm",
+    )
+    sweep: tuple[str, ...] = _field(
+        (),
+        SLURM,
+        "flag=value,value,...: one run for each combination, in "
+        "run_dir/flag=value, as a job array.",
+        "slurm",
+    )
+    max_parallel: int = _field(
+        0,
+        SLURM,
+        "Runs of a sweep at the same time; 0 is all.",
+        "slurm",
+        minimum=0,
+    )
+
+    image: str = _field(
+        "",
+        KUBERNETES,
+        "Container image, with dtrain in its working directory. SkyPilot can "
+        "do without one, and brings dtrain itself.",
+        *_IMAGES,
+    )
+    namespace: str = _field("", KUBERNETES, "Namespace.", "kubernetes")
+    gang: str = _field(
+        "job",
+        KUBERNETES,
+        "job: an Indexed Job, which any cluster runs. jobset: a JobSet, which "
+        "restarts all pods together and needs its operator.",
+        "kubernetes",
+        choices=("job", "jobset"),
+    )
+    volume_claim: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "claim:/path, a PersistentVolumeClaim and where it is mounted.",
+        "kubernetes",
+    )
+    service_account: str = _field(
+        "",
+        KUBERNETES,
+        "Service account of the pods, or of the Vertex job.",
+        "kubernetes",
+        "vertex",
+    )
+    node_selector: tuple[str, ...] = _field(
+        (), KUBERNETES, "label=value that the nodes must have.", "kubernetes"
+    )
+
+    project: str = _field("", VERTEX, "Google Cloud project.", "vertex")
+    region: str = _field("", VERTEX, "Region of the job.", "vertex", "skypilot")
+    machine_type: str = _field(
+        "", VERTEX, "As in a2-highgpu-8g.", "vertex", "skypilot"
+    )
+
+    cloud: str = _field(
+        "", SKYPILOT, "Cloud; empty takes the cheapest.", "skypilot"
+    )
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+        for flag in dataclasses.fields(self):
+            backends = flag.metadata["backends"]
+            is_set = getattr(self, flag.name) != flag.default
+            if is_set and self.backend not in backends:
+                raise UserError(
+                    f"{flag.name} is a flag of --backend="
+                    f"{' or '.join(backends)}; with {self.backend} leave it out"
+                )
+        if self.name and not is_name(self.name):
+            raise UserError(
+                f"name ({self.name}) must be of a-z, 0-9 and -, begin with a "
+                f"letter, end with no -, and have at most {MAX_NAME} of them"
+            )
+        if re.search(r"\s", self.image):
+            raise UserError(
+                f"image ({self.image!r}) must be as in registry/name:tag"
+            )
+        if self.gpu_type and not self.gpus_per_node:
+            raise UserError(
+                f"gpu_type ({self.gpu_type}) needs --gpus_per_node, how many"
+            )
+
+
+def is_name(name: str) -> bool:
+    """Tells whether every backend takes a text for the name of a job."""
+    return len(name) <= MAX_NAME and bool(_NAME.fullmatch(name))
+
+
+def make_name(run_dir: str) -> str:
+    """Makes the name of a job of a path, whatever is in it."""
+    last = run_dir.rstrip("/").rpartition("/")[2].lower()
+    words = re.sub(r"[^a-z0-9]+", "-", last)[:MAX_NAME].strip("-")
+    return words if is_name(words) else f"run-{words}".rstrip("-")
