@@ -307,12 +307,11 @@ def test_notice_is_told(tmp_path: pathlib.Path) -> None:
         0.0,
         path,
         lambda: (str(notice[0]), bool(notice[1])),
-        period_secs=60.0,
+        period_secs=0.1,
     )
     was_enabled = faulthandler.is_enabled()
     dog.start()
     notice[:] = ["the stop file", True]
-    dog.wake()
     deadline = time.monotonic() + 30
     while True:
         told = status.read(path)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from dtrain.errors import UserError
 
@@ -207,3 +207,26 @@ def _check_hours(value: float) -> None:
         raise UserError(
             f"EveryHours.hours ({value!r}) must be a number above 0; try 1"
         )
+
+
+# A policy by the flag that asks for it, made of the values of all flags.
+_BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
+    "max_to_keep": lambda flags: Last(flags.max_to_keep),
+    "keep_every_n_steps": lambda flags: EverySteps(flags.keep_every_n_steps),
+    "keep_every_hours": lambda flags: EveryHours(flags.keep_every_hours),
+    "keep_best": lambda flags: Best(
+        flags.keep_best, flags.best_metric, flags.best_mode
+    ),
+}
+
+
+def of_flags(flags: Any) -> list[Policy]:
+    """Makes the policies that flags ask for.
+
+    Args:
+        flags: has the values as attributes, as `Config` and the arguments of
+            `checkpoint_tool prune` do; 0 asks for nothing.
+    """
+    return [
+        make(flags) for name, make in _BY_FLAG.items() if getattr(flags, name)
+    ]

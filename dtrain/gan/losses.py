@@ -158,22 +158,6 @@ def squared_gradient(
     return logits, tf.reduce_sum(tf.square(gradient), axes)
 
 
-def zero_centered_penalty(critic: Critic, images: tf.Tensor) -> tf.Tensor:
-    """Computes |grad D(x)|^2, the penalty of R1 (on real images) and R2.
-
-    Mescheder et al. 2018, Which Training Methods for GANs do actually
-    Converge?, equation (9), without its factor gamma / 2.
-
-    Args:
-        critic: as in `squared_gradient`.
-        images: float [b, H, W, C].
-
-    Returns:
-        float32 [b].
-    """
-    return squared_gradient(critic, images)[1]
-
-
 def one_centered_penalty(critic: Critic, images: tf.Tensor) -> tf.Tensor:
     """Computes (|grad D(x)| - 1)^2, the penalty of WGAN-GP.
 

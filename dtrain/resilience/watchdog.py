@@ -196,10 +196,6 @@ class Watchdog:
         self._limit_secs = self._limit()
         self._changed.set()
 
-    def wake(self) -> None:
-        """Writes the status at once, as when a notice came."""
-        self._changed.set()
-
     def close(self) -> None:
         """Stops watching, and removes the file of stacks if it is empty."""
         if self._is_closed or self._stderr < 0:

@@ -85,22 +85,10 @@ def readable_places(config: Config, cluster: Cluster) -> list[going_on.Place]:
 
 def policies(config: Config) -> list[retention.Policy]:
     """Returns what the flags say about which checkpoints stay."""
-    chosen: list[retention.Policy] = [retention.Last(config.max_to_keep)]
+    chosen = retention.of_flags(config)
     every_steps = config.checkpoint_every_steps
     if every_steps and config.max_rollbacks:
         # Where a run that diverges goes back to, however often it was told to
         # end and saved in between; two, for a collapse is as long as one lasts.
         chosen.append(retention.Last(2, of_steps=every_steps))
-    if config.keep_every_n_steps:
-        chosen.append(retention.EverySteps(config.keep_every_n_steps))
-    if config.keep_every_hours:
-        chosen.append(retention.EveryHours(config.keep_every_hours))
-    if config.keep_best:
-        chosen.append(
-            retention.Best(
-                config.keep_best,
-                config.best_metric,
-                "max" if config.best_mode == "max" else "min",
-            )
-        )
     return chosen
