@@ -1,4 +1,4 @@
-"""The flags of `launch.main`, which describe a job, and whose each of them is."""
+"""The flags of `launch.main`, and by which backend each of them is known."""
 
 from __future__ import annotations
 
