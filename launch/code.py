@@ -64,27 +64,27 @@ def find(workdir: str) -> dict[str, pathlib.Path]:
     Raises:
         UserError: there is too much of it.
     """
-    found: dict[str, pathlib.Path] = {}
+    sources: dict[str, pathlib.Path] = {}
     size = 0
     for root, path in _files(pathlib.Path(workdir)):
         size += path.stat().st_size
-        found[str(path.relative_to(root))] = path
-        if len(found) > _MOST_FILES or size > _MOST_BYTES:
+        sources[str(path.relative_to(root))] = path
+        if len(sources) > _MOST_FILES or size > _MOST_BYTES:
             _refuse(workdir)
-    return found
+    return sources
 
 
-def write(found: Mapping[str, pathlib.Path], directory: str) -> None:
+def write(sources: Mapping[str, pathlib.Path], directory: str) -> None:
     """Copies what `find` has found, and what starts it.
 
     Args:
-        found: the files.
+        sources: each file by its path in the copy.
         directory: where to, also `gs://`; it is made.
 
     Raises:
         OSError: a file cannot be read or written.
     """
-    contents = {name: path.read_bytes() for name, path in found.items()}
+    contents = {name: path.read_bytes() for name, path in sources.items()}
     for name, content in {**contents, RUNNER: _RUNNER.encode()}.items():
         # A copy that a power cut leaves incomplete is of no job yet.
         files.write(
@@ -99,9 +99,9 @@ def versions(workdir: str) -> dict[str, Any]:
     any other variable may be a secret.
     """
     packages = {
-        each.metadata["Name"]: each.version
-        for each in importlib.metadata.distributions()
-        if each.metadata["Name"]
+        package.metadata["Name"]: package.version
+        for package in importlib.metadata.distributions()
+        if package.metadata["Name"]
     }
     return {
         "python": platform.python_version(),
@@ -128,20 +128,20 @@ def _files(
     )
     if listed:
         names = [name for name in listed.split("\0") if name]
-        found = [workdir / name for name in names]
+        paths = [workdir / name for name in names]
     else:
-        found = list(_walk(workdir))
-    for path in sorted(found):
+        paths = list(_walk(workdir))
+    for path in sorted(paths):
         is_copy = _COPY.search(path.relative_to(workdir).as_posix())
         if path.is_file() and not is_copy:
             yield workdir, path
     for package in (dtrain, launch):
-        place = pathlib.Path(package.__path__[0])
-        for path in sorted(place.rglob("*")):
+        directory = pathlib.Path(package.__path__[0])
+        for path in sorted(directory.rglob("*")):
             # The digits are among it.
             is_code = path.suffix in (".py", ".npz")
             if is_code and "__pycache__" not in path.parts:
-                yield place.parent, path
+                yield directory.parent, path
     root = pathlib.Path(dtrain.__path__[0]).parent
     lock = root / LOCK
     if lock.is_file():

@@ -48,7 +48,7 @@ def _show(
         # Before the last look: what is written until then is seen.
         ends = not follow or is_over()
         for path in sorted(
-            found for pattern in patterns for found in glob.glob(pattern)
+            path for pattern in patterns for path in glob.glob(pattern)
         ):
             offset = offsets.setdefault(path, 0)
             offsets[path] = _print_from(path, offset, ends)

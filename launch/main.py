@@ -193,20 +193,21 @@ def _share_gpus(options: Options, environment: Mapping[str, str]) -> list[str]:
     Raises:
         UserError: there are not enough.
     """
-    each = options.devices_per_worker
-    total = options.num_workers * each
+    share = options.devices_per_worker
+    total = options.num_workers * share
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     # Of more than there are, TensorFlow tells the worker.
-    found = visible.split(",") if visible else [*map(str, range(total))]
-    if len(found) < total:
+    devices = visible.split(",") if visible else [*map(str, range(total))]
+    if len(devices) < total:
         raise errors.UserError(
-            f"devices_per_worker ({each}) must be at most "
-            f"{len(found) // options.num_workers}: CUDA_VISIBLE_DEVICES "
-            f"({visible}) names {len(found)} for {options.num_workers} workers"
+            f"devices_per_worker ({share}) must be at most "
+            f"{len(devices) // options.num_workers}: CUDA_VISIBLE_DEVICES "
+            f"({visible}) names {len(devices)} for {options.num_workers} "
+            "workers"
         )
     return [
-        ",".join(found[first : first + each])
-        for first in range(0, total, each or 1)
+        ",".join(devices[first : first + share])
+        for first in range(0, total, share or 1)
     ]
 
 

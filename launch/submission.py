@@ -61,7 +61,7 @@ class Submission:
         )
 
 
-def place(record_dir: str) -> str:
+def directory_of(record_dir: str) -> str:
     """Returns where the jobs of a run are written down."""
     return os.path.join(record_dir, "launch")
 
@@ -76,9 +76,9 @@ def make(
 ) -> Submission:
     """Describes a job that has just been submitted."""
     options = {
-        each.name: getattr(job.options, each.name)
-        for each in dataclasses.fields(job.options)
-        if getattr(job.options, each.name) != each.default
+        flag.name: getattr(job.options, flag.name)
+        for flag in dataclasses.fields(job.options)
+        if getattr(job.options, flag.name) != flag.default
     }
     return Submission(
         backend=job.options.backend,
@@ -99,7 +99,7 @@ def write(submission: Submission, record_dir: str) -> None:
 
     Args:
         submission: what to write.
-        record_dir: see `place`.
+        record_dir: see `directory_of`.
 
     Raises:
         StorageError: it cannot be written.
@@ -107,7 +107,7 @@ def write(submission: Submission, record_dir: str) -> None:
     text = json.dumps(
         {"version": _VERSION, **dataclasses.asdict(submission)}, indent=1
     )
-    directory = place(record_dir)
+    directory = directory_of(record_dir)
     with files.storage_errors(directory):
         files.write(
             f"{directory}/job.json", f"{text}\n".encode(), make_parents=True
@@ -120,7 +120,7 @@ def read(record_dir: str) -> Submission | None:
     Raises:
         StorageError: it cannot be read, or is damaged.
     """
-    path = os.path.join(place(record_dir), "job.json")
+    path = os.path.join(directory_of(record_dir), "job.json")
     with files.storage_errors(path):
         text = files.read(path)
     if not text:
@@ -145,23 +145,30 @@ def read(record_dir: str) -> Submission | None:
         ) from error
 
 
-def _check(found: Submission) -> Submission:
+def _check(submission: Submission) -> Submission:
     """Checks what the verbs rely on.
 
     Raises:
         ValueError: it is not what `make` makes.
     """
-    words = [found.backend, found.job_id, found.name, found.directory]
-    if not isinstance(found.run_dirs, list) or not found.run_dirs:
+    words = [
+        submission.backend,
+        submission.job_id,
+        submission.name,
+        submission.directory,
+    ]
+    if not isinstance(submission.run_dirs, list) or not submission.run_dirs:
         raise ValueError("it has no run_dirs")
-    if not all(isinstance(each, str) for each in (*words, *found.run_dirs)):
+    if not all(
+        isinstance(word, str) for word in (*words, *submission.run_dirs)
+    ):
         raise ValueError("what is to be text is none")
     if (
-        found.backend not in BACKENDS[1:]
-        or type(found.submitted_secs) is not int
+        submission.backend not in BACKENDS[1:]
+        or type(submission.submitted_secs) is not int
     ):
         raise ValueError("backend or submitted_secs is unknown")
-    return found
+    return submission
 
 
 def find(directory: str) -> list[Submission]:
@@ -179,9 +186,9 @@ def find(directory: str) -> list[Submission]:
             for name, is_directory in files.entries(directory)
             if is_directory
         )
-    places = [directory, *(os.path.join(directory, name) for name in names)]
-    found = [read(each) for each in places]
-    return [each for each in found if each]
+    run_dirs = [directory, *(os.path.join(directory, name) for name in names)]
+    submissions = [read(run_dir) for run_dir in run_dirs]
+    return [submission for submission in submissions if submission]
 
 
 def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:

@@ -56,8 +56,8 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         f"logs or stop --run_dir={shlex.quote(job.record_dir)}",
         flush=True,
     )
-    made = submission.make(job, plan, job_id, versions)
-    submission.write(made, job.record_dir)
+    submitted = submission.make(job, plan, job_id, versions)
+    submission.write(submitted, job.record_dir)
 
 
 def make_job(
@@ -86,7 +86,7 @@ def make_job(
         python=sys.executable,
         submitted_secs=submitted_secs,
     )
-    directory = os.path.join(submission.place(job.record_dir), stamp)
+    directory = os.path.join(submission.directory_of(job.record_dir), stamp)
     return dataclasses.replace(job, directory=submission.absolute(directory))
 
 
@@ -122,13 +122,13 @@ def _check_alone(record_dir: str) -> None:
     Raises:
         UserError: one waits, or runs.
     """
-    found = submission.read(record_dir)
-    if found is None:
+    earlier = submission.read(record_dir)
+    if earlier is None:
         return
-    for state in BACKENDS[found.backend].states(found):
+    for state in BACKENDS[earlier.backend].states(earlier):
         if state.phase in (QUEUED, RUNNING):
             raise UserError(
-                f"run_dir ({record_dir}) has a job already, {found.job_id}: "
+                f"run_dir ({record_dir}) has a job already, {earlier.job_id}: "
                 f"{state.details}; end it with python -m launch.main stop "
                 f"--run_dir={record_dir}, or name another run_dir"
             )
@@ -142,7 +142,7 @@ def _submit(job: Job, plan: Plan) -> str:
         StorageError: a file cannot be written, or it is not known whether the
             scheduler has taken the job.
     """
-    record = submission.place(job.record_dir)
+    record = submission.directory_of(job.record_dir)
     with files.storage_errors(record):
         # The run's directory too, if it is made for this.
         new = [
@@ -174,11 +174,11 @@ def _remove(job: Job, new: Sequence[str]) -> None:
 
 
 def _write(job: Job, plan: Plan) -> None:
-    found = code.find(job.workdir) if plan.has_code else {}
+    sources = code.find(job.workdir) if plan.has_code else {}
     with files.storage_errors(job.directory):
         for name, text in plan.files.items():
             # A name that the file system has may be no UTF-8.
             content = os.fsencode(text)
             files.write(f"{job.directory}/{name}", content, make_parents=True)
         if plan.has_code:
-            code.write(found, os.path.join(job.directory, "code"))
+            code.write(sources, os.path.join(job.directory, "code"))

@@ -25,11 +25,11 @@ _RUN_DIR = {"run_dir": ("", "Directory of the run, or its record_dir.")}
 
 def status(arguments: Sequence[str]) -> int:
     """Says how the job of a run is, and how far the run."""
-    found = _find(flags.parse_flags(arguments, _RUN_DIR)["run_dir"])
-    print(f"{found.name}  {found.backend}  submitted {found.submitted}")
-    for state in _states(found):
+    job = _find(flags.parse_flags(arguments, _RUN_DIR)["run_dir"])
+    print(f"{job.name}  {job.backend}  submitted {job.submitted}")
+    for state in _states(job):
         print(f"{state.phase}  {state.details}")
-    for run_dir in found.run_dirs:
+    for run_dir in job.run_dirs:
         progress = _progress(run_dir)
         if progress:
             print(f"{run_dir}: {progress}")
@@ -40,39 +40,39 @@ def logs(arguments: Sequence[str]) -> int:
     """Prints what the workers say."""
     known = {**_RUN_DIR, "follow": (False, "Goes on until the job is over.")}
     values = flags.parse_flags(arguments, known)
-    found = _find(values["run_dir"])
+    job = _find(values["run_dir"])
     # A scheduler does not like to be asked twice a second.
     asked_at, over = -math.inf, False
 
     def is_over() -> bool:
         nonlocal asked_at, over
         if time.monotonic() - asked_at >= _ASK_EVERY_SECS:
-            over = not _is_any(found, QUEUED, RUNNING, missed=True)
+            over = not _is_any(job, QUEUED, RUNNING, missed=True)
             asked_at = time.monotonic()
         return over
 
-    BACKENDS[found.backend].show_logs(found, values["follow"], is_over)
+    BACKENDS[job.backend].show_logs(job, values["follow"], is_over)
     return errors.FINISHED
 
 
 def stop(arguments: Sequence[str]) -> int:
     """Lets the run save and end, then takes the job out of its queue."""
     record_dir = flags.parse_flags(arguments, _RUN_DIR)["run_dir"]
-    found = _find(record_dir)
-    if len(found.run_dirs) > 1 and _is_any(found, QUEUED):
+    job = _find(record_dir)
+    if len(job.run_dirs) > 1 and _is_any(job, QUEUED):
         # Of a sweep: else one that ends lets the next one start.
-        slurm.cancel_queued(found)
-    run_dirs = found.run_dirs if _is_any(found, RUNNING) else ()
+        slurm.cancel_queued(job)
+    run_dirs = job.run_dirs if _is_any(job, RUNNING) else ()
     untold = [run_dir for run_dir in run_dirs if not _tell(run_dir)]
     if len(untold) < len(run_dirs):
-        print(f"{found.name} saves and ends", flush=True)
-        while _is_any(found, RUNNING, missed=True):
+        print(f"{job.name} saves and ends", flush=True)
+        while _is_any(job, RUNNING, missed=True):
             time.sleep(_POLL_SECS)
             # One of a sweep that had no directory yet.
             untold = [run_dir for run_dir in untold if not _tell(run_dir)]
-    if _is_any(found, QUEUED, RUNNING):
-        BACKENDS[found.backend].cancel(found)
-    print(f"{found.name} is not started again; {_states(found)[0].details}")
+    if _is_any(job, QUEUED, RUNNING):
+        BACKENDS[job.backend].cancel(job)
+    print(f"{job.name} is not started again; {_states(job)[0].details}")
     return errors.FINISHED
 
 
@@ -80,29 +80,29 @@ def list_jobs(arguments: Sequence[str]) -> int:
     """Prints a line for each job of the runs in a directory."""
     known = {"run_dir": ("runs", "Directory of the runs.")}
     values = flags.parse_flags(arguments, known)
-    found = submission.find(os.path.expanduser(values["run_dir"]))
-    if not found:
+    jobs = submission.find(os.path.expanduser(values["run_dir"]))
+    if not jobs:
         print(f"no run in {values['run_dir']} was submitted")
         return errors.FINISHED
     rows = [("job", "backend", "name", "how", "submitted", "run")]
-    for each in found:
+    for job in jobs:
         try:
-            phases = sorted({state.phase for state in _states(each)})
+            phases = sorted({state.phase for state in _states(job)})
         except UserError as error:
             # The others have another scheduler, or it answers again.
-            print(f"{each.name}: {error}", file=sys.stderr)
+            print(f"{job.name}: {error}", file=sys.stderr)
             phases = [UNKNOWN]
         rows.append(
             (
-                each.job_id,
-                each.backend,
-                each.name,
+                job.job_id,
+                job.backend,
+                job.name,
                 "+".join(phases),
-                each.submitted,
+                job.submitted,
                 # Of a sweep, the directory of all; `gs://` is no path to it.
-                os.path.commonpath(each.run_dirs)
-                if len(each.run_dirs) > 1
-                else each.run_dirs[0],
+                os.path.commonpath(job.run_dirs)
+                if len(job.run_dirs) > 1
+                else job.run_dirs[0],
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -117,26 +117,24 @@ def list_jobs(arguments: Sequence[str]) -> int:
 def _find(record_dir: str) -> Submission:
     if not record_dir:
         raise UserError("run_dir is missing; use --run_dir=DIR")
-    found = submission.read(os.path.expanduser(record_dir))
-    if found is None:
+    job = submission.read(os.path.expanduser(record_dir))
+    if job is None:
         raise UserError(
             f"run_dir ({record_dir}) has no job; name the run_dir, or the "
             "record_dir, that it was submitted with"
         )
-    return found
+    return job
 
 
-def _states(found: Submission) -> list[State]:
-    return BACKENDS[found.backend].states(found)
+def _states(job: Submission) -> list[State]:
+    return BACKENDS[job.backend].states(job)
 
 
-def _is_any(
-    found: Submission, *phases: str, missed: bool | None = None
-) -> bool:
+def _is_any(job: Submission, *phases: str, missed: bool | None = None) -> bool:
     """Tells whether a run of a job is in one of some phases.
 
     Args:
-        found: the job.
+        job: the job.
         phases: which.
         missed: what is returned while the scheduler does not answer, which a
             line tells; None raises.
@@ -145,11 +143,11 @@ def _is_any(
         UserError: the scheduler does not answer.
     """
     try:
-        return any(state.phase in phases for state in _states(found))
+        return any(state.phase in phases for state in _states(job))
     except UserError as error:
         if missed is None:
             raise
-        print(f"{found.name}: {error}", file=sys.stderr)
+        print(f"{job.name}: {error}", file=sys.stderr)
         return missed
 
 

@@ -105,7 +105,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 STRICT = """
 import json, sys
-from launch import vertex
+from launch.backends import vertex
 from dtrain.errors import UserError
 
 def parse(text):
@@ -160,7 +160,7 @@ from google.cloud.aiplatform_v1.services.job_service import transports
 from google.protobuf import empty_pb2
 from dtrain import config
 from dtrain.errors import UserError
-from launch import vertex
+from launch.backends import vertex
 from launch.job import Job
 from launch.options import Options
 from launch.submission import Submission

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dtrain.checkpoint import going_on, pins
+from dtrain.checkpoint import exchange, going_on, pins
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
@@ -55,7 +55,7 @@ def restore(
     config = tiers.config
     mine = workers.together(lambda: _search(tiers))
     with contextlib.ExitStack() as stack:
-        found = going_on.agree(workers, mine, _own(tiers), stack)
+        found = exchange.agree(workers, mine, _own(tiers), stack)
         _check_resume(config, found)
         if found is None:
             return Restored("", None, mine.notes)
@@ -95,7 +95,7 @@ def roll_back(
 
     mine = workers.together(lambda: _search_below(tiers, limits))
     with contextlib.ExitStack() as stack:
-        found = going_on.agree(workers, mine, _own(tiers), stack)
+        found = exchange.agree(workers, mine, _own(tiers), stack)
         if found is None:
             raise UserError(
                 f"the run diverged at step {step}, before anything was saved; "

@@ -198,13 +198,13 @@ def submit(job: Job, plan: Plan) -> str:
         with open(copy, "wb") as file:
             file.write(os.fsencode(plan.files["task.yaml"]))
         said = _ask((*command, copy))
-    found = re.search(r"Managed Job ID: (\d+)", said)
-    if not found:
+    match = re.search(r"Managed Job ID: (\d+)", said)
+    if not match:
         raise UserError(
             "SkyPilot did not say which job it made; `sky jobs queue` lists "
             f"them, `sky jobs cancel` ends one: {' '.join(said.split())[-300:]}"
         )
-    return found[1]
+    return match[1]
 
 
 def states(submission: Submission) -> list[State]:
@@ -218,18 +218,16 @@ def states(submission: Submission) -> list[State]:
     begin = re.search(r"^\[", said, re.MULTILINE)
     try:
         jobs = json.loads(said[begin.start() :] if begin else "")
-        found = [
-            each for each in jobs if str(each["job_id"]) == submission.job_id
-        ]
+        ours = [job for job in jobs if str(job["job_id"]) == submission.job_id]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"sky jobs queue is not understood: {said[-200:]!r}; dtrain knows "
             "that of SkyPilot 0.14"
         ) from error
-    if not found:
+    if not ours:
         job = f"job {submission.job_id}"
         return [State(UNKNOWN, f"SkyPilot has forgotten {job}")]
-    return [_read_state(found[0])]
+    return [_read_state(ours[0])]
 
 
 def _read_state(job: dict[str, Any]) -> State:

@@ -120,8 +120,8 @@ def _pool(job: Job, size: int) -> dict[str, Any]:
     # Whether $(VARIABLE) is replaced in them, as Kubernetes does and as it is
     # in the environment, the service does not tell.
     arguments = [
-        urllib.parse.quote(each, safe=_PLAIN, errors="surrogateescape")
-        for each in job.worker_arguments
+        urllib.parse.quote(argument, safe=_PLAIN, errors="surrogateescape")
+        for argument in job.worker_arguments
     ]
     return {
         "machineSpec": machine,
@@ -191,17 +191,17 @@ def states(submission: Submission) -> list[State]:
         UserError: it cannot be asked.
     """
     name = submission.job_id
-    found = _call(
+    resource = _call(
         _parts(name)["locations"],
         lambda client: client.get_custom_job(name=name, timeout=_TIMEOUT_SECS),
         allow_missing=True,
     )
-    if found is None:
+    if resource is None:
         return [State(UNKNOWN, f"Vertex AI has forgotten {name}")]
-    state = found.state.name
+    state = resource.state.name
     details = [f"job {_parts(name)['customJobs']}", state]
-    if found.error.message:
-        details.append(" ".join(found.error.message.split())[:_MAX_WORDS])
+    if resource.error.message:
+        details.append(" ".join(resource.error.message.split())[:_MAX_WORDS])
     return [State(_PHASES.get(state, FAILED), ", ".join(details))]
 
 

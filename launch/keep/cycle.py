@@ -100,7 +100,7 @@ class Ending:
 
     Attributes:
         name: of the worker.
-        place: its index among the processes of this start.
+        index: of its process among those of this start.
         code: exit code, negative for a signal; `errors.HUNG` for one that gave
             no sign of life.
         taken_down: whether it was ended because another one had failed, or by
@@ -111,7 +111,7 @@ class Ending:
     """
 
     name: str
-    place: int
+    index: int
     code: int
     taken_down: bool = False
     status: status.Status | None = None
@@ -127,8 +127,8 @@ class Ending:
         elif self.code == errors.HUNG:
             what = f"made no progress and exited with {self.code}"
         elif self.code == errors.RUN_AGAIN:
-            told = self.status.notice if self.status else ""
-            what = f"was told to end by {told or 'a notice'}"
+            notice = self.status.notice if self.status else ""
+            what = f"was told to end by {notice or 'a notice'}"
         else:
             what = f"exited with {self.code}"
         return f"{self.name} {what}"
@@ -154,14 +154,16 @@ class Result:
     @property
     def first_failure(self) -> Ending | None:
         """The worker that took the others with it; None if none failed."""
-        failed = [each for each in self.endings if _is_failure(each)]
-        own = [each for each in failed if each.code != errors.LOST_WORKER]
+        failed = [ending for ending in self.endings if _is_failure(ending)]
+        own = [ending for ending in failed if ending.code != errors.LOST_WORKER]
         return (own or failed or [None])[0]
 
     @property
     def code(self) -> int:
         """One exit code for all, see `errors.combine`."""
-        codes = [each.code for each in self.endings if not each.taken_down]
+        codes = [
+            ending.code for ending in self.endings if not ending.taken_down
+        ]
         # All were ended by a notice that came twice.
         return errors.combine(codes) if codes else errors.RUN_AGAIN
 
@@ -174,8 +176,8 @@ def _is_failure(ending: Ending) -> bool:
 class _Member:
     """A worker of this start, and what is known of it."""
 
-    def __init__(self, place: int, process: worker.Process) -> None:
-        self._place = place
+    def __init__(self, index: int, process: worker.Process) -> None:
+        self._index = index
         self.status_path = process.environment.get(worker.STATUS_FILE, "")
         self.worker = worker.Worker(process)
         self.ending: Ending | None = None
@@ -203,7 +205,7 @@ class _Member:
         by_notice = self.is_told and code == -signal.SIGTERM
         self.ending = Ending(
             name=self.worker.name,
-            place=self._place,
+            index=self._index,
             code=errors.HUNG if self.silent_secs else code,
             taken_down=by_notice or self.is_taken_down,
             status=self.status,
@@ -215,20 +217,20 @@ class _Member:
         if not self.status_path:
             return
         try:
-            found = os.stat(self.status_path)
+            written = os.stat(self.status_path)
         except FileNotFoundError:
             if self._version:
                 # Not the worker: something has tidied up the disk.
                 self.pardon(now)
             return
         # Not the time that it bears: the clock may be set.
-        version = (found.st_mtime_ns, found.st_ino)
+        version = (written.st_mtime_ns, written.st_ino)
         if version != self._version:
             self._version, self._seen_at = version, now
             self.status = status.read(self.status_path) or self.status
-            told = self.status
-            if told and told.step >= 0 and self.restored_step is None:
-                self.restored_step = told.saved_step
+            newest = self.status
+            if newest and newest.step >= 0 and self.restored_step is None:
+                self.restored_step = newest.saved_step
 
     def pardon(self, now: float) -> None:
         """Begins to wait for a sign of life anew."""
@@ -285,8 +287,8 @@ def run(
     """
     cycle = _Cycle(notices, grace_secs, leave_secs)
     try:
-        for place, process in enumerate(processes):
-            cycle.running.append(_Member(place, process))
+        for index, process in enumerate(processes):
+            cycle.running.append(_Member(index, process))
         while cycle.running:
             cycle.look(time.monotonic())
             time.sleep(_POLL_SECS)
@@ -313,18 +315,18 @@ class _Cycle:
 
     def result(self) -> Result:
         """Returns how the workers ended."""
-        told = [each.status for each in self._ended if each.status]
+        statuses = [member.status for member in self._ended if member.status]
         # Only the chief may know of saves that the chief alone makes.
-        found = [
-            each.restored_step
-            for each in self._ended
-            if each.restored_step is not None
+        restored = [
+            member.restored_step
+            for member in self._ended
+            if member.restored_step is not None
         ]
         return Result(
-            tuple(each.ending for each in self._ended if each.ending),
+            tuple(member.ending for member in self._ended if member.ending),
             self._notices.first,
-            max(found, default=None),
-            max([each.saved_step for each in told], default=-1),
+            max(restored, default=None),
+            max([status.saved_step for status in statuses], default=-1),
         )
 
     def look(self, now: float) -> None:

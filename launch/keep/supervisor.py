@@ -125,10 +125,12 @@ class Record:
         if failure is None:
             # Told by somebody else than this process: no failure of its own.
             self._suspect = -1
-            told = [
-                each for each in result.endings if each.code == errors.RUN_AGAIN
+            stopped = [
+                ending
+                for ending in result.endings
+                if ending.code == errors.RUN_AGAIN
             ]
-            cause = _why(told) if told else "all were told to end"
+            cause = _why(stopped) if stopped else "all were told to end"
             return self._again(cause, self._all)
         self._crashes = 0 if has_progress else self._crashes + 1
         cause = failure.describe()
@@ -176,7 +178,7 @@ class Record:
         is_own = failure.code != errors.LOST_WORKER and not is_stuck
         at_fault = -1
         if is_own and not has_progress:
-            at_fault = self.workers[failure.place]
+            at_fault = self.workers[failure.index]
         is_again = at_fault >= 0 and at_fault == self._suspect
         self._suspect = at_fault
         if not is_again:
@@ -210,7 +212,7 @@ class Record:
 
 def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
     """Returns the decision to end, where the results alone make it."""
-    codes = {each.code for each in result.endings}
+    codes = {ending.code for ending in result.endings}
     if codes == {errors.FINISHED}:
         return Decision("", errors.FINISHED)
     if errors.USER_ERROR in codes:
@@ -225,7 +227,9 @@ def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
             )
         return Decision(line, errors.RUN_AGAIN)
     over = [
-        each for each in result.endings if each.status and each.status.is_over
+        ending
+        for ending in result.endings
+        if ending.status and ending.status.is_over
     ]
     if over and (failure is None or failure.code == errors.LOST_WORKER):
         line = f"{_why(over)}; it is not started again here"
@@ -237,14 +241,14 @@ def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
     return None
 
 
-def _why(told: Iterable[cycle.Ending]) -> str:
+def _why(stopped: Iterable[cycle.Ending]) -> str:
     """Describes the first that was told to end, and not by the others."""
 
     def knows_no_more(ending: cycle.Ending) -> bool:
-        found = ending.status
-        return bool(found and found.notice == status.ANOTHERS_NOTICE)
+        last = ending.status
+        return bool(last and last.notice == status.ANOTHERS_NOTICE)
 
-    return min(told, key=knows_no_more).describe()
+    return min(stopped, key=knows_no_more).describe()
 
 
 def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:

@@ -113,12 +113,12 @@ def free_ports(count: int) -> list[int]:
     """Finds ports of the loopback address that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
 
 
 class Worker:
@@ -179,15 +179,15 @@ class Worker:
     def last_error(self) -> str:
         """Returns the last line that looks like an error, else the last."""
         lines = [line for line in list(self._lines) if line.strip()]
-        places = [i for i, line in enumerate(lines) if _ERROR.search(line)]
-        found = lines[places[-1]] if places else lines[-1] if lines else ""
-        if places and found.endswith(":"):
+        indices = [i for i, line in enumerate(lines) if _ERROR.search(line)]
+        error = lines[indices[-1]] if indices else lines[-1] if lines else ""
+        if indices and error.endswith(":"):
             # What it was stands at the end, behind a stack that is indented.
-            rest = lines[places[-1] + 1 :]
-            found += " ".join(
+            rest = lines[indices[-1] + 1 :]
+            error += " ".join(
                 ["", *[x for x in rest if not x[0].isspace()][-1:]]
             )
-        return " ".join(found.split())[:300]
+        return " ".join(error.split())[:300]
 
     def _print_lines(self, stream: BinaryIO) -> None:
         # In pieces, for a line may have no end.

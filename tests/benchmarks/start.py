@@ -89,10 +89,9 @@ def kill(run_dir: pathlib.Path) -> int:
     step = 0
     while not step:
         time.sleep(0.05)
-        manifests = (run_dir / "backup").glob("ckpt-*.json")
-        step = max(
-            (json.loads(m.read_text())["step"] for m in manifests), default=0
-        )
+        saved = (run_dir / "backup").glob("ckpt-*.json")
+        steps = [int(path.stem.removeprefix("ckpt-")) for path in saved]
+        step = max(steps, default=0)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     return step
