@@ -110,8 +110,7 @@ def open_run(
         What the loop works with, and what was restored.
 
     Raises:
-        UserError: the settings fit neither each other, nor the data, nor the
-            machine, nor the run directory.
+        UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
     _check_same_flags(config, workers)
@@ -122,14 +121,13 @@ def open_run(
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
     tiers, recorder, restored = _restore(gan, description, workers, book, stack)
-    replicas = Comparison(workers.strategy, gan.variables)
     run = Run(
         config=config,
         workers=workers,
         source=source,
         gan=gan,
         step=step,
-        replicas=replicas,
+        replicas=Comparison(workers.strategy, gan.variables),
         checkpointer=tiers,
         recorder=recorder,
         progress=_make_progress(config, workers),
