@@ -294,6 +294,7 @@ def _add_keeping(commands: Any) -> None:
     for name, kind, words in (
         ("max_to_keep", int, "the newest so many"),
         ("keep_every_n_steps", int, "multiples of it"),
+        ("keep_doubling_steps", int, "it, and 2, 4, 8, ... times it"),
         ("keep_every_hours", float, "one in so long"),
         ("keep_best", int, "so many, by --best_metric"),
     ):

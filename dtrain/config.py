@@ -372,6 +372,14 @@ class Config:
         minimum=0,
         may_change=True,
     )
+    keep_doubling_steps: int = flags.field(
+        0,
+        SAVING,
+        "Also keeps, for ever, the checkpoints at this step and at 2, 4, 8 and "
+        "so on times as many; 0 keeps none.",
+        minimum=0,
+        may_change=True,
+    )
     keep_every_hours: float = flags.field(
         0.0,
         SAVING,

@@ -13,6 +13,7 @@ from dtrain import errors
 from dtrain.checkpoint import retention
 from dtrain.checkpoint.retention import (
     Best,
+    Doubling,
     EveryHours,
     EverySteps,
     Last,
@@ -49,6 +50,8 @@ RATED = saves(
         (Last(2, of_steps=300), saves(0, 301, 302, 303), {0}),
         (EverySteps(300), HUNDREDS, {300, 600, 900}),
         (EverySteps(7), saves(0, 3, 7), {0, 7}),
+        (Doubling(100), HUNDREDS, {100, 200, 400, 800}),
+        (Doubling(3), saves(0, 3, 6, 7, 9, 12), {3, 6, 12}),
         (EveryHours(4), HUNDREDS, {100, 500, 900}),
         (EveryHours(3.5), HUNDREDS, {100, 500, 900}),
         (EveryHours(0.5), HUNDREDS, set(range(100, 1001, 100))),
@@ -81,6 +84,7 @@ def test_union_with_the_newest() -> None:
         lambda: Last(True),
         lambda: EverySteps(0),
         lambda: EverySteps("5"),
+        lambda: Doubling(0),
         lambda: EveryHours(0),
         lambda: EveryHours(math.nan),
         lambda: EveryHours(math.inf),
@@ -117,6 +121,8 @@ def stays(one: Saved, history: list[Saved], policy: Any) -> bool:
             return len(newer) < num
         case EverySteps(steps):
             return one.step in range(0, one.step + 1, steps)
+        case Doubling(steps):
+            return one.step in {steps * 2**power for power in range(20)}
         case EveryHours(hours):
             # By induction over what is older: no list of what was chosen.
             stayed = (o for o in reversed(older) if stays(o, older, policy))
@@ -151,6 +157,7 @@ NUM_MOMENTS = 45
 POLICIES = st.one_of(
     st.builds(Last, st.integers(1, 8)),
     st.builds(EverySteps, st.integers(1, 12)),
+    st.builds(Doubling, st.integers(1, 12)),
     st.builds(EveryHours, st.integers(1, 16).map(lambda n: n / 4)),
     st.builds(
         Best,

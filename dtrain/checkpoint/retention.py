@@ -82,6 +82,31 @@ class EverySteps:
 
 
 @dataclasses.dataclass(frozen=True)
+class Doubling:
+    """Keeps those at `steps`, twice, four times, eight times as many.
+
+    A long run keeps few, and its early hours, where most happens, are there.
+
+    Attributes:
+        steps: of the first, at least 1.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_whole("Doubling.steps", self.steps, at_least=1)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        return {each.step for each in saved if self._is_one(each.step)}
+
+    def _is_one(self, step: int) -> bool:
+        times, rest = divmod(step, self.steps)
+        # A power of two has one bit.
+        return not rest and times.bit_count() == 1
+
+
+@dataclasses.dataclass(frozen=True)
 class EveryHours:
     """Keeps the first, then each that is `hours` later than the last kept.
 
@@ -213,6 +238,7 @@ def _check_hours(value: float) -> None:
 _BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
     "max_to_keep": lambda flags: Last(flags.max_to_keep),
     "keep_every_n_steps": lambda flags: EverySteps(flags.keep_every_n_steps),
+    "keep_doubling_steps": lambda flags: Doubling(flags.keep_doubling_steps),
     "keep_every_hours": lambda flags: EveryHours(flags.keep_every_hours),
     "keep_best": lambda flags: Best(
         flags.keep_best, flags.best_metric, flags.best_mode
