@@ -581,3 +581,91 @@ def test_nobody_is_asked_who_is_not_there(
     assert sources._gce({}, 0.0) == []
     product.write_text("Google Compute Engine\n")
     assert len(sources._gce({}, 0.0)) == 2
+
+
+# An EC2 spot instance.
+
+
+class SpotMetadata(http.server.ThreadingHTTPServer):
+    """Answers as the metadata server of EC2 does, version 2."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _SpotAnswer)
+        self.action = ""
+        self.token = "first"
+        self.asked = 0
+
+
+class _SpotAnswer(http.server.BaseHTTPRequestHandler):
+    def do_PUT(self) -> None:
+        server = self.server
+        assert isinstance(server, SpotMetadata)
+        is_known = "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        is_token = is_known and self.path == "/latest/api/token"
+        self._answer(200 if is_token else 400, server.token)
+
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, SpotMetadata)
+        server.asked += 1
+        if self.headers["X-aws-ec2-metadata-token"] != server.token:
+            self._answer(401, "")
+        elif self.path != "/latest/meta-data/spot/instance-action":
+            self._answer(404, "")
+        else:
+            self._answer(200 if server.action else 404, server.action)
+
+    def _answer(self, status: int, text: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Says nothing."""
+
+
+def test_the_end_of_a_spot_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.Ec2Spot, "every_secs", 0.05)
+    # Nobody is there, and nobody should be asked.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with SpotMetadata() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        watcher = watcher_lib.Watcher(
+            environment={
+                "NO_GCE_CHECK": "true",
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": url,
+            }
+        )
+        watcher.start()
+        watcher.begin()
+        with contextlib.closing(watcher):
+            wait_for(lambda: server.asked >= 3)
+            # A token that has run out is fetched again.
+            server.token = "second"
+            asked = server.asked
+            wait_for(lambda: server.asked >= asked + 3)
+            assert not watcher.requested
+            server.action = '{"action": "terminate", "time": "2026-01-01"}'
+            wait_for(lambda: watcher.requested)
+            assert watcher.notice == "EC2: spot/instance-action"
+            assert watcher.is_over
+        server.shutdown()
+
+
+def test_a_machine_that_is_no_spot_instance_is_not_asked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor = tmp_path / "sys_vendor"
+    monkeypatch.setattr(sources, "_VENDOR", vendor)
+    assert sources._ec2({}, 0.0) == []
+    vendor.write_text("Somebody\n")
+    assert sources._ec2({}, 0.0) == []
+    vendor.write_text("Amazon EC2\n")
+    assert len(sources._ec2({}, 0.0)) == 1
+    assert sources._ec2({"AWS_EC2_METADATA_DISABLED": "true"}, 0.0) == []
+    # A server that is not there is no notice.
+    assert sources.Ec2Spot("http://127.0.0.1:9").look() is None

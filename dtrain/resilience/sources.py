@@ -10,14 +10,22 @@ from __future__ import annotations
 import abc
 import contextlib
 import http.client
+import math
 import os
 import pathlib
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 _TICK_SECS = 0.5
+
+_VENDOR = pathlib.Path("/sys/class/dmi/id/sys_vendor")
+_EC2_URL = "http://169.254.169.254"
+_EC2_EVERY_SECS = 5.0
+# A word for each request would be refused after a while.
+_EC2_TOKEN_SECS = 21600
 
 _GCE_HOST = "metadata.google.internal"
 _GCE_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
@@ -175,6 +183,64 @@ def _read_gce(host: str, key: str) -> str | None:
         return None
 
 
+class Ec2Spot(Source):
+    """The word that an EC2 spot instance gets two minutes before its end.
+
+    `spot/instance-action` of the instance's metadata, version 2, which wants a
+    token first; there is no such document until there is an action.
+    """
+
+    is_slow = True
+    every_secs = _EC2_EVERY_SECS
+
+    def __init__(self, url: str) -> None:
+        """Asks nothing yet.
+
+        Args:
+            url: of the metadata server, without a path.
+        """
+        self._url = url
+        self._token = ""
+        self._token_secs = -math.inf
+
+    def look(self) -> Notice | None:
+        """Asks the server; see `Source.look`."""
+        now = time.monotonic()
+        if now - self._token_secs > _EC2_TOKEN_SECS / 2:
+            headers = {"X-aws-ec2-metadata-token-ttl-seconds": _EC2_TOKEN_SECS}
+            status, self._token = self._ask("PUT", "api/token", headers)
+            if status != 200:
+                return None
+            self._token_secs = now
+        path = "meta-data/spot/instance-action"
+        headers = {"X-aws-ec2-metadata-token": self._token}
+        status, text = self._ask("GET", path, headers)
+        if status == 401:
+            self._token_secs = -math.inf
+        if status != 200 or not any(
+            action in text for action in ("terminate", "stop", "hibernate")
+        ):
+            return None
+        return Notice("EC2: spot/instance-action", True, True)
+
+    def _ask(
+        self, verb: str, path: str, headers: Mapping[str, object]
+    ) -> tuple[int, str]:
+        parts = urllib.parse.urlsplit(self._url)
+        try:
+            connection = http.client.HTTPConnection(
+                parts.hostname or "", parts.port, timeout=1.0
+            )
+            with contextlib.closing(connection):
+                words = {name: str(value) for name, value in headers.items()}
+                connection.request(verb, f"/latest/{path}", headers=words)
+                response = connection.getresponse()
+                text = response.read(1000).decode(errors="replace")
+                return response.status, text.strip()
+        except (OSError, ValueError, http.client.HTTPException):
+            return 0, ""
+
+
 # Which of them the environment names.
 
 Environment = Mapping[str, str]
@@ -221,11 +287,27 @@ def _gce(environment: Environment, grace_secs: float) -> list[Source]:
     ]
 
 
+def _ec2(environment: Environment, grace_secs: float) -> list[Source]:
+    """Finds the metadata server of an EC2 instance, by the SDK's variables."""
+    del grace_secs
+    if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return []
+    url = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+    if url:
+        return [Ec2Spot(url)]
+    try:
+        vendor = _VENDOR.read_text(errors="replace")
+    except OSError:
+        return []
+    return [Ec2Spot(_EC2_URL)] if "Amazon EC2" in vendor else []
+
+
 # Each is called with the environment and the seconds of grace.
 SOURCES: Sequence[Callable[[Environment, float], list[Source]]] = (
     _launcher,
     _slurm,
     _gce,
+    _ec2,
 )
 
 

@@ -68,8 +68,9 @@ class Checkpointer:
         self._writer = Writer()
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
-        self._saved_step = -1
-        # Of the newest save that is written, on whichever thread.
+        # Of the newest save that the writer was given, so that none is given
+        # twice; `saved_step` is that of the newest which it has written.
+        self._submitted_step = -1
         self.saved_step = -1
         # Whether a checkpoint was to be written and is not, and when it is
         # tried again.
@@ -80,7 +81,7 @@ class Checkpointer:
         """Restores the newest state; see `resuming.restore`."""
         restored = resuming.restore(self._checkpoint, self._tiers, workers)
         if restored.manifest:
-            self._saved_step = self.saved_step = restored.manifest.step
+            self._submitted_step = self.saved_step = restored.manifest.step
         return restored
 
     def roll_back(
@@ -90,12 +91,12 @@ class Checkpointer:
         restored = resuming.roll_back(
             self._checkpoint, self._tiers, workers, step, limits
         )
-        self._saved_step = self.saved_step = restored.step
+        self._submitted_step = self.saved_step = restored.step
         return restored
 
     def due(self, step: int) -> bool:
         """Tells whether the run is to save at `step`; the chief knows."""
-        if not self._tiers.cluster.is_chief or step == self._saved_step:
+        if not self._tiers.cluster.is_chief or step == self._submitted_step:
             return False
         return self._checkpoint_due(step) or self._backup_due(step)
 
@@ -154,7 +155,7 @@ class Checkpointer:
         with files.storage_errors(directory.path):
             if is_chief and step not in directory.steps():
                 self._submit(step, facts or Facts(), is_checkpoint=True)
-            elif not is_chief and self._saved_step != step:
+            elif not is_chief and self._submitted_step != step:
                 self._submit(step, facts or Facts(), is_checkpoint=False)
         self._mark(step, is_chief)
 
@@ -168,7 +169,7 @@ class Checkpointer:
             self._writer.drain()
 
     def _mark(self, step: int, is_checkpoint: bool) -> None:
-        self._saved_step = step
+        self._submitted_step = step
         # A checkpoint serves as a backup too.
         self._backup_secs = self._clock()
         if is_checkpoint:
@@ -229,7 +230,7 @@ class Checkpointer:
                 self._writer.raise_if_failed()
         except StorageError as error:
             # What was thought to be saved may have to be saved again.
-            self._saved_step = -1
+            self._submitted_step = -1
             if self._owes_checkpoint:
                 self._retry_secs = self._clock() + _RETRY_SECS
             return str(error)

@@ -138,8 +138,9 @@ def check(
         A line if the directory is damaged, and not beyond repair.
 
     Raises:
-        UserError: the directory belongs to another run, holds one although
-            `resume` is never, or holds none although it is must.
+        UserError: the directory belongs to another run or to nobody's, or
+            holds no run although `resume` is must. That it is never is looked
+            at where the states are, in `resuming`.
         StorageError: it cannot be read.
     """
     config = description.config

@@ -313,7 +313,7 @@ def _check_restored(
     """Checks that what was restored is of this run, and not of its future.
 
     Raises:
-        UserError: it is not so.
+        UserError: it is another run's, or beyond `num_steps`.
     """
     if restored.manifest is None:
         return

@@ -26,7 +26,8 @@ class Restored(NamedTuple):
     Attributes:
         prefix: of the checkpoint; empty for a run that starts.
         manifest: of the checkpoint; None for a run that starts.
-        notes: a line for each state that does not verify.
+        notes: a line for each state that does not verify, and for a list of
+            pins that does not.
     """
 
     prefix: str
@@ -175,13 +176,13 @@ def _search(tiers: Tiers) -> going_on.Search:
             tiers.clean()
         seen = going_on.search(there, config.verify)
         recorded = places.recorded(config.run_dir)
-    notes = [*seen.notes, *_pin_notes(tiers)]
+    pin_notes = _pin_notes(tiers)
     if recorded is None or seen.holds_something:
-        return seen._replace(notes=notes)
+        return seen._replace(notes=[*seen.notes, *pin_notes])
     where = ", ".join(recorded) or "a directory that cannot be told"
-    notes.append(
-        f"{config.run_dir} was saved to {where}, and nothing of it is there"
-    )
+    gone = f"{config.run_dir} was saved to {where}, and nothing of it is there"
+    # The first of them is what the user is told.
+    notes = [*seen.notes, gone, *pin_notes]
     return going_on.Search(None, notes, holds_something=True)
 
 
@@ -209,10 +210,10 @@ def _pin_notes(tiers: Tiers) -> list[str]:
 
 
 def _check_resume(config: Config, found: going_on.Found | None) -> None:
-    """Compares what was found with what was asked for.
+    """Compares what was found with what `--resume` asked for.
 
     Raises:
-        UserError: it is not so.
+        UserError: there is a state and there must be none, or the reverse.
     """
     resume, run_dir = config.resume, config.run_dir
     if found is None and resume == "must":
