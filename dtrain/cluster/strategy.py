@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from dtrain.cluster.environment import Cluster
-from dtrain.config import Config
+from dtrain.config import Config, DeviceSettings
 from dtrain.errors import UserError
 
 
@@ -64,7 +64,7 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _devices(config: Config) -> list[str]:
+def _devices(config: DeviceSettings) -> list[str]:
     """Chooses this worker's devices and hides the others.
 
     Raises:

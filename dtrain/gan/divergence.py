@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dtrain.config import Config
+from dtrain.config import DivergenceSettings
 
 FINE = 0
 NOT_FINITE = 1
@@ -58,7 +58,7 @@ _MOST_TIMES = 3
 
 
 def healthy_below(
-    verdict: int, step: int, counts: Counts, config: Config
+    verdict: int, step: int, counts: Counts, config: DivergenceSettings
 ) -> list[int]:
     """Says which states a run may go back to.
 
@@ -81,7 +81,7 @@ def healthy_below(
     return limits
 
 
-def describe(verdict: int, config: Config) -> str:
+def describe(verdict: int, config: DivergenceSettings) -> str:
     """Says in words what was found.
 
     Args:
@@ -107,7 +107,9 @@ class Divergence:
             variable, for whoever reads a checkpoint without dtrain.
     """
 
-    def __init__(self, config: Config, num_networks: int = 2) -> None:
+    def __init__(
+        self, config: DivergenceSettings, num_networks: int = 2
+    ) -> None:
         """Makes the variable.
 
         Args:

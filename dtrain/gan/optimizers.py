@@ -13,10 +13,12 @@ import math
 import keras
 import tensorflow as tf
 
-from dtrain.config import Config
+from dtrain.config import Config, OptimizerSettings
 
 
-def make(learning_rate: float, config: Config, name: str) -> keras.Optimizer:
+def make(
+    learning_rate: float, config: OptimizerSettings, name: str
+) -> keras.Optimizer:
     """Makes the Adam optimizer of one network.
 
     Kingma and Ba, 2015, "Adam: A Method for Stochastic Optimization".

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dtrain.config import Config
+from dtrain.config import Config, ModelSettings
 from dtrain.gan import losses
 
 GENERATOR = "generator"
@@ -114,7 +114,9 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
     )
 
 
-def generate(config: Config, networks: Networks, example: Example) -> tf.Tensor:
+def generate(
+    config: ModelSettings, networks: Networks, example: Example
+) -> tf.Tensor:
     """Generates one image for each example, as in training.
 
     Args:
@@ -132,7 +134,7 @@ def generate(config: Config, networks: Networks, example: Example) -> tf.Tensor:
 
 
 def make_critic(
-    config: Config, networks: Networks, example: Example
+    config: ModelSettings, networks: Networks, example: Example
 ) -> losses.Critic:
     """Makes the discriminator a function of images alone.
 

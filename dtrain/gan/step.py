@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from dtrain.cluster import strategy as strategy_lib
-from dtrain.config import Config
+from dtrain.config import DeviceSettings
 from dtrain.data import pipeline
 from dtrain.errors import UserError
 from dtrain.gan import divergence
@@ -205,7 +205,7 @@ def _draws(updates: Sequence[Update], num_draws: int) -> list[int]:
 
 
 def _jit_compile(
-    config: Config, strategy: tf.distribute.Strategy, networks: Networks
+    config: DeviceSettings, strategy: tf.distribute.Strategy, networks: Networks
 ) -> bool:
     """Decides whether XLA compiles the gradients.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from dtrain.config import Config
+from dtrain.config import Config, ModelSettings
 from dtrain.errors import UserError
 from dtrain.models import batch_norm
 
@@ -124,7 +124,7 @@ def _activate(features: keras.KerasTensor, name: str) -> keras.KerasTensor:
 
 
 def _make_generator(
-    config: Config,
+    config: ModelSettings,
     image_shape: tuple[int, int, int],
     channels: list[int],
     num_classes: int,

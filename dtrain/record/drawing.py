@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from dtrain.config import Config
+from dtrain.config import Config, ModelSettings
 from dtrain.record import images
 
 # Rows and columns of the grid that a run writes as it goes; a conditional
@@ -18,7 +18,7 @@ from dtrain.record import images
 GRID_SIZE = 8
 
 
-def latents(config: Config, seed: int, num_images: int) -> tf.Tensor:
+def latents(config: ModelSettings, seed: int, num_images: int) -> tf.Tensor:
     """Draws latents for pictures: the first are the same for any number.
 
     Args:
@@ -83,7 +83,7 @@ def fixed_grid(
 
 
 def class_rows(
-    config: Config, num_classes: int, num_images: int
+    config: ModelSettings, num_classes: int, num_images: int
 ) -> npt.NDArray[np.int32] | None:
     """Labels images so that each row of a grid shows one class.
 
@@ -96,7 +96,7 @@ def class_rows(
 
 
 def class_columns(
-    config: Config, num_classes: int, num_images: int
+    config: ModelSettings, num_classes: int, num_images: int
 ) -> npt.NDArray[np.int32] | None:
     """Labels images in turn, so that every class is there as often.
 
@@ -108,7 +108,7 @@ def class_columns(
     return (np.arange(num_images) % num_classes).astype(np.int32)
 
 
-def num_columns(config: Config, num_classes: int) -> int:
+def num_columns(config: ModelSettings, num_classes: int) -> int:
     """Chooses the width of a grid of `class_columns`.
 
     Returns:
@@ -122,7 +122,7 @@ def num_columns(config: Config, num_classes: int) -> int:
 
 
 def interpolation(
-    generator: keras.Model, config: Config, num_classes: int, seed: int
+    generator: keras.Model, config: ModelSettings, num_classes: int, seed: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draws an animation without end: 16 images that walk through the latents.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-from dtrain.config import Config
+from dtrain.config import Config, RunSettings
 from dtrain.record import drawing, images
 from dtrain.record.metrics import Recorder
 from dtrain.record.periodic import Periodic
@@ -18,7 +18,7 @@ from dtrain.storage import files
 _DRAWING_SECS = 15.0
 
 
-def grid_path(config: Config, step: int) -> str:
+def grid_path(config: RunSettings, step: int) -> str:
     """Returns where the grid of a step is written."""
     return os.path.join(config.run_dir, "samples", f"step-{step:06}.png")
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from dtrain.bundle import restore, tensors
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import opening, writing
-from dtrain.config import Config
+from dtrain.config import RunSettings
 from dtrain.errors import UserError
 from dtrain.storage import files
 
@@ -66,7 +66,7 @@ class Taken(NamedTuple):
             files.write(f"{run_dir}/init_from.json", text.encode())
 
 
-def take(checkpoint: tf.train.Checkpoint, config: Config) -> Taken:
+def take(checkpoint: tf.train.Checkpoint, config: RunSettings) -> Taken:
     """Takes weights as `--init_from` says. Every worker calls this.
 
     The moving average of a source that has none is its generator.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
-from dtrain.config import Config
+from dtrain.config import Config, RunSettings
 from dtrain.data import sources
 from dtrain.errors import LOST_WORKER, UserError, code_of
 from dtrain.gan.replicas import Comparison
@@ -142,7 +142,7 @@ def open_run(
     return run, restored._replace(notes=notes)
 
 
-def _make_progress(config: Config, workers: Workers) -> Progress:
+def _make_progress(config: RunSettings, workers: Workers) -> Progress:
     return Progress(
         config.num_steps, config.batch_size, is_chief=workers.is_chief
     )
@@ -229,7 +229,7 @@ def _claim(
 
 @contextlib.contextmanager
 def _open_ledger(
-    config: Config, workers: Workers, watcher: Watcher
+    config: RunSettings, workers: Workers, watcher: Watcher
 ) -> Iterator[ledger.Ledger]:
     """Keeps the ledger of this attempt; an error that leaves ends it."""
     book = ledger.Ledger(

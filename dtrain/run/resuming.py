@@ -13,7 +13,7 @@ from dtrain.checkpoint import exchange, going_on, pins
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
-from dtrain.config import Config
+from dtrain.config import Config, ModelSettings, RunSettings
 from dtrain.errors import UserError
 from dtrain.run import places
 from dtrain.run.tiers import Tiers, readable_places
@@ -148,7 +148,9 @@ def restore_step(
 
 
 def _restore(
-    checkpoint: tf.train.Checkpoint, found: going_on.Found, config: Config
+    checkpoint: tf.train.Checkpoint,
+    found: going_on.Found,
+    config: ModelSettings,
 ) -> None:
     """Restores what verifies; see `going_on.restore`."""
     going_on.restore(
@@ -209,7 +211,7 @@ def _pin_notes(tiers: Tiers) -> list[str]:
     return []
 
 
-def _check_resume(config: Config, found: going_on.Found | None) -> None:
+def _check_resume(config: RunSettings, found: going_on.Found | None) -> None:
     """Compares what was found with what `--resume` asked for.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dtrain.config import Config
+from dtrain.config import Config, DataSettings
 from dtrain.data import digits
 from dtrain.data.sources import arrays, folder, idx, memory, npz
 from dtrain.data.sources.source import Source
@@ -60,7 +60,7 @@ def open_source(
     return memory.load(origin, report)
 
 
-def _is_embedded(config: Config) -> bool:
+def _is_embedded(config: DataSettings) -> bool:
     """Tells whether the whole of the embedded set is wanted, in memory.
 
     Of a part of it, TFDS knows which images are in it; and where a directory
@@ -74,7 +74,7 @@ def _is_embedded(config: Config) -> bool:
     )
 
 
-def _open_embedded(config: Config, report: memory.Report) -> Source:
+def _open_embedded(config: DataSettings, report: memory.Report) -> Source:
     images, labels = digits.read()
     origin = arrays.ArraySource(
         "digits", images, labels, config.image_size, config.channels

@@ -12,7 +12,7 @@ import os
 
 import tensorflow as tf
 
-from dtrain.config import Config
+from dtrain.config import DataSettings
 from dtrain.data.sources import conversion, source
 from dtrain.data.sources.source import EncodedSource, Images
 from dtrain.errors import UserError
@@ -30,7 +30,7 @@ class FolderSource(EncodedSource):
     """Image files, decoded when they are read."""
 
     def __init__(
-        self, paths: list[str], labels: list[int] | None, config: Config
+        self, paths: list[str], labels: list[int] | None, config: DataSettings
     ) -> None:
         """Decodes the first image, to learn its shape or raise UserError.
 
@@ -122,7 +122,7 @@ class FolderSource(EncodedSource):
         return height, width, channels
 
 
-def open_folder(path: str, config: Config) -> FolderSource:
+def open_folder(path: str, config: DataSettings) -> FolderSource:
     """Opens a folder of images.
 
     Args:
@@ -141,7 +141,7 @@ def open_folder(path: str, config: Config) -> FolderSource:
         return _open(path.rstrip("/") or path, config)
 
 
-def _open(path: str, config: Config) -> FolderSource:
+def _open(path: str, config: DataSettings) -> FolderSource:
     if not files.is_directory(path):
         raise UserError(
             f"dataset ({config.dataset}) must name a folder; {path} is not one"

@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from dtrain.config import Config
+from dtrain.config import DataSettings
 from dtrain.data.sources import arrays, source
 from dtrain.errors import UserError
 from dtrain.storage import access, files
@@ -23,7 +23,7 @@ _PREFIXES = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
 
 
-def open_idx(directory: str, config: Config) -> arrays.ArraySource:
+def open_idx(directory: str, config: DataSettings) -> arrays.ArraySource:
     """Opens a directory of IDX files.
 
     Args:
@@ -41,7 +41,7 @@ def open_idx(directory: str, config: Config) -> arrays.ArraySource:
         return _open(directory, config)
 
 
-def _open(directory: str, config: Config) -> arrays.ArraySource:
+def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
     prefix = _PREFIXES.get(config.split)
     if prefix is None:
         raise UserError(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dtrain.config import Config
+from dtrain.config import DataSettings
 from dtrain.data.sources import arrays, source
 from dtrain.errors import UserError
 from dtrain.storage import access, files
@@ -36,7 +36,7 @@ _MALFORMED = (
 _MAX_CLASSES = 100_000
 
 
-def open_npz(path: str, config: Config) -> arrays.ArraySource:
+def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
     """Opens an npz file.
 
     Args:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import constants
 
-from dtrain.config import Config
+from dtrain.config import DataSettings
 from dtrain.data.digits import builder as digits_builder
 from dtrain.data.sources import source
 from dtrain.errors import UserError
@@ -33,7 +33,7 @@ _OFFLINE = (
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def prepared_builder(config: Config, name: str) -> Any:
+def prepared_builder(config: DataSettings, name: str) -> Any:
     """Returns the builder of a data set that is prepared on disk.
 
     The embedded digits are prepared if they are not, another set only with
@@ -74,7 +74,7 @@ def prepared_builder(config: Config, name: str) -> Any:
         ) from error
 
 
-def _make_builder(config: Config, name: str, data_dir: str | None) -> Any:
+def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
     try:
         with _silence():
             return tfds.builder(name, data_dir=data_dir)
@@ -112,7 +112,7 @@ def _configs(name: str) -> str:
     return f"; its configurations are {', '.join(known[:10])}{more}"
 
 
-def _prepared_digits(config: Config, builder: Any) -> Any:
+def _prepared_digits(config: DataSettings, builder: Any) -> Any:
     try:
         with _silence():
             return _prepare(config, builder)
@@ -130,7 +130,7 @@ def _prepared_digits(config: Config, builder: Any) -> Any:
         return _prepare(config, builder)
 
 
-def _prepare(config: Config, builder: Any) -> Any:
+def _prepare(config: DataSettings, builder: Any) -> Any:
     """Prepares a set as ArrayRecord unless another process has just done so.
 
     TFDS writes into a directory of its own and renames it at the end, so that
@@ -183,7 +183,7 @@ def _silence() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _check_can_fetch(config: Config, builder: Any) -> None:
+def _check_can_fetch(config: DataSettings, builder: Any) -> None:
     # Without a network TFDS tries again for minutes; better to say so first.
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not config.manual_dir:

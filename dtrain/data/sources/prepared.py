@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dtrain.config import Config
+from dtrain.config import DataSettings
 from dtrain.data.sources import (
     conversion,
     memory,
@@ -34,7 +34,9 @@ _BATCH = 256
 class PreparedSource(EncodedSource):
     """Images of a TFDS data set that is prepared on disk."""
 
-    def __init__(self, config: Config, builder: Any, records: Any) -> None:
+    def __init__(
+        self, config: DataSettings, builder: Any, records: Any
+    ) -> None:
         """Learns the features and the shape, or raises UserError.
 
         Args:
@@ -154,7 +156,7 @@ class PreparedSource(EncodedSource):
         )
 
 
-def open_prepared(config: Config, report: memory.Report) -> Source:
+def open_prepared(config: DataSettings, report: memory.Report) -> Source:
     """Opens a data set of TFDS, preparing it first where that is allowed.
 
     Args:
@@ -202,7 +204,7 @@ def _tfds_name(dataset: str) -> str:
     return f"{name}/{rest}"
 
 
-def _check_split(config: Config, builder: Any) -> None:
+def _check_split(config: DataSettings, builder: Any) -> None:
     try:
         num_images = builder.info.splits[config.split].num_examples
     except (KeyError, ValueError, AssertionError) as error:
@@ -217,13 +219,13 @@ def _check_split(config: Config, builder: Any) -> None:
         )
 
 
-def _num_images(config: Config, builder: Any, records: Any) -> int:
+def _num_images(config: DataSettings, builder: Any, records: Any) -> int:
     if records is not None:
         return len(records)
     return builder.info.splits[config.split].num_examples
 
 
-def _choose(config: Config, features: Any) -> tuple[str, str | None]:
+def _choose(config: DataSettings, features: Any) -> tuple[str, str | None]:
     # By exact type, for some that are no pictures inherit from Image.
     images = [
         name for name in features if type(features[name]) is tfds.features.Image

@@ -1,0 +1,216 @@
+"""What a run is told: one frozen dataclass, one field per flag.
+
+A field of `Config` is the absl flag of the same name, its default, its help
+text and the rule its value must keep. The mains define the flags, parse them
+and hand a validated `Config` on; nothing else in the package reads a flag.
+
+    parsed = config.parse(sys.argv)         # in a main
+    saved = config.from_dict(json_values)   # of run_dir/config.json
+    saved.differences(parsed)               # {"seed": (1, 2)}
+
+The fields stand in sections, a class each. What needs one of them alone says
+so by its type, as `optimizers.make` does, and may be given any `Config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dtrain import flags
+from dtrain.config.keeping import (
+    DIVERGENCE,
+    SAVING,
+    DivergenceSettings,
+    SavingSettings,
+)
+from dtrain.config.learning import (
+    DATA,
+    MODEL,
+    OBJECTIVE,
+    OPTIMIZERS,
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+)
+from dtrain.config.running import (
+    DEVICES,
+    RUN,
+    DeviceSettings,
+    RunSettings,
+)
+from dtrain.errors import UserError
+
+GROUPS = (
+    RUN,
+    DEVICES,
+    DATA,
+    MODEL,
+    OBJECTIVE,
+    OPTIMIZERS,
+    SAVING,
+    DIVERGENCE,
+)
+
+
+# As many replicas can share a batch, to the bit.
+_ORDERED_MICRO_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(
+    # A dataclass takes the fields of its last base first.
+    DivergenceSettings,
+    SavingSettings,
+    OptimizerSettings,
+    ObjectiveSettings,
+    ModelSettings,
+    DataSettings,
+    DeviceSettings,
+    RunSettings,
+):
+    """Everything that a run is a function of, in sections.
+
+    Two runs of equal `Config` on the same number of replicas end with equal
+    bits, however often either was killed.
+    """
+
+    def __post_init__(self) -> None:
+        for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+            # To an object store a/b//c is another name than a/b/c.
+            path = getattr(self, name)
+            object.__setattr__(self, name, path.rstrip("/") or path[:1])
+        if self.reduction == "ordered" and not self.micro_batches:
+            object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
+        flags.check(self)
+        _check_together(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, as they are written to config.json."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
+        """Returns the fields that a resumed run may not change.
+
+        Args:
+            other: what the run is told now; `self` is what it was told.
+
+        Returns:
+            Name of each such field that differs, with the value in `self` and
+            in `other`.
+        """
+        fixed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if not field.metadata.get("may_change")
+        ]
+        if self.learning_rate_schedule != "constant":
+            fixed.append("num_steps")
+        if self.reduction == "ordered":
+            fixed.append("micro_batches")
+        return {
+            name: (getattr(self, name), getattr(other, name))
+            for name in fixed
+            if getattr(self, name) != getattr(other, name)
+        }
+
+
+def _check_together(config: Config) -> None:
+    """Checks the rules between fields that need no data and no device.
+
+    Raises:
+        UserError: two settings contradict each other.
+    """
+    if not config.run_dir:
+        raise UserError("run_dir is empty; name a directory for the run")
+    if config.checkpoint_dir and os.path.abspath(
+        config.checkpoint_dir
+    ) == os.path.abspath(config.run_dir):
+        raise UserError(
+            f"checkpoint_dir ({config.checkpoint_dir}) must not be the run_dir "
+            "itself; leave it out, or name another directory"
+        )
+    if not config.dataset:
+        raise UserError("dataset is empty; try --dataset=digits")
+    if config.channels == 2:
+        raise UserError("channels (2) must be 1 (grey), 3 (RGB) or 0 (as is)")
+    if config.micro_batches and config.batch_size % config.micro_batches:
+        raise UserError(
+            f"batch_size ({config.batch_size}) must be a multiple of "
+            f"micro_batches ({config.micro_batches})"
+        )
+    if config.warmup_steps >= config.num_steps:
+        raise UserError(
+            f"warmup_steps ({config.warmup_steps}) must be below num_steps "
+            f"({config.num_steps})"
+        )
+    if config.model != "dcgan" and config.model.count(":") != 1:
+        raise UserError(
+            f"model ({config.model}) must be dcgan or package.module:make"
+        )
+    if config.batch_norm and config.model != "dcgan":
+        raise UserError(
+            "batch_norm is an option of --model=dcgan; build it into "
+            f"{config.model} instead"
+        )
+    if config.loss != "wgan_gp" and config.gradient_penalty != 10.0:
+        raise UserError(
+            f"gradient_penalty ({config.gradient_penalty}) is an option of "
+            f"--loss=wgan_gp; with --loss={config.loss} use r1_gamma or "
+            "r2_gamma"
+        )
+    if config.strategy in ("default", "one_device") and config.num_devices > 1:
+        raise UserError(
+            f"num_devices ({config.num_devices}) needs --strategy=mirrored; "
+            f"{config.strategy} uses one"
+        )
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Makes a `Config` of a mapping, such as the one in config.json.
+
+    Args:
+        values: fields by name; a field that is missing takes its default.
+
+    Returns:
+        The validated `Config`.
+
+    Raises:
+        UserError: a name is not a field's, or a value is of another type or
+            breaks its rule.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(
+                f"{name} is not a setting of this version of dtrain"
+            )
+        wanted = type(fields[name].default)
+        exact = type(value) is wanted
+        if not exact and not (wanted is float and type(value) is int):
+            raise UserError(
+                f"{name} ({value!r}) must be of type {wanted.__name__}"
+            )
+    return Config(**values)
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Parses a command line into a `Config`.
+
+    Args:
+        argv: the command line, the program's name first.
+
+    Returns:
+        The validated `Config`.
+
+    Raises:
+        UserError: a flag is unknown, malformed, out of its range or
+            contradicts another; or something that is no flag is left over.
+    """
+    values = flags.parse(Config, argv)
+    # No shell does it behind an equals sign.
+    values["run_dir"] = os.path.expanduser(values["run_dir"])
+    return Config(**values)
