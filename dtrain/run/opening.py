@@ -27,6 +27,7 @@ from dtrain.record import ledger, metrics
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
 from dtrain.record.samples import Samples
+from dtrain.record.spread import SampleSpread
 from dtrain.resilience import stop_file
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
@@ -163,6 +164,12 @@ def _make_periodic(
             gan.ema_generator,
             recorder,
             lambda: watcher.secs_left,
+            is_chief=workers.is_chief,
+        ),
+        SampleSpread(
+            gan.config,
+            source.num_classes,
+            gan.ema_generator,
             is_chief=workers.is_chief,
         ),
     )

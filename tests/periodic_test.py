@@ -1,0 +1,76 @@
+"""What a run does every N steps, and what becomes of its figures."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from dtrain import errors
+from dtrain.config import Config
+from dtrain.record.spread import SampleSpread
+from tests import runs
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "due"),
+    [(0, {10}), (3, {3, 6, 9, 10}), (5, {5, 10}), (20, {10})],
+)
+def test_when_it_is_due(every_steps: int, due: set[int]) -> None:
+    spread = SampleSpread(
+        Config(sample_every_steps=every_steps), 0, keras.Model(), is_chief=False
+    )
+    assert {step for step in range(1, 11) if spread.is_due(step, 10)} == due
+    assert spread.run(10) == {}, "the chief measures"
+
+
+def constant_or_not(scale: float) -> keras.Model:
+    """A generator whose pixels are its latents, times a number."""
+    latents = keras.Input((4,))
+    pixels = keras.layers.Rescaling(scale)(latents)
+    return keras.Model(latents, keras.layers.Reshape((2, 2, 1))(pixels))
+
+
+def test_spread_of_one_picture_is_none() -> None:
+    config = Config(latent_size=4)
+
+    def measured(scale: float) -> float:
+        spread = SampleSpread(config, 0, constant_or_not(scale), is_chief=True)
+        return spread.run(1)["sample_spread"]
+
+    assert measured(0.0) == 0.0
+    # Standard normal latents, of which few are cut at 1.
+    assert measured(0.25) == pytest.approx(0.25, rel=0.1)
+
+
+def test_figures_stand_in_their_line_and_choose_the_best(
+    tmp_path: pathlib.Path,
+) -> None:
+    code, output = runs.run(
+        "dtrain.main",
+        *runs.SMALL,
+        "--num_steps=8",
+        "--sample_every_steps=2",
+        "--checkpoint_every_steps=2",
+        "--max_to_keep=1",
+        "--max_rollbacks=0",
+        "--keep_best=1",
+        "--best_metric=sample_spread",
+        "--best_mode=max",
+        f"--run_dir={tmp_path}",
+    )
+    assert code == errors.FINISHED, output
+    lines = runs.metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    spreads = {
+        line["step"]: line["sample_spread"]
+        for line in lines
+        if "sample_spread" in line
+    }
+    assert set(spreads) == {2, 4, 6, 8}
+    assert np.isfinite(list(spreads.values())).all()
+    best = max(spreads, key=lambda step: spreads[step])
+    kept = {path.stem for path in tmp_path.glob("checkpoints/ckpt-*.index")}
+    assert kept == {f"ckpt-{best}", "ckpt-8"}
