@@ -28,7 +28,6 @@ import tensorflow as tf
 
 from dtrain.checkpoint import going_on, pins, retention
 from dtrain.checkpoint import manager as checkpoint_lib
-from dtrain.checkpoint.background import Writer
 from dtrain.checkpoint.directory import INDEX, MANIFEST, CheckpointDirectory
 from dtrain.cluster.environment import ALONE
 from dtrain.config import Config
@@ -402,9 +401,8 @@ def save_until_killed(root: str, sender: connection.Connection) -> None:
     The variables change while they are written.
     """
     state = make_state()
-    writer = Writer()
     manager = checkpoint_lib.CheckpointManager(
-        state, root, (retention.Last(2),), writer=writer
+        state, root, (retention.Last(2),)
     )
     manager.directory.clean()
     place = going_on.Place(manager.directory, is_mine=True)
@@ -421,7 +419,8 @@ def save_until_killed(root: str, sender: connection.Connection) -> None:
         assign(state, step)
         manager.save(step)
         assign(state, 0, version=step)
-        writer.drain()
+        # Waits until it is written.
+        manager.steps()
         sender.send_bytes(b"%d" % step)
 
 
