@@ -16,13 +16,18 @@ from tests import runs
 
 @pytest.mark.parametrize(
     ("every_steps", "due"),
-    [(0, {10}), (3, {3, 6, 9, 10}), (5, {5, 10}), (20, {10})],
+    [(0, set()), (3, {3, 6, 9}), (5, {5, 10}), (20, set())],
 )
-def test_when_it_is_due(every_steps: int, due: set[int]) -> None:
+def test_when_it_is_due(
+    every_steps: int, due: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spread = SampleSpread(
         Config(sample_every_steps=every_steps), 0, keras.Model(), is_chief=False
     )
-    assert {step for step in range(1, 11) if spread.is_due(step, 10)} == due
+    steps = range(1, 11)
+    assert {step for step in steps if spread.is_due(step, 10)} == due
+    monkeypatch.setattr(SampleSpread, "at_end", True)
+    assert {step for step in steps if spread.is_due(step, 10)} == due | {10}
     assert spread.run(10) == {}, "the chief measures"
 
 

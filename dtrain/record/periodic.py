@@ -13,13 +13,16 @@ from collections.abc import Mapping
 
 
 class Periodic(abc.ABC):
-    """Something that a run does every N steps, and at its end.
+    """Something that a run does every N steps.
 
     Attributes:
-        every_steps: steps between two times; 0 is at the end alone.
+        every_steps: steps between two times; 0 is never.
+        at_end: whether it is done after the last step, too. A figure is not:
+            a run that is made longer later would have another line there.
         spends: the kind of time that the ledger counts it as.
     """
 
+    at_end = False
     spends = "draw"
 
     def __init__(self, every_steps: int) -> None:
@@ -48,6 +51,6 @@ class Periodic(abc.ABC):
             step: the steps that are done.
             num_steps: of the whole run.
         """
-        if step >= num_steps:
+        if self.at_end and step >= num_steps:
             return True
         return self.every_steps > 0 and step % self.every_steps == 0

@@ -26,6 +26,8 @@ def grid_path(config: RunSettings, step: int) -> str:
 class Samples(Periodic):
     """Draws the grid; the chief alone does, if it has the time."""
 
+    at_end = True
+
     def __init__(
         self,
         config: Config,
