@@ -140,6 +140,14 @@ def test_digest(prefix: str, tool: Tool) -> None:
     assert (len(total), shown) == (64, prefix)
 
 
+def test_a_manifest_has_the_digest(
+    prefix: str, tool: Tool, tmp_path: pathlib.Path
+) -> None:
+    tool("edit", prefix, f"--output={tmp_path}/ckpt-7")
+    total = tool("digest", prefix).split()[0]
+    assert CheckpointDirectory(str(tmp_path)).manifest(7).digest == total
+
+
 # Changing.
 
 

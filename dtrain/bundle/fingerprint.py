@@ -1,15 +1,21 @@
-"""What a tensor was when it was written: dtype, shape and checksum."""
+"""What tensors were when they were written: dtype, shape and checksum."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+# The graph of the objects in a checkpoint, beside their values.
+GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# What TensorFlow puts behind the name of a variable.
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,47 @@ class Fingerprint:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+
+class State:
+    """What all tensors of a checkpoint were, and one digest over them.
+
+    Attributes:
+        tensors: the fingerprint of each, by its key in the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        """Begins with no tensor."""
+        self.tensors: dict[str, Fingerprint] = {}
+        self._digest = hashlib.sha256()
+
+    def add(self, key: str, value: np.ndarray) -> None:
+        """Takes in one tensor; the digest is of the order of these calls.
+
+        Args:
+            key: in the checkpoint; the tensors come sorted by it.
+            value: numbers of any dtype, or strings (dtype object).
+        """
+        array = np.asarray(value)
+        self.tensors[key] = of(array)
+        # The graph has the order in which a program made its objects.
+        if key == GRAPH_KEY:
+            return
+        name, parts = key.removesuffix(VALUE), list(_bytes(array))
+        size = sum(map(len, parts))
+        head = f"{len(name)}:{name}:{array.dtype.name}:{array.shape}:{size}:"
+        self._digest.update(head.encode())
+        for part in parts:
+            self._digest.update(part)
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over all variables, as `checkpoint_tool digest` prints.
+
+        Two states have the same one if and only if their variables have the
+        same names, dtypes, shapes and bytes.
+        """
+        return self._digest.hexdigest()
 
 
 def values_of(tensor: tf.Tensor) -> np.ndarray:
@@ -61,12 +108,17 @@ def checksum(array: np.ndarray) -> str:
         64 hexadecimal digits.
     """
     total = hashlib.sha256()
+    for part in _bytes(array):
+        total.update(part)
+    return total.hexdigest()
+
+
+def _bytes(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Yields the bytes in their order; those of a string after its length."""
     if array.dtype == np.object_:
         for text in array.flat:
-            total.update(b"%d:" % len(text))
-            total.update(text)
+            yield b"%d:%b" % (len(text), text)
     else:
         # A view of the bytes: a copy would double the memory of a save.
         plain = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        total.update(memoryview(plain))  # type: ignore[arg-type]
-    return total.hexdigest()
+        yield memoryview(plain)  # type: ignore[arg-type]

@@ -13,10 +13,8 @@ import tensorflow as tf
 from tensorflow.python.checkpoint import graph_view, save_util
 from tensorflow.python.eager import context, execute
 
+from dtrain.bundle import fingerprint
 from dtrain.errors import UserError
-
-# How the key of a variable ends in a checkpoint.
-VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class Read(NamedTuple):
@@ -115,7 +113,7 @@ def _on_this_worker(key: str, owner: Any) -> tf.Variable:
     if isinstance(variable, tf.distribute.DistributedValues):
         variable = variable.values[0]  # type: ignore[attr-defined]
     if not isinstance(variable, tf.Variable):
-        name = key.removesuffix(VALUE)
+        name = key.removesuffix(fingerprint.VALUE)
         raise UserError(
             f"{name}: a {type(owner).__name__} is no variable and cannot be "
             "saved while training goes on; leave it out of the checkpoint"

@@ -11,11 +11,10 @@ from google.protobuf.message import DecodeError
 
 from dtrain.bundle import fingerprint, index
 from dtrain.bundle import tensors as tensors_lib
+from dtrain.bundle.fingerprint import GRAPH_KEY
 from dtrain.bundle.tree import Graph, Tensor, Tree
 from dtrain.errors import UserError
 from dtrain.storage import files
-
-GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def read(prefix: str) -> Tree:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
+from dtrain.bundle import fingerprint
+from dtrain.bundle.fingerprint import GRAPH_KEY, VALUE
 from dtrain.errors import UserError
 from dtrain.storage import files
 
-_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What TensorFlow raises on a file that is cut or whose bytes have changed.
 DAMAGED = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -40,8 +39,8 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
         for name in names:
             # The graph is read too: a checkpoint without it restores nothing.
             value = reader.get_tensor(name)
-            if name != _GRAPH_KEY:
-                yield name.removesuffix(_SUFFIX), value
+            if name != GRAPH_KEY:
+                yield name.removesuffix(VALUE), value
     except DAMAGED as error:
         first = str(error).splitlines()[0]
         raise UserError(
@@ -50,10 +49,7 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def digest(prefix: str) -> str:
-    """Computes one SHA-256 over all variables of a checkpoint.
-
-    Two checkpoints have the same one if and only if their variables have the
-    same names, dtypes, shapes and bytes.
+    """Computes `fingerprint.State.digest` of a checkpoint.
 
     Args:
         prefix: the checkpoint's path without `.index`.
@@ -64,19 +60,7 @@ def digest(prefix: str) -> str:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    total = hashlib.sha256()
+    state = fingerprint.State()
     for name, value in variables(prefix):
-        array = np.asarray(value)
-        data = _bytes(array)
-        kind, shape = array.dtype.name, array.shape
-        head = f"{len(name)}:{name}:{kind}:{shape}:{len(data)}:"
-        total.update(head.encode())
-        total.update(data)
-    return total.hexdigest()
-
-
-def _bytes(array: np.ndarray) -> bytes:
-    """Returns the values in their order; strings each after its length."""
-    if array.dtype != np.object_:
-        return array.tobytes()
-    return b"".join(b"%d:%b" % (len(text), text) for text in array.flat)
+        state.add(name, value)
+    return state.digest

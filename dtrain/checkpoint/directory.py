@@ -38,7 +38,7 @@ from dtrain.storage import files, locks
 class Writable(Protocol):
     """A state that can be written."""
 
-    def write(self, prefix: str) -> Mapping[str, fingerprint.Fingerprint]:
+    def write(self, prefix: str) -> fingerprint.State:
         """Writes `<prefix>.index` and its data; see `Snapshot.write`."""
         ...
 
@@ -71,19 +71,20 @@ class CheckpointDirectory(ReadableDirectory):
         """
 
         def stage(prefix: str) -> Manifest:
-            tensors = state.write(prefix)
+            written = state.write(prefix)
             index = files.read(f"{prefix}.{INDEX}") or b""
-            written = glob.glob(f"{glob.escape(prefix)}.*")
+            paths = glob.glob(f"{glob.escape(prefix)}.*")
             sizes = {
                 path.removeprefix(f"{prefix}."): os.path.getsize(path)
-                for path in sorted(written)
+                for path in sorted(paths)
             }
             return Manifest(
                 step=step,
                 saved_at=time.time(),
                 sizes=sizes,
                 index_sha256=hashlib.sha256(index).hexdigest(),
-                tensors=tensors,
+                tensors=written.tensors,
+                digest=written.digest,
                 **(facts or {}),
             )
 

@@ -51,7 +51,9 @@ def agree(
     offer = (-1, 0)
     if mine.found:
         made = mine.found.manifest
-        offer = (made.step, int(made.digest[:15], 16))
+        # Where there is no digest, the index has its checksums of the values.
+        state = made.digest or made.index_sha256
+        offer = (made.step, int(state[:15], 16))
     steps, digests = (workers.gather(number) for number in offer)
     held = workers.agree(mine.holds_something)[0]
     if max(steps) < 0 and held:

@@ -8,7 +8,6 @@ the way to the disk is seen when they are read back.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import re
 from collections.abc import Mapping
@@ -34,6 +33,8 @@ class Manifest:
         sizes: bytes of each file, by its name after `ckpt-<step>.`.
         index_sha256: of TensorFlow's index, a small file.
         tensors: by the key in the checkpoint.
+        digest: of the state, as `checkpoint_tool digest` prints it; empty in
+            those of dtrain 0.1.0.
         metrics: of the step, by name; None where not finite.
         log: `bytes` and `sha256` of metrics.jsonl up to the step; empty where
             there is none.
@@ -47,6 +48,7 @@ class Manifest:
     sizes: Mapping[str, int]
     index_sha256: str
     tensors: Mapping[str, Fingerprint]
+    digest: str = ""
     metrics: Mapping[str, float | None] = dataclasses.field(
         default_factory=dict
     )
@@ -55,15 +57,6 @@ class Manifest:
     versions: Mapping[str, str] = dataclasses.field(
         default_factory=lambda: versions()
     )
-
-    @property
-    def digest(self) -> str:
-        """One SHA-256 over all tensors; equal states have equal ones."""
-        parts = [
-            f"{key} {tensor.dtype} {tensor.shape} {tensor.sha256}"
-            for key, tensor in sorted(self.tensors.items())
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def encode(self) -> bytes:
         """Writes it as sealed JSON."""

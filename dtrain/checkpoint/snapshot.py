@@ -19,8 +19,7 @@ import tensorflow as tf
 from dtrain.bundle import fingerprint, objects
 from dtrain.storage import files
 
-_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_SAVE_COUNTER = f"save_counter{objects.VALUE}"
+_SAVE_COUNTER = f"save_counter{fingerprint.VALUE}"
 
 
 class Snapshot(NamedTuple):
@@ -41,7 +40,7 @@ class Snapshot(NamedTuple):
     step: int
     not_finite: frozenset[str] = frozenset()
 
-    def write(self, prefix: str) -> dict[str, fingerprint.Fingerprint]:
+    def write(self, prefix: str) -> fingerprint.State:
         """Writes `<prefix>.index` and its data, as TensorFlow itself does.
 
         Any thread may call this. Nothing is put on the disk for certain.
@@ -50,7 +49,7 @@ class Snapshot(NamedTuple):
             prefix: a local path.
 
         Returns:
-            What each tensor was before it was written, by its key.
+            What it was before it was written.
 
         Raises:
             OSError: the state has diverged, and is not worth a checkpoint; or
@@ -66,24 +65,25 @@ class Snapshot(NamedTuple):
             ]
             bad = _not_finite(self.keys, tensors) - self.not_finite
             if bad:
-                name = min(bad).removesuffix(objects.VALUE)
+                name = min(bad).removesuffix(fingerprint.VALUE)
                 raise OSError(
                     f"{name} holds numbers that are not finite at step "
                     f"{self.step}"
                 )
             tensors.append(tf.constant(self.graph))
-            keys = [*self.keys, _GRAPH_KEY]
-            described = {
-                key: fingerprint.of(fingerprint.values_of(tensor))
-                for key, tensor in zip(keys, tensors, strict=True)
-            }
+            keys = [*self.keys, fingerprint.GRAPH_KEY]
+            written = fingerprint.State()
+            for key, tensor in sorted(
+                zip(keys, tensors, strict=True), key=lambda item: item[0]
+            ):
+                written.add(key, fingerprint.values_of(tensor))
             tf.raw_ops.SaveV2(
                 prefix=prefix,
                 tensor_names=keys,
                 shape_and_slices=[""] * len(keys),
                 tensors=tensors,
             )
-        return described
+        return written
 
 
 class Plan:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint
-from dtrain.bundle.reader import GRAPH_KEY
+from dtrain.bundle.fingerprint import GRAPH_KEY
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import manifest, opening
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -36,25 +36,26 @@ class Written:
         self._tree = tree
         self._progress = progress
 
-    def write(self, prefix: str) -> Mapping[str, fingerprint.Fingerprint]:
+    def write(self, prefix: str) -> fingerprint.State:
         """Writes `<prefix>.index` and one data file or more.
 
         Args:
             prefix: a local path.
 
         Returns:
-            What each tensor was before it was written, by its key.
+            What it was before it was written.
 
         Raises:
             UserError: a tensor cannot be read.
             OSError: the disk is full, or gone.
         """
         graph = np.array(self._tree.graph.SerializeToString(), np.object_)
-        described = {GRAPH_KEY: fingerprint.of(graph)}
+        written = fingerprint.State()
+        written.add(GRAPH_KEY, graph)
         pending, parts, size = {GRAPH_KEY: graph}, list[str](), 0
         for key, tensor in sorted(self._tree.tensors.items()):
             value = tensor.read()
-            described[key] = fingerprint.of(value)
+            written.add(key, value)
             if size + value.nbytes > _PART_BYTES and pending:
                 parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
                 pending, size = {}, 0
@@ -63,7 +64,7 @@ class Written:
             self._progress(value.nbytes)
         if not parts:
             _save(prefix, pending)
-            return described
+            return written
         parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
         # Renames the data and writes an index of all.
         with files.os_errors():
@@ -72,7 +73,7 @@ class Written:
                 destination_prefix=prefix,
                 delete_old_dirs=False,
             )
-        return described
+        return written
 
 
 def _save(prefix: str, values: Mapping[str, np.ndarray]) -> str:

@@ -6,19 +6,20 @@ https://huggingface.co/docs/safetensors:
     the header, JSON: {"name": {"dtype", "shape", "data_offsets"}, ...}
     the bytes of all tensors, without a gap
 
-The library maps a whole file into memory and does not make bfloat16 for
-NumPy; this reads one tensor at a time. What it writes the library opens.
+The library reads the header, and refuses one that is not sound. The values are
+read here, for it makes no float8 for NumPy, and written here, for it wants all
+tensors in memory; here it is one at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
 
 from dtrain.tensorfiles import entries as entries_lib
 from dtrain.tensorfiles.entries import Container, Entry, RefusedError
@@ -49,19 +50,8 @@ _ONLY_READ = {
 }
 # The library's limit.
 _MAX_HEADER_BYTES = 100_000_000
-# Of what is said of one tensor.
-_MAX_VALUE_BYTES = 8192
 _METADATA = "__metadata__"
 _KEYS = ("dtype", "shape", "data_offsets")
-_SPACES = re.compile(rb"[ \t\r\n]*")
-
-
-class _Tensor(NamedTuple):
-    """A tensor of the header; its bytes are from `start` to `end`."""
-
-    entry: Entry
-    start: int
-    end: int
 
 
 def write(
@@ -143,31 +133,35 @@ def opened(path: str) -> Iterator[Container]:
         RefusedError: the file is not of this format, all of it.
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header = _read_header(file, size)
-        start = 8 + len(header)
-        tensors, metadata = _parse(header)
-        del header
-        _check_offsets(tensors, size - start)
+        end = os.fstat(file.fileno()).st_size
+        _check_header(file, end)
+        entries, metadata = _read_header(path)
+        starts: dict[str, int] = {}
+        # The library has seen that they are without a gap.
+        for name, entry in reversed(entries.items()):
+            end -= entries_lib.num_bytes(entry)
+            starts[name] = end
 
         def read(name: str) -> np.ndarray:
-            tensor = tensors[name]
-            file.seek(start + tensor.start)
-            data = np.empty(tensor.end - tensor.start, np.uint8)
+            entry = entries[name]
+            file.seek(starts[name])
+            data = np.empty(entries_lib.num_bytes(entry), np.uint8)
             if file.readinto(data.data) != data.size:
                 raise RefusedError(f"it is cut off in {name!r}")
-            dtype = entries_lib.numpy_dtype(tensor.entry.dtype)
-            array = data.view(dtype).reshape(tensor.entry.shape)
+            dtype = entries_lib.numpy_dtype(entry.dtype)
+            array = data.view(dtype).reshape(entry.shape)
             return entries_lib.check_bools(name, array)
 
-        yield Container(
-            {name: tensor.entry for name, tensor in tensors.items()},
-            metadata,
-            read,
-        )
+        yield Container(entries, metadata, read)
 
 
-def _read_header(file: BinaryIO, size: int) -> bytes:
+def _check_header(file: BinaryIO, size: int) -> None:
+    """Checks a header before the library reads it, in memory without bound.
+
+    Raises:
+        RefusedError: there is none, or it names too many tensors.
+    """
+    limit = entries_lib.MAX_ENTRIES
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
         raise RefusedError(
@@ -176,160 +170,48 @@ def _read_header(file: BinaryIO, size: int) -> bytes:
             "those of the file"
         )
     header = file.read(length)
-    if len(header) != length:
-        raise RefusedError("it is cut off in its header")
-    return header
+    # A tensor has a colon for its name and each of three members, and seldom
+    # more than eight sides; the library ends the process where memory ends.
+    if header.count(b":") > 4 * limit or header.count(b",") > 12 * limit:
+        raise RefusedError(
+            f"it names more than {limit} tensors, or too many sides of them"
+        )
 
 
-def _parse(
-    header: bytes,
-) -> tuple[dict[str, _Tensor], dict[str, str]]:
-    """Reads the header value by value, as all at once has no bound in memory.
-
-    Returns:
-        The tensors by name, and the metadata.
+def _read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Returns the tensors in the order of their bytes, and the metadata.
 
     Raises:
-        RefusedError: it is no header.
+        RefusedError: it is no header, or what it says cannot be.
     """
-    tensors: dict[str, _Tensor] = {}
-    metadata: dict[str, str] | None = None
-    for name, value in _members(header):
-        if name in tensors or (name == _METADATA and metadata is not None):
-            raise RefusedError(f"{name[:80]!r} is there twice")
-        if name == _METADATA:
-            metadata = entries_lib.texts(value)
-            continue
-        tensors[name] = _tensor(name, value)
-        if len(tensors) > entries_lib.MAX_ENTRIES:
-            raise RefusedError(
-                f"it names more than {entries_lib.MAX_ENTRIES} tensors"
-            )
-    return tensors, metadata or {}
-
-
-def _members(header: bytes) -> Iterator[tuple[str, Any]]:
-    """Yields the names and values of the JSON object that a header is.
-
-    Raises:
-        RefusedError: it is none.
-    """
-    if header[:1] != b"{":
-        raise RefusedError("it must begin with {")
-    position, token = _token(header, 1)
-    while token != b"}":
-        name, position = _value(header, position, _MAX_VALUE_BYTES)
-        if not isinstance(name, str):
-            raise RefusedError(f"{str(name)[:80]} is no name")
-        position, token = _token(header, position)
-        if token != b":":
-            raise RefusedError(f"there is no : at byte {position}")
-        position, _ = _token(header, position + 1)
-        limit = _MAX_VALUE_BYTES
-        if name == _METADATA:
-            limit = entries_lib.MAX_METADATA_BYTES
-        value, position = _value(header, position, limit)
-        yield name, value
-        position, token = _token(header, position)
-        if token == b",":
-            position, token = _token(header, position + 1)
-            if token == b"}":
-                raise RefusedError(f"a name must follow byte {position}")
-        elif token != b"}":
-            raise RefusedError(f"there is no , or }} at byte {position}")
-    if _token(header, position + 1)[1]:
-        raise RefusedError(f"something follows byte {position}")
-
-
-def _token(header: bytes, position: int) -> tuple[int, bytes]:
-    """Returns the next byte that is no space, and where it is."""
-    match = _SPACES.match(header, position)
-    assert match is not None
-    return match.end(), header[match.end() : match.end() + 1]
-
-
-def _value(header: bytes, position: int, limit: int) -> tuple[Any, int]:
-    """Reads a JSON value of some bytes; returns it and where it ends.
-
-    Raises:
-        RefusedError: there is none.
-    """
-    window = header[position : position + limit]
-    # A character may be cut in two where the window ends.
-    text = window.decode(errors="ignore")
     try:
-        value, end = entries_lib.JSON.raw_decode(text)
-        used = text[:end].encode()
-    # The last is of nesting too deep.
-    except (ValueError, RecursionError):
-        value, used = None, b""
-    # What was left out of the text makes a difference.
-    if not used or not window.startswith(used):
+        # Maps nothing into memory.
+        with safetensors.safe_open(path, "np", backend="pread") as opened_file:
+            metadata = opened_file.metadata() or {}
+            slices = {
+                name: opened_file.get_slice(name)
+                for name in opened_file.offset_keys()
+            }
+            entries = {
+                name: _entry(name, told.get_dtype(), told.get_shape())
+                for name, told in slices.items()
+            }
+    except safetensors.SafetensorError as error:
+        said = str(error).removeprefix("Error while deserializing header: ")
         raise RefusedError(
-            f"at byte {position} is no JSON value of at most {limit} bytes"
-        )
-    return value, position + len(used)
+            f"it is no safetensors file: {said[:200]}"
+        ) from error
+    return entries, metadata
 
 
-def _tensor(name: str, value: Any) -> _Tensor:
-    """Reads what the header says of a tensor.
-
-    Raises:
-        RefusedError: it contradicts itself.
-    """
-    if not _is_told(value):
-        raise RefusedError(
-            f"{name[:80]!r} must have a dtype, a shape and two data_offsets "
-            "below 2^63, and nothing else"
-        )
-    code, shape, (start, end) = (value[key] for key in _KEYS)
+def _entry(name: str, code: str, shape: list[int]) -> Entry:
     dtype = {**_DTYPES, **_ONLY_READ}.get(code)
     if dtype is None:
         raise RefusedError(
-            f"{name[:80]!r} has the dtype {code[:40]!r}, which is not one of "
+            f"{name[:80]!r} has the dtype {code!r}, which is not one of "
             f"{', '.join((*_DTYPES, *_ONLY_READ))}",
             "convert it to one of these",
         )
     entry = Entry(dtype, tuple(shape))
     entries_lib.check(name, entry)
-    if start < 0 or end - start != entries_lib.num_bytes(entry):
-        raise RefusedError(
-            f"{name!r} is {dtype} {shape} of "
-            f"{entries_lib.num_bytes(entry)} bytes, and its data_offsets say "
-            f"{start} to {end}",
-        )
-    return _Tensor(entry, start, end)
-
-
-def _is_told(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == set(_KEYS)
-        and isinstance(value["dtype"], str)
-        and entries_lib.is_shape(value["shape"])
-        and entries_lib.is_shape(value["data_offsets"])
-        and len(value["data_offsets"]) == 2
-        and max(value["data_offsets"]) < 2**63
-    )
-
-
-def _check_offsets(tensors: Mapping[str, _Tensor], num_bytes: int) -> None:
-    """Checks that each byte of the file is of one tensor.
-
-    Raises:
-        RefusedError: one is of none, or of several.
-    """
-    end = 0
-    for name, tensor in sorted(
-        tensors.items(), key=lambda item: (item[1].start, item[1].end)
-    ):
-        if tensor.start != end:
-            raise RefusedError(
-                f"{name!r} begins at {tensor.start} and what is before it ends "
-                f"at {end}: tensors must follow each other without a gap",
-            )
-        end = tensor.end
-    if end != num_bytes:
-        raise RefusedError(
-            f"its tensors have {end} bytes, and the file {num_bytes}"
-        )
+    return entry
