@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import pathlib
 import random
+import signal
 import sys
 from typing import Any
 
@@ -48,11 +50,24 @@ SEED = "DTRAIN_TEST_SEED"
 def pytest_configure() -> None:
     """Draws the seed, before other processes are started that need it too."""
     os.environ.setdefault(SEED, str(random.randrange(2**32)))
+    # A shell ignores it in what runs in its background, and so would all that
+    # the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
     """Tells how to do the same again."""
     return f"random instants: {SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage_from_other_modules() -> None:
+    """Keeps what is alive from being looked at by each collection.
+
+    Keras collects in `clear_session`, and there are two gigabytes at the end.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -396,7 +395,7 @@ def write_all(directory: pathlib.Path) -> dict[str, str]:
     return {**prefixes, together: f"{directory}/{together}/ckpt-{NUM_STEPS}"}
 
 
-def _start_workers(directory: str) -> list[subprocess.Popen[str]]:
+def _start_workers(directory: str) -> list[runs.Process]:
     addresses = []
     with_ports = [socket.socket() for _ in range(2)]
     for each in with_ports:
@@ -404,19 +403,13 @@ def _start_workers(directory: str) -> list[subprocess.Popen[str]]:
         addresses.append(f"127.0.0.1:{each.getsockname()[1]}")
     for each in with_ports:
         each.close()
-    command = (sys.executable, "-m", "tests.foreign")
     workers = []
     for index in range(2):
         task = {"type": "worker", "index": index}
         config = json.dumps({"cluster": {"worker": addresses}, "task": task})
         workers.append(
-            subprocess.Popen(
-                [*command, PROGRAMS[-1], directory],
-                env={**runs.environment(), "TF_CONFIG": config},
-                cwd=runs.ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            runs.start(
+                "tests.foreign", PROGRAMS[-1], directory, TF_CONFIG=config
             )
         )
     return workers
