@@ -52,6 +52,9 @@ from dtrain.storage import startup
 
 startup.import_tensorflow()
 assert "tensorflow" in sys.modules
+assert "keras" in sys.modules
+assert "matplotlib" not in sys.modules
+import matplotlib.pyplot
 import tensorflow as tf
 
 print(int(tf.reduce_sum(tf.ones([2, 2]))))

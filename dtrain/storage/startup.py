@@ -43,13 +43,29 @@ def quiet() -> Iterator[None]:
             )
 
 
+@contextlib.contextmanager
+def _missing(module: str) -> Iterator[None]:
+    """Has imports of a module fail as if it were not installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 def import_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices; takes seconds.
+    """Imports TensorFlow and Keras and finds the devices; takes seconds.
 
     Afterwards `import tensorflow` costs nothing and prints nothing.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with quiet():
+    # Keras imports matplotlib where it is installed, a tenth of all this, for
+    # its galleries of images, which no run draws.
+    with quiet(), _missing("matplotlib"):
+        import keras  # noqa: F401
         import tensorflow as tf
 
         tf.config.list_physical_devices()
