@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import sys
+import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,10 +57,9 @@ def test_what_an_older_release_left_is_gone_on_from(
         assert "resumed from" in output or "goes on from" in output
     end = output.splitlines()[-1]
     assert norm_of(end) == pytest.approx(ends[program]["norm"], rel=1e-3)
-    # Another kind of CPU rounds otherwise, whichever release it runs.
-    if (
-        arithmetic == ends["arithmetic"]
-        and tf.__version__ == "2.21.0"
-        and sys.version_info >= (3, 11)
-    ):
+    here = (arithmetic, tf.__version__, keras.__version__)
+    if here == (ends["arithmetic"], "2.21.0", "3.15.1"):
         assert tensors.digest(end) == ends[program]["digest"]
+    else:
+        # Another kind of CPU rounds otherwise, whichever release it runs.
+        warnings.warn(f"only the norm was compared, on {here}", stacklevel=1)
