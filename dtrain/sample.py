@@ -105,7 +105,7 @@ def draw(request: Request) -> list[str]:
 
 
 def _write_pictures(
-    request: Request, restored: export.Restored, output_dir: str
+    request: Request, restored: export.TrainedGenerator, output_dir: str
 ) -> list[str]:
     """Writes the files of a request; returns their paths."""
     from dtrain.record import drawing, images
