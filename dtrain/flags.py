@@ -79,6 +79,20 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def fields_of(group: str, **common: Any) -> Callable[..., Any]:
+    """Returns a `field(default, help_text, ...)` for the flags of one group.
+
+    Args:
+        group: the title under which `--help` shows them.
+        common: what all of them share of the other arguments of `field`.
+    """
+
+    def field_of_group(default: Any, help_text: str, **more: Any) -> Any:
+        return field(default, group, help_text, **common, **more)
+
+    return field_of_group
+
+
 def directory(help_text: str, default: str | None = None) -> Any:
     """Declares a flag that names a directory, on a disk or gs://.
 
