@@ -27,8 +27,8 @@ class Loss(NamedTuple):
     Attributes:
         discriminator: (real_logits, fake_logits), float32 [b] each, to the
             loss that the discriminator minimizes, float32 [b].
-        generator: the same for the generator. `real_logits` is only looked at
-            if `uses_real_in_generator`, and may be None otherwise.
+        generator: the same for the generator; `real_logits` may be None
+            unless `uses_real_in_generator`.
         uses_real_in_generator: whether the generator's loss depends on the
             logits of real images, which then cost one more forward pass.
     """
@@ -45,9 +45,8 @@ def _non_saturating_discriminator(
 
 
 def _non_saturating_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+    _: tf.Tensor | None, fake_logits: tf.Tensor
 ) -> tf.Tensor:
-    del real_logits
     return tf.math.softplus(-fake_logits)
 
 
@@ -63,10 +62,7 @@ def _critic_discriminator(
     return fake_logits - real_logits
 
 
-def _critic_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    del real_logits
+def _critic_generator(_: tf.Tensor | None, fake_logits: tf.Tensor) -> tf.Tensor:
     return -fake_logits
 
 
@@ -77,9 +73,8 @@ def _least_squares_discriminator(
 
 
 def _least_squares_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
+    _: tf.Tensor | None, fake_logits: tf.Tensor
 ) -> tf.Tensor:
-    del real_logits
     return 0.5 * tf.square(fake_logits - 1.0)
 
 
@@ -132,8 +127,8 @@ def squared_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes a critic's logits and the squared norm of its gradient.
 
-    Differentiable again, so that a penalty trains the critic. The images, the
-    logits and the sum of squares are float32 whatever the critic computes in.
+    The norm can be differentiated again, so that a penalty trains the critic.
+    All is float32 whatever type the critic computes in.
 
     Args:
         critic: a function of images [b, H, W, C] to logits [b] or [b, 1], in
@@ -148,7 +143,7 @@ def squared_gradient(
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = tf.reshape(tf.cast(critic(images), tf.float32), [-1])
-    # The gradient of the summed logits holds, image by image, that of its own.
+    # The gradient of the sum is, at each image, that of the image's own logit.
     gradient = tf.convert_to_tensor(
         tape.gradient(
             logits, images, unconnected_gradients=tf.UnconnectedGradients.ZERO
