@@ -1,7 +1,9 @@
 """Trains a GAN.
 
-python -m dtrain.main --strategy=mirrored
-python -m dtrain.main --help
+It is started by
+
+    python -m dtrain.main --strategy=mirrored
+    python -m dtrain.main --help
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ def _look_for_stop_file(
 ) -> None:
     """Lets a person stop the run by a file in its directory.
 
-    All workers look, from now on: one that waits for the others is told by
-    nobody else.
+    Every worker looks for it, from now on: while one waits for the others,
+    nobody else can tell it.
     """
     since_secs = stop_file.since_secs(started_secs)
     watcher.look_for(
@@ -97,7 +99,7 @@ def _watchdog(
     workers: environment.Cluster,
     watcher: watcher_lib.Watcher,
 ) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
-    """Starts the watchdog, which also tells a supervisor that this lives."""
+    """Starts the watchdog, which also tells a supervisor that this is alive."""
     dog = watchdog.Watchdog(
         os.path.join(parsed.run_dir, "stacks", f"worker-{workers.index}"),
         parsed.hang_timeout_secs,

@@ -1,11 +1,13 @@
 """Saving in a training loop of one's own.
 
-state = tf.train.Checkpoint(generator=generator, optimizer=optimizer, ...)
-with CheckpointManager(state, "checkpoints") as manager:
-    for step in range(manager.restore_or_initialize(), num_steps):
-        train(step)
-        if (step + 1) % 1000 == 0:
-            manager.save(step + 1)
+The manager saves on another thread, and waits for it when it is closed:
+
+    state = tf.train.Checkpoint(generator=generator, optimizer=optimizer, ...)
+    with CheckpointManager(state, "checkpoints") as manager:
+        for step in range(manager.restore_or_initialize(), num_steps):
+            train(step)
+            if (step + 1) % 1000 == 0:
+                manager.save(step + 1)
 """
 
 from __future__ import annotations

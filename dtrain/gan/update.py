@@ -1,7 +1,9 @@
 """One phase of a step: it updates one network, on every replica alike.
 
-a replica's part of the batch -> micro-batches -> gradients, added
--> one packed all-reduce (the losses ride along) -> optimizer
+The way from the images to the weights is
+
+    a replica's part of the batch -> micro-batches -> gradients, added
+    -> one packed all-reduce (the losses ride along) -> optimizer
 """
 
 from __future__ import annotations
