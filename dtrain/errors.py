@@ -107,9 +107,6 @@ def leave(code: int) -> NoReturn:
     waits for its threads: sometimes for half a minute, which a scheduler does
     not grant. It is called while the pipelines are still referred to, and when
     all files are closed.
-
-    Args:
-        code: the exit code.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -149,9 +146,6 @@ def printable(line: str) -> str:
     """Escapes what would move the cursor of a terminal, or worse.
 
     A name in a file from outside may hold that.
-
-    Args:
-        line: of text.
     """
     return "".join(
         character if character.isprintable() else repr(character)[1:-1]
@@ -190,13 +184,10 @@ def exit_with(
 
 
 def combine(codes: Sequence[int]) -> int:
-    """Makes one exit code of those of all workers.
+    """Makes one exit code of those of all workers, negative for a signal.
 
     A user's mistake comes first, since to run again cannot help; then crashes,
     the loss of another worker after the others; then "run me again".
-
-    Args:
-        codes: exit codes, negative for a signal.
 
     Returns:
         The code, as a shell would see it: 128 + N for signal N.

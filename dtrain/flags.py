@@ -201,11 +201,7 @@ def parse_flags(
 
 
 def expand(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Replaces `--flagfile` by the flags that the file has at this moment.
-
-    Args:
-        arguments: flags that `parse` takes, without the program's name.
-    """
+    """Replaces `--flagfile` by the flags that the file has at this moment."""
     read = flags.FlagValues().read_flags_from_files
     return tuple(read(list(arguments), force_gnu=False))
 
@@ -250,12 +246,7 @@ class Page(NamedTuple):
 
 
 def answer(arguments: Sequence[str], page: Callable[[], str]) -> bool:
-    """Prints the help page or the version, and tells if either was asked for.
-
-    Args:
-        arguments: the flags of a program.
-        page: returns the help page.
-    """
+    """Prints the help page or the version; tells if either was asked for."""
     if {"--help", "-h", "-help", "--helpfull"} & set(arguments):
         print(page())
         return True

@@ -56,10 +56,7 @@ checkpoint, and writes them with an animation to a directory.""",
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Parses a command line.
-
-    Args:
-        arguments: the command line, the program's name first.
+    """Parses a command line, whose first word is the program's name.
 
     Raises:
         UserError: a flag is unknown, malformed or out of its range.
@@ -80,9 +77,6 @@ def parse(arguments: Sequence[str]) -> Request:
 
 def draw(request: Request) -> list[str]:
     """Draws images, and returns the paths of the files that were written.
-
-    Args:
-        request: which images, and of which run.
 
     Raises:
         UserError: there is no such run or checkpoint, it does not fit the
@@ -133,13 +127,7 @@ def _write_pictures(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Draws as a command line says.
-
-    Args:
-        arguments: the command line, the program's name first.
-
-    Returns:
-        The exit code of the process.
+    """Draws as a command line says; returns the exit code of the process.
 
     Raises:
         UserError: the command line or the run is wrong.

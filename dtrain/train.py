@@ -50,9 +50,8 @@ def train(
         watcher: started; sees the notices that tell this process to end.
         dog: started; ends the process if the run makes no progress.
         leave: called with the exit code when all is done, before the input
-            pipeline is taken down, and returned from. A program passes
-            `errors.leave`, which ends the process there; the default returns
-            the code.
+            pipeline is taken down. A program passes `errors.leave`, which ends
+            the process there; the default returns the code.
 
     Returns:
         The exit code of the process: `errors.FINISHED`, or `errors.RUN_AGAIN`

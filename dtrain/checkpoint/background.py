@@ -83,20 +83,12 @@ class Writer:
             future.result()
 
     def wait(self, secs: float | None = None) -> bool:
-        """Waits until all jobs are done, or have failed; tells whether.
-
-        Args:
-            secs: how long at most; None is for ever.
-        """
+        """Waits until all jobs have ended, or for `secs`; tells whether."""
         futures.wait(self._started, secs)
         return self.is_idle
 
     def wait_for_room(self, secs: float) -> bool:
-        """Waits until any job would be taken at once; tells whether.
-
-        Args:
-            secs: how long at most.
-        """
+        """Waits until any job would be taken, or for `secs`; tells whether."""
         if self._is_full():
             self._wait_for_one(secs)
         return not self._is_full()

@@ -58,17 +58,12 @@ class _Saving(keras.callbacks.Callback):
     ) -> None:
         """Checks the arguments; nothing is touched before `fit`.
 
-        Args:
-            directory: where it saves.
-            save_freq: epoch, or a number of batches.
-            policies: which checkpoints stay.
-            verify: full or sizes.
-            on_save_error: continue or stop.
-            name: of the argument that is the directory, for messages.
-            keep: whether every save must be written, on a slow disk too.
+        The subclasses describe them. `name` is what they call the directory,
+        for messages; `keep` says that every save must be written, even if the
+        disk is slower than `fit`.
 
         Raises:
-            UserError: an argument is none of these.
+            UserError: an argument has no such value.
         """
         super().__init__()
         self.directory = CheckpointDirectory(os.fspath(directory))

@@ -51,12 +51,7 @@ class Fit:
     """
 
     def __init__(self, model: keras.Model, data: Any) -> None:
-        """Looks at one call of `fit`.
-
-        Args:
-            model: what it trains.
-            data: Keras' `EpochIterator`.
-        """
+        """Takes the model of a `fit`, and its data, Keras' `EpochIterator`."""
         self.step = 0
         self._model = model
         self._data = data

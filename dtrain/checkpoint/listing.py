@@ -69,9 +69,6 @@ def find(directory: str) -> list[Row]:
 def newest(directory: str) -> str | None:
     """Finds the newest checkpoint of a directory, or of a run.
 
-    Args:
-        directory: of checkpoints, or of a run.
-
     Returns:
         Its prefix; None if there is none.
 

@@ -66,9 +66,6 @@ class Manifest:
 def decode(data: bytes) -> Manifest:
     """Reads what `Manifest.encode` returned.
 
-    Args:
-        data: the bytes of the file.
-
     Raises:
         DamagedError: they are not what was written.
     """

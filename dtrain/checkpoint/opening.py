@@ -89,9 +89,6 @@ def opened(path: str) -> Iterator[Opened]:
 def manifest_of(prefix: str) -> Manifest | None:
     """Reads the manifest of a checkpoint; None if dtrain did not write it.
 
-    Args:
-        prefix: of the checkpoint.
-
     Raises:
         UserError: the manifest is damaged.
         StorageError: the disk or the store cannot be read.
@@ -111,9 +108,6 @@ def manifest_of(prefix: str) -> Manifest | None:
 
 def target(output: str) -> tuple[str, int]:
     """Splits a path, as `edited/ckpt-5000`, into its directory and its step.
-
-    Args:
-        output: the path of a checkpoint that is to be written.
 
     Raises:
         UserError: it is no such path.

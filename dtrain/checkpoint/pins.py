@@ -14,9 +14,6 @@ from dtrain.storage import files, sealed
 def read(directory: str) -> dict[str, int]:
     """Returns the steps of the pinned checkpoints, by the name of the pin.
 
-    Args:
-        directory: of checkpoints.
-
     Raises:
         DamagedError: the list is not what was written.
     """
@@ -48,10 +45,6 @@ def add(directory: str, step: int, name: str) -> None:
 
 def remove(directory: str, name: str) -> None:
     """Unpins a checkpoint, which is removed when no policy keeps it.
-
-    Args:
-        directory: of checkpoints.
-        name: what it was pinned as.
 
     Raises:
         UserError: nothing is pinned as that.

@@ -179,9 +179,6 @@ class ReadableDirectory:
     def reading(self, step: int) -> Iterator[str]:
         """Keeps a checkpoint from being removed while it is read.
 
-        Args:
-            step: which.
-
         Yields:
             The prefix that TensorFlow restores from, on a disk of this
             machine.

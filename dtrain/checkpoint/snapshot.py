@@ -41,12 +41,10 @@ class Snapshot(NamedTuple):
     not_finite: frozenset[str] = frozenset()
 
     def write(self, prefix: str) -> fingerprint.State:
-        """Writes `<prefix>.index` and its data, as TensorFlow itself does.
+        """Writes `<prefix>.index` and its data, as TensorFlow does.
 
-        Any thread may call this. The files are not synced to the disk.
-
-        Args:
-            prefix: a local path.
+        The prefix is a local path. Any thread may call this. The files are not
+        synced to the disk.
 
         Returns:
             The fingerprints of the tensors, taken before they are written.

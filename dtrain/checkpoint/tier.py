@@ -102,9 +102,6 @@ class Tier:
         """Forgets checkpoints newer than a step, which were put aside.
 
         The listing of an object store may show them for a while.
-
-        Args:
-            step: the newest that is still there.
         """
         self._saved = {
             saved: facts

@@ -38,10 +38,7 @@ class WritableTree:
         self._progress = progress
 
     def write(self, prefix: str) -> fingerprint.State:
-        """Writes `<prefix>.index` and one data file or more.
-
-        Args:
-            prefix: a local path.
+        """Writes `<prefix>.index` and one data file or more to a local disk.
 
         Returns:
             The fingerprints of the tensors, taken before they are written.

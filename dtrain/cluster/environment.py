@@ -77,9 +77,6 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
     the job, so that two jobs on one machine have different ones; or
     DTRAIN_PORT is the first of them.
 
-    Args:
-        environment: the environment variables of the process.
-
     Returns:
         The cluster; `ALONE` if nothing says that there are other workers.
 

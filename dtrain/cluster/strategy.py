@@ -19,10 +19,6 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     the CPU and sets the precision. Every worker calls this; with `multi_worker`
     it returns when all are connected.
 
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
-
     Returns:
         The strategy whose scope builds the GAN.
 
@@ -99,10 +95,6 @@ def _devices(config: DeviceSettings) -> list[str]:
 def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
     """Checks that the replicas can share a batch and its micro-batches.
 
-    Args:
-        config: the run's settings.
-        strategy: the strategy built from them.
-
     Returns:
         The number of micro-batches of each replica, at least 1.
 
@@ -144,10 +136,6 @@ def _check_tree(micro_batches: int, num_replicas: int) -> None:
 
 def check_batch_size(batch_size: int, num_replicas: int) -> None:
     """Checks that every replica gets equally many images.
-
-    Args:
-        batch_size: over all replicas.
-        num_replicas: over all workers.
 
     Raises:
         UserError: batch_size is not a multiple of num_replicas.

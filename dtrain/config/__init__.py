@@ -153,10 +153,7 @@ def _check_together(config: Config) -> None:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Makes a `Config` of a mapping, such as the one in config.json.
-
-    Args:
-        values: fields by name; a field that is missing takes its default.
+    """Makes a `Config` of fields by name; a missing one takes its default.
 
     Raises:
         UserError: a name is not a field's, or a value is of another type or
@@ -179,9 +176,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def parse(argv: Sequence[str]) -> Config:
     """Parses a command line into a `Config`.
-
-    Args:
-        argv: the command line, the program's name first.
 
     Raises:
         UserError: a flag is unknown, malformed, out of its range or

@@ -82,12 +82,7 @@ def healthy_below(
 
 
 def describe(verdict: int, config: DivergenceSettings) -> str:
-    """Says in words why a step has diverged.
-
-    Args:
-        verdict: of `Divergence.judge`, not `FINE`.
-        config: the run's settings.
-    """
+    """Says in words why a step has diverged."""
     return {
         NOT_FINITE: "a loss or a gradient is not finite",
         SPIKE: f"a loss is over {config.spike_factor:g} times its average",

@@ -182,20 +182,12 @@ def build(
         raise UserError(f"{subject} raised {_describe(error, make)}") from error
     networks = _unpack(subject, returned)
     labels = [tf.zeros([2], tf.int32)] if config.conditional else []
-    _check_call(
-        config,
-        GENERATOR,
-        networks.generator,
-        [tf.zeros([2, config.latent_size]), *labels],
-        ((2, *image_shape),),
-    )
-    _check_call(
-        config,
-        DISCRIMINATOR,
-        networks.discriminator,
-        [tf.zeros([2, *image_shape]), *labels],
-        ((2,), (2, 1)),
-    )
+    for name, inputs, shapes in (
+        (GENERATOR, tf.zeros([2, config.latent_size]), ((2, *image_shape),)),
+        (DISCRIMINATOR, tf.zeros([2, *image_shape]), ((2,), (2, 1))),
+    ):
+        network = getattr(networks, name)
+        _check_call(config, name, network, [inputs, *labels], shapes)
     return networks
 
 

@@ -11,7 +11,7 @@ knows a network: a penalty is given the critic as a function of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -34,70 +34,51 @@ class Loss(NamedTuple):
     """
 
     discriminator: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    generator: Callable[[tf.Tensor | None, tf.Tensor], tf.Tensor]
+    generator: Callable[[Any, tf.Tensor], tf.Tensor]
     uses_real_in_generator: bool = False
 
 
-def _non_saturating_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.math.softplus(-real_logits) + tf.math.softplus(fake_logits)
+def _softplus_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(-real) + tf.math.softplus(fake)
 
 
-def _non_saturating_generator(
-    _: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.math.softplus(-fake_logits)
+def _softplus_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(-fake)
 
 
-def _hinge_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.nn.relu(1.0 - real_logits) + tf.nn.relu(1.0 + fake_logits)
+def _hinge_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.nn.relu(1.0 - real) + tf.nn.relu(1.0 + fake)
 
 
-def _critic_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return fake_logits - real_logits
+def _critic_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return fake - real
 
 
-def _critic_generator(_: tf.Tensor | None, fake_logits: tf.Tensor) -> tf.Tensor:
-    return -fake_logits
+def _critic_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return -fake
 
 
-def _least_squares_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return 0.5 * (tf.square(real_logits - 1.0) + tf.square(fake_logits))
+def _squares_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return 0.5 * (tf.square(real - 1.0) + tf.square(fake))
 
 
-def _least_squares_generator(
-    _: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return 0.5 * tf.square(fake_logits - 1.0)
+def _squares_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.square(fake - 1.0)
 
 
-def _relativistic_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.math.softplus(fake_logits - real_logits)
+def _relativistic_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(fake - real)
 
 
-def _relativistic_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    assert real_logits is not None
-    return tf.math.softplus(real_logits - fake_logits)
+def _relativistic_generator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(real - fake)
 
 
 LOSSES: dict[str, Loss] = {
     # Goodfellow et al. 2014, Generative Adversarial Nets, section 3:
     #   D: -log sigma(D(x)) - log(1 - sigma(D(G(z)))),  G: -log sigma(D(G(z)))
     # and -log sigma(a) = softplus(-a).
-    "non_saturating": Loss(
-        _non_saturating_discriminator, _non_saturating_generator
-    ),
+    "non_saturating": Loss(_softplus_discriminator, _softplus_generator),
     # Lim and Ye 2017, Geometric GAN; Miyato et al. 2018, Spectral
     # Normalization for GANs, equations (16) and (17):
     #   D: max(0, 1 - D(x)) + max(0, 1 + D(G(z))),  G: -D(G(z))
@@ -108,9 +89,7 @@ LOSSES: dict[str, Loss] = {
     "wgan_gp": Loss(_critic_discriminator, _critic_generator),
     # Mao et al. 2017, Least Squares GANs, equation (9):
     #   D: (D(x) - 1)^2 / 2 + D(G(z))^2 / 2,  G: (D(G(z)) - 1)^2 / 2
-    "least_squares": Loss(
-        _least_squares_discriminator, _least_squares_generator
-    ),
+    "least_squares": Loss(_squares_discriminator, _squares_generator),
     # Jolicoeur-Martineau 2018, The relativistic discriminator (RpGAN): each
     # fake is paired with one real; the loss of R3GAN, Huang et al. 2024:
     #   D: softplus(D(G(z)) - D(x)),  G: softplus(D(x) - D(G(z)))

@@ -14,19 +14,13 @@ from dtrain.models import batch_norm
 
 
 class Comparison:
-    """Compares variables over all replicas."""
+    """Compares variables over all replicas of a strategy."""
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
         variables: Sequence[keras.Variable],
     ) -> None:
-        """Traces nothing yet.
-
-        Args:
-            strategy: whose replicas hold the variables.
-            variables: those that must be equal.
-        """
         self._strategy = strategy
         self._variables = variables
         self._checksums = tf.function(self._of_replicas, autograph=False)
@@ -81,10 +75,6 @@ def refuse_unsynchronized(
 ) -> None:
     """Refuses BatchNorm whose averages would differ between replicas.
 
-    Args:
-        networks: the layers of both are looked at.
-        strategy: whose replicas train them.
-
     Raises:
         UserError: a network has one.
     """
@@ -102,9 +92,6 @@ def refuse_unsynchronized(
 
 def refuse_own_state(networks: Networks) -> None:
     """Refuses layers whose state depends on the number of replicas.
-
-    Args:
-        networks: the layers of both are looked at.
 
     Raises:
         UserError: a network has one.

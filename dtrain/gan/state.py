@@ -41,9 +41,7 @@ class GAN:
         image_shape: tuple[int, int, int],
         num_classes: int,
     ) -> None:
-        """Builds everything in the strategy's scope. Every worker calls this.
-
-        The weights follow from the settings alone, for Keras is seeded here.
+        """Seeds Keras, and builds everything. Every worker calls this.
 
         Args:
             config: the run's settings.
@@ -69,11 +67,10 @@ class GAN:
             for average, weight in self._pairs_to_average():
                 average.assign(weight)
             self.optimizers = self._build_optimizers()
-            self.loss_scales: dict[str, optimizers.LossScale] = {}
-            if config.precision == "mixed_float16":
-                self.loss_scales = {
-                    name: optimizers.LossScale(name) for name in NETWORKS
-                }
+            scaled = NETWORKS if config.precision == "mixed_float16" else ()
+            self.loss_scales = {
+                name: optimizers.LossScale(name) for name in scaled
+            }
             self.step = tf.Variable(
                 0,
                 dtype=tf.int64,

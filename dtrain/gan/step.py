@@ -56,9 +56,6 @@ class Step:
     def __init__(self, gan: GAN) -> None:
         """Arranges the phases; nothing is traced yet. Every worker calls this.
 
-        Args:
-            gan: the state that the steps change.
-
         Raises:
             UserError: the replicas cannot share a batch, or `jit_compile` is
                 on and XLA cannot compile these networks.

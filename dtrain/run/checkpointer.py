@@ -119,10 +119,6 @@ class Checkpointer:
         """Begins to save a checkpoint if one is due, and otherwise a backup.
 
         Every worker calls this where `due` is true on the chief.
-
-        Args:
-            step: the steps that are done.
-            facts: saved with the state.
         """
         is_chief = self._tiers.cluster.is_chief
         is_checkpoint = is_chief and self._checkpoint_due(step)
@@ -134,10 +130,6 @@ class Checkpointer:
 
         Every worker calls this, and `drain` when `wait` says that all is
         written. If an earlier save has failed, this one takes its place.
-
-        Args:
-            step: the steps that are done.
-            facts: saved with the state.
 
         Raises:
             StorageError: the directory cannot be read.

@@ -57,9 +57,6 @@ class Description:
 def read(run_dir: str) -> Description:
     """Reads what a run is.
 
-    Args:
-        run_dir: the run's directory.
-
     Raises:
         UserError: there is no run, or what it is cannot be read any more.
     """

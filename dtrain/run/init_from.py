@@ -55,9 +55,6 @@ class Taken(NamedTuple):
     def write(self, run_dir: str) -> None:
         """Writes `init_from.json`; the chief calls this.
 
-        Args:
-            run_dir: the run's directory.
-
         Raises:
             StorageError: it cannot be written to.
         """

@@ -106,9 +106,6 @@ def open_run(
         dog: ends this process if the run makes no progress.
         stack: is given what is to be closed at the end.
 
-    Returns:
-        What the loop works with, and what was restored.
-
     Raises:
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.

@@ -67,9 +67,6 @@ def _absolute(path: str) -> str:
 def recorded(run_dir: str) -> list[str] | None:
     """Reads which directories a run has saved to.
 
-    Args:
-        run_dir: the run's directory.
-
     Returns:
         Their paths; none if saved.json is damaged, and None if the run has not
         saved anything.

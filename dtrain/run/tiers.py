@@ -48,13 +48,7 @@ class Tiers(NamedTuple):
 def open_tiers(
     config: Config, cluster: Cluster, run: Mapping[str, Any] | None = None
 ) -> Tiers:
-    """Makes the tiers of a worker; their directories are made by a save.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
-        run: what config.json holds; written into each manifest.
-    """
+    """Makes the tiers of a worker; their directories are made by a save."""
     history = Tier(
         places.checkpoint_dir(config),
         policies(config),
