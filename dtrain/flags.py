@@ -11,7 +11,7 @@ the rule that its value must keep.
         def __post_init__(self) -> None:
             flags.check(self)
 
-    page = flags.Page("python -m program", "Does it.", Options, ("Nodes",))
+    page = flags.Page("python -m program", "Does it.", Options)
     if not flags.answer(sys.argv, page.render):
         options = Options(**flags.parse(Options, sys.argv))
 """
@@ -213,7 +213,8 @@ class Page(NamedTuple):
         program: how the program is called, as in `python -m dtrain.main`.
         summary: what it does, in lines.
         kind: the dataclass of its flags, all of whose fields are of `field`.
-        groups: which of them it shows, in this order.
+        groups: which of them it shows, in this order; empty is all, in the
+            order of the fields.
         usage: what stands behind the program, if it is not flags alone.
         mark: called with a flag's metadata; returns what is put behind the
             first line of the flag.
@@ -223,7 +224,7 @@ class Page(NamedTuple):
     program: str
     summary: str
     kind: type
-    groups: Sequence[str] = (FLAGS,)
+    groups: Sequence[str] = ()
     usage: str = "[--flag=value ...]"
     mark: Callable[[Mapping[str, Any]], str] = lambda _: ""
     end: str = ""
@@ -231,9 +232,13 @@ class Page(NamedTuple):
     def render(self) -> str:
         """Returns the page."""
         parts = [f"usage: {self.program} {self.usage}", "", self.summary]
-        for group in self.groups:
-            parts += ["", group] if len(self.groups) > 1 else [""]
-            for flag in dataclasses.fields(self.kind):
+        shown = dataclasses.fields(self.kind)
+        groups = self.groups or list(
+            dict.fromkeys(flag.metadata["group"] for flag in shown)
+        )
+        for group in groups:
+            parts += ["", group] if len(groups) > 1 else [""]
+            for flag in shown:
                 if flag.metadata["group"] == group:
                     parts += self._lines(flag)
         parts += ["", self.end] if self.end else []

@@ -26,7 +26,6 @@ Trains a GAN, and goes on where it stopped: a run that was killed and started
 again with the same command ends with the bits of one that was not. Ctrl-C and
 SIGTERM save and exit with {errors.RUN_AGAIN}, which means "run me again".""",
     config.Config,
-    config.GROUPS,
     mark=lambda metadata: " *" if metadata.get("may_change") else "",
     end=f"""\
 A run may be resumed with another value of what is marked with *.

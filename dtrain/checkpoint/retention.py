@@ -105,16 +105,13 @@ class Doubling:
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
+        # A power of two has one bit.
         return {
             checkpoint.step
             for checkpoint in saved
-            if self._is_one(checkpoint.step)
+            if checkpoint.step % self.steps == 0
+            and (checkpoint.step // self.steps).bit_count() == 1
         }
-
-    def _is_one(self, step: int) -> bool:
-        times, rest = divmod(step, self.steps)
-        # A power of two has one bit.
-        return not rest and times.bit_count() == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,27 +20,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain import flags
-from dtrain.config.keeping import (
-    DIVERGENCE,
-    SAVING,
-    DivergenceSettings,
-    SavingSettings,
-)
+from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
-    DATA,
-    MODEL,
-    OBJECTIVE,
-    OPTIMIZERS,
     DataSettings,
     ModelSettings,
     ObjectiveSettings,
     OptimizerSettings,
 )
-from dtrain.config.running import DEVICES, RUN, DeviceSettings, RunSettings
+from dtrain.config.running import DeviceSettings, RunSettings
 from dtrain.errors import UserError
 
-# In the order of the help page.
-GROUPS = (RUN, DEVICES, DATA, MODEL, OBJECTIVE, OPTIMIZERS, SAVING, DIVERGENCE)
 # 1, 2, 4 or 8 replicas can then share a batch with the same bits.
 _ORDERED_MICRO_BATCHES = 8
 

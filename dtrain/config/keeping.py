@@ -6,11 +6,9 @@ import dataclasses
 
 from dtrain import flags
 
-SAVING = "Saving and resuming"
-DIVERGENCE = "Divergence"
 # A resumed run may have other values of all of these.
-_saving = flags.fields_of(SAVING, may_change=True)
-_divergence = flags.fields_of(DIVERGENCE, may_change=True)
+_saving = flags.fields_of("Saving and resuming", may_change=True)
+_divergence = flags.fields_of("Divergence", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,9 @@ import dataclasses
 
 from dtrain import flags
 
-DATA = "Data"
-MODEL = "Model"
-OBJECTIVE = "Objective"
-OPTIMIZERS = "Optimizers"
-_data, _model = flags.fields_of(DATA), flags.fields_of(MODEL)
-_objective = flags.fields_of(OBJECTIVE)
-_optimizers = flags.fields_of(OPTIMIZERS)
+_data, _model = flags.fields_of("Data"), flags.fields_of("Model")
+_objective = flags.fields_of("Objective")
+_optimizers = flags.fields_of("Optimizers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,7 @@ import dataclasses
 
 from dtrain import flags
 
-RUN = "Run"
-DEVICES = "Devices"
-_run, _devices = flags.fields_of(RUN), flags.fields_of(DEVICES)
+_run, _devices = flags.fields_of("Run"), flags.fields_of("Devices")
 
 
 @dataclasses.dataclass(frozen=True)
