@@ -28,8 +28,7 @@ from dtrain.gan import divergence
 from dtrain.record import samples
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run import introduction
-from dtrain.run.opening import Run, open_run, say
+from dtrain.run.opening import Run, introduce, open_run, say
 from dtrain.storage import files
 
 
@@ -71,7 +70,7 @@ def train(
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
                 run, restored = open_run(config, workers, watcher, dog, stack)
-                introduction.say(run, restored)
+                introduce(run, restored)
                 code = _loop(run)
                 run.ledger.close(code, watcher.notice)
             # A worker that leaves takes the collectives of the others with it.

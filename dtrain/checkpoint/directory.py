@@ -173,8 +173,8 @@ class CheckpointDirectory(ReadableDirectory):
                     files.remove_tree(left)
         pending = files.names(self._pending)
         for name in pending:
-            # A commit to a store that was killed before its last change is
-            # complete. Not by a listing, which may be of a while ago.
+            # If a commit to a store was killed before it removed this name, it
+            # is complete. A listing would not do: it may be of a while ago.
             is_committed = files.size(f"{self.path}/{name}") is not None
             match = re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name)
             if match and not is_committed:

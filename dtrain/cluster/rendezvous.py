@@ -67,7 +67,7 @@ def meet(
 
 
 def digest(cluster: Cluster) -> str:
-    """Returns 32 digits that only workers of the same cluster have."""
+    """Returns 32 digits that only workers of the same cluster share."""
     names = "\n".join(cluster.workers).encode()
     return hashlib.sha256(names).hexdigest()[:32]
 

@@ -19,14 +19,9 @@ from dtrain.config import Config, OptimizerSettings
 def make(
     learning_rate: float, config: OptimizerSettings, name: str
 ) -> keras.Optimizer:
-    """Makes the Adam optimizer of one network.
+    """Makes the Adam optimizer of one network, before any schedule.
 
     Kingma and Ba, 2015, "Adam: A Method for Stochastic Optimization".
-
-    Args:
-        learning_rate: the learning rate before its schedule.
-        config: the run's settings.
-        name: the optimizer's name, as in `generator_optimizer`.
     """
     return keras.optimizers.Adam(
         learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, name=name

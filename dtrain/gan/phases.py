@@ -110,15 +110,9 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
 def generate(
     config: ModelSettings, networks: Networks, example: Example
 ) -> tf.Tensor:
-    """Generates one image for each example, as in training.
+    """Generates an image for each example, float32 [b, H, W, C], in training.
 
-    Args:
-        config: conditional counts.
-        networks: the generator counts.
-        example: the latents and labels count.
-
-    Returns:
-        float32 [b, H, W, C].
+    It is made of the latents, and the label if the model is `conditional`.
     """
     inputs = example.latents
     if config.conditional:
@@ -131,13 +125,8 @@ def make_critic(
 ) -> losses.Critic:
     """Makes the discriminator a function of images alone.
 
-    Args:
-        config: conditional counts.
-        networks: the discriminator counts.
-        example: the labels count.
-
-    Returns:
-        A function of images float32 [b, H, W, C] to logits float32 [b].
+    It turns images float32 [b, H, W, C] into logits float32 [b], with the
+    labels of the example if the model is `conditional`.
     """
 
     def critic(images: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import keras
+import numpy as np
+import tensorflow as tf
+
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
@@ -318,3 +322,34 @@ def _check_restored(
             f"{config.run_dir} ({saved.step}); raise it, or name another "
             "run_dir"
         )
+
+
+def introduce(run: Run, restored: Restored) -> None:
+    """Prints what the run is about to do, and the notes of what was restored."""
+    config, source, gan = run.config, run.source, run.gan
+    height, width, channels = source.image_shape
+    classes = f", {source.num_classes} classes" if source.num_classes else ""
+    replicas = run.workers.strategy.num_replicas_in_sync
+    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    prefix = restored.prefix
+    start = f"resumed from {prefix}" if prefix else "a fresh start"
+    run.progress.say(
+        f"data      {source.name}: {source.num_images:,} images "
+        f"{height}x{width}x{channels}{classes}\n"
+        f"model     {config.model}: generator "
+        f"{_count(gan.networks.generator)}, discriminator "
+        f"{_count(gan.networks.discriminator)} parameters\n"
+        f"devices   {config.strategy}: {replicas} "
+        f"replica{'s' if replicas > 1 else ''} on "
+        f"{kind}, batch {config.batch_size}, {config.precision}\n"
+        f"run       {config.run_dir}: {start}, "
+        f"{config.num_steps:,} steps in all"
+    )
+    say(restored.notes)
+
+
+def _count(network: keras.Model) -> str:
+    count = sum(
+        int(np.prod(weight.shape)) for weight in network.trainable_weights
+    )
+    return f"{count:,}"

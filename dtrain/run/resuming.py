@@ -118,16 +118,13 @@ def restore_step(
     checkpoint: tf.train.Checkpoint,
     config: Config,
     step: int | None = None,
-) -> str:
+) -> None:
     """Restores a state of a run, in whose directories nothing is changed.
 
     Args:
         checkpoint: what is restored into.
         config: the run's settings.
         step: which; None is the newest that verifies.
-
-    Returns:
-        The prefix that was restored.
 
     Raises:
         UserError: there is none, it is damaged, or it does not fit the
@@ -142,7 +139,6 @@ def restore_step(
             step,
         )
     _restore(checkpoint, chosen, config)
-    return chosen.prefix
 
 
 def _unchanged(readable: list[going_on.Place]) -> list[going_on.Place]:
