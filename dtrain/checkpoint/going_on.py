@@ -146,11 +146,9 @@ def choose(
         OSError: a place cannot be read.
     """
     steps = {saved for place in places for saved in place.directory.steps()}
-    if step is None:
-        seen = search(places, how)
-    else:
-        holding = [place for place in places if step in place.directory.steps()]
-        seen = search(holding, how, step + 1)
+    if step is not None:
+        places = [place for place in places if step in place.directory.steps()]
+    seen = search(places, how, None if step is None else step + 1)
     if seen.newest and step in (None, seen.newest.manifest.step):
         return seen.newest, seen.notes
     if step in steps:

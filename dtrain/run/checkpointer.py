@@ -138,10 +138,11 @@ class Checkpointer:
         is_chief = self._tiers.cluster.is_chief
         self.rearm_failed_save()
         with files.storage_errors(directory.path):
-            if is_chief and step not in directory.steps():
-                self._submit(step, facts or Facts(), is_checkpoint=True)
-            elif not is_chief and self._submitted_step != step:
-                self._submit(step, facts or Facts(), is_checkpoint=False)
+            is_saved = self._submitted_step == step
+            if is_chief:
+                is_saved = step in directory.steps()
+            if not is_saved:
+                self._submit(step, facts or Facts(), is_checkpoint=is_chief)
         self._mark(step, is_chief)
 
     def drain(self) -> None:

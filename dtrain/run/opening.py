@@ -325,7 +325,7 @@ def _check_restored(
 
 
 def introduce(run: Run, restored: Restored) -> None:
-    """Prints what the run is about to do, and the notes of what was restored."""
+    """Prints what the run is about to do, and what was found on the way."""
     config, source, gan = run.config, run.source, run.gan
     height, width, channels = source.image_shape
     classes = f", {source.num_classes} classes" if source.num_classes else ""
