@@ -110,9 +110,12 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
 def generate(
     config: ModelSettings, networks: Networks, example: Example
 ) -> tf.Tensor:
-    """Generates an image for each example, float32 [b, H, W, C], in training.
+    """Generates an image for each example, as in training.
 
-    It is made of the latents, and the label if the model is `conditional`.
+    It is made of the latents, and of the label if the model is `conditional`.
+
+    Returns:
+        float32 [b, H, W, C].
     """
     inputs = example.latents
     if config.conditional:

@@ -133,7 +133,7 @@ def restore_step(
     """
     with files.storage_errors(config.run_dir):
         chosen, _ = going_on.choose(
-            _unchanged(places.find(config, ALONE)),
+            _read_only(places.find(config, ALONE)),
             config.run_dir,
             config.verify,
             step,
@@ -141,7 +141,7 @@ def restore_step(
     _restore(checkpoint, chosen, config)
 
 
-def _unchanged(readable: list[going_on.Place]) -> list[going_on.Place]:
+def _read_only(readable: list[going_on.Place]) -> list[going_on.Place]:
     return [place._replace(is_mine=False) for place in readable]
 
 
@@ -170,7 +170,7 @@ def _search(tiers: Tiers) -> going_on.Search:
         readable = places.find(config, tiers.cluster)
         if config.resume == "never":
             # A state is refused, so nothing may be moved.
-            readable = _unchanged(readable)
+            readable = _read_only(readable)
         else:
             tiers.clean()
         seen = going_on.search(readable, config.verify)
