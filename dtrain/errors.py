@@ -1,4 +1,4 @@
-"""The exit codes of every dtrain program, and the error that is a user's.
+"""The exit codes of all dtrain programs, and the errors that have one.
 
 Launchers and supervisors act on the exit code alone: 0 is finished, 75 is
 "saved, run me again", 78 is "do not run me again before something is
@@ -81,8 +81,8 @@ class Exit(NamedTuple):
     is_crash: bool = False
 
 
-# The first is what counts of several workers; a crash comes after the first,
-# and before the others.
+# The first that a worker ends with is the code of all (see `combine`); a crash
+# comes after the first of these, and before the others.
 EXITS = (
     Exit(USER_ERROR, "a mistake of the user", UserError),
     Exit(HUNG, "was stuck", is_crash=True),
@@ -101,15 +101,12 @@ def exit_codes() -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process at once, after what was printed is out.
+    """Ends the process at once, after all that was printed is written.
 
-    The end of a Python program takes TensorFlow's input pipelines down, and
-    each waits for threads of its own: for seconds now and then, up to half a
-    minute, which a scheduler's grace period does not have. To be called while
-    the pipeline is still referred to, and when all files are closed.
-
-    Args:
-        code: the exit code.
+    A Python program that ends takes TensorFlow's input pipelines down, and each
+    waits for its threads: sometimes for half a minute, which a scheduler does
+    not grant. It is called while the pipelines are still referred to, and when
+    all files are closed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -117,7 +114,7 @@ def leave(code: int) -> NoReturn:
 
 
 def end(code: int, words: str, stderr: int = 2) -> NoReturn:
-    """Ends the process at once, from any thread, whatever the others hold.
+    """Ends the process at once, from any thread, whatever locks others hold.
 
     Args:
         code: the exit code.
@@ -146,12 +143,9 @@ def code_of(error: BaseException) -> int:
 
 
 def printable(line: str) -> str:
-    """Writes out what would move the cursor of a terminal, or worse.
+    """Escapes what would move the cursor of a terminal, or worse.
 
-    Names in a file from outside may hold anything.
-
-    Args:
-        line: of text.
+    A name in a file from outside may hold that.
     """
     return "".join(
         character if character.isprintable() else repr(character)[1:-1]
@@ -166,7 +160,7 @@ def exit_with(
 
     Args:
         main: returns the exit code of the process.
-        leave: exits; `leave` of this module, or in the usual way.
+        leave: ends the process; `leave` of this module ends it at once.
     """
     try:
         code = main()
@@ -190,13 +184,10 @@ def exit_with(
 
 
 def combine(codes: Sequence[int]) -> int:
-    """Makes one exit code of those of all workers.
+    """Makes one exit code of those of all workers, negative for a signal.
 
-    A user's mistake comes first, since running again cannot help; then a
-    crash, the loss of another worker last; then "run me again".
-
-    Args:
-        codes: exit codes, negative for a signal.
+    A user's mistake comes first, since to run again cannot help; then crashes,
+    the loss of another worker after the others; then "run me again".
 
     Returns:
         The code, as a shell would see it: 128 + N for signal N.

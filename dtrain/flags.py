@@ -11,7 +11,7 @@ the rule that its value must keep.
         def __post_init__(self) -> None:
             flags.check(self)
 
-    page = flags.Page("python -m program", "Does it.", Options, ("Nodes",))
+    page = flags.Page("python -m program", "Does it.", Options)
     if not flags.answer(sys.argv, page.render):
         options = Options(**flags.parse(Options, sys.argv))
 """
@@ -79,16 +79,30 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def fields_of(group: str, **common: Any) -> Callable[..., Any]:
+    """Returns a `field(default, help_text, ...)` for the flags of one group.
+
+    Args:
+        group: the title under which `--help` shows them.
+        common: what all of them share of the other arguments of `field`.
+    """
+
+    def field_of_group(default: Any, help_text: str, **more: Any) -> Any:
+        return field(default, group, help_text, **common, **more)
+
+    return field_of_group
+
+
 def directory(help_text: str, default: str | None = None) -> Any:
     """Declares a flag that names a directory, on a disk or gs://.
 
-    Its value has the home directory for a `~`, which no shell writes out
-    behind an equals sign, and no slash at its end.
+    `parse` puts the home directory for a `~`, which no shell does behind an
+    equals sign, and takes a slash from its end.
 
     Args:
         help_text: what `--help` says.
-        default: how the page calls the directory that an empty value stands
-            for; None for a flag that has to be given.
+        default: what `--help` calls the directory that is taken if the flag
+            is not given; None if it must be given.
     """
     return field(
         "",
@@ -101,7 +115,7 @@ def directory(help_text: str, default: str | None = None) -> Any:
 
 
 def check(instance: Any) -> None:
-    """Checks each field of a dataclass by its own rule.
+    """Checks that the value of each field keeps its rule.
 
     Args:
         instance: of a dataclass, all of whose fields are of `field`.
@@ -127,13 +141,11 @@ def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
         UserError: a flag is missing, unknown or malformed, or something that
             is no flag is left over.
     """
-    values = parse_flags(
-        argv,
-        {
-            flag.name: (flag.default, flag.metadata["help"])
-            for flag in dataclasses.fields(kind)
-        },
-    )
+    known = {
+        flag.name: (flag.default, flag.metadata["help"])
+        for flag in dataclasses.fields(kind)
+    }
+    values = parse_flags(argv, known)
     for flag in dataclasses.fields(kind):
         if flag.metadata.get("is_required") and not values[flag.name]:
             raise UserError(f"{flag.name} is missing; use --{flag.name}=DIR")
@@ -181,19 +193,15 @@ def parse_flags(
         raise UserError(
             f"{rest[1]!r} is not a flag; write --name=value, --help lists them"
         )
-    found = {name: flag_values[name].value for name in known}
+    values = {name: flag_values[name].value for name in known}
     return {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
+        for name, value in values.items()
     }
 
 
 def expand(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Writes out what `--flagfile` stands for, at this moment.
-
-    Args:
-        arguments: flags that `parse` takes, without the program's name.
-    """
+    """Replaces `--flagfile` by the flags that the file has at this moment."""
     read = flags.FlagValues().read_flags_from_files
     return tuple(read(list(arguments), force_gnu=False))
 
@@ -205,17 +213,18 @@ class Page(NamedTuple):
         program: how the program is called, as in `python -m dtrain.main`.
         summary: what it does, in lines.
         kind: the dataclass of its flags, all of whose fields are of `field`.
-        groups: which of them it shows, in this order.
+        groups: which of them it shows, in this order; empty is all, in the
+            order of the fields.
         usage: what stands behind the program, if it is not flags alone.
-        mark: returns what is put behind the first line of a flag, of its
-            metadata.
+        mark: called with a flag's metadata; returns what is put behind the
+            first line of the flag.
         end: lines below the flags.
     """
 
     program: str
     summary: str
     kind: type
-    groups: Sequence[str] = (FLAGS,)
+    groups: Sequence[str] = ()
     usage: str = "[--flag=value ...]"
     mark: Callable[[Mapping[str, Any]], str] = lambda _: ""
     end: str = ""
@@ -223,9 +232,13 @@ class Page(NamedTuple):
     def render(self) -> str:
         """Returns the page."""
         parts = [f"usage: {self.program} {self.usage}", "", self.summary]
-        for group in self.groups:
-            parts += ["", group] if len(self.groups) > 1 else [""]
-            for flag in dataclasses.fields(self.kind):
+        shown = dataclasses.fields(self.kind)
+        groups = self.groups or list(
+            dict.fromkeys(flag.metadata["group"] for flag in shown)
+        )
+        for group in groups:
+            parts += ["", group] if len(groups) > 1 else [""]
+            for flag in shown:
                 if flag.metadata["group"] == group:
                     parts += self._lines(flag)
         parts += ["", self.end] if self.end else []
@@ -233,22 +246,12 @@ class Page(NamedTuple):
 
     def _lines(self, flag: dataclasses.Field[Any]) -> list[str]:
         head = _head(flag) + self.mark(flag.metadata)
-        return [
-            *_wrapped(head, "  ", 6),
-            *_wrapped(flag.metadata["help"], " " * 6, 6),
-        ]
+        help_text = flag.metadata["help"]
+        return [*_wrapped(head, "  "), *_wrapped(help_text, " " * 6)]
 
 
 def answer(arguments: Sequence[str], page: Callable[[], str]) -> bool:
-    """Prints the help page or the version, where a command line asks for it.
-
-    Args:
-        arguments: the flags of a program.
-        page: returns the help page.
-
-    Returns:
-        Whether that was all.
-    """
+    """Prints the help page or the version; tells if either was asked for."""
     if {"--help", "-h", "-help", "--helpfull"} & set(arguments):
         print(page())
         return True
@@ -258,12 +261,12 @@ def answer(arguments: Sequence[str], page: Callable[[], str]) -> bool:
     return False
 
 
-def _wrapped(text: str, first: str, indent: int) -> list[str]:
+def _wrapped(text: str, first: str) -> list[str]:
     return textwrap.wrap(
         text,
         width=_WIDTH,
         initial_indent=first,
-        subsequent_indent=" " * indent,
+        subsequent_indent=" " * 6,
         break_on_hyphens=False,
         break_long_words=False,
     )

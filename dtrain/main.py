@@ -1,7 +1,9 @@
 """Trains a GAN.
 
-python -m dtrain.main --strategy=mirrored
-python -m dtrain.main --help
+It is started by
+
+    python -m dtrain.main --strategy=mirrored
+    python -m dtrain.main --help
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ Trains a GAN, and goes on where it stopped: a run that was killed and started
 again with the same command ends with the bits of one that was not. Ctrl-C and
 SIGTERM save and exit with {errors.RUN_AGAIN}, which means "run me again".""",
     config.Config,
-    config.GROUPS,
     mark=lambda metadata: " *" if metadata.get("may_change") else "",
     end=f"""\
 A run may be resumed with another value of what is marked with *.
@@ -81,8 +82,8 @@ def _look_for_stop_file(
 ) -> None:
     """Lets a person stop the run by a file in its directory.
 
-    All workers look, from now on: one that waits for the others is told by
-    nobody else.
+    Every worker looks for it, from now on: while one waits for the others,
+    nobody else can tell it.
     """
     since_secs = stop_file.since_secs(started_secs)
     watcher.look_for(
@@ -97,7 +98,7 @@ def _watchdog(
     workers: environment.Cluster,
     watcher: watcher_lib.Watcher,
 ) -> contextlib.AbstractContextManager[watchdog.Watchdog]:
-    """Starts the watchdog, which also tells a supervisor that this lives."""
+    """Starts the watchdog, which also tells a supervisor that this is alive."""
     dog = watchdog.Watchdog(
         os.path.join(parsed.run_dir, "stacks", f"worker-{workers.index}"),
         parsed.hang_timeout_secs,

@@ -1,6 +1,8 @@
 """Draws images from a run, on a machine that needs neither data nor GPU.
 
-python -m dtrain.sample --run_dir=runs/default --num_images=64
+It is started by
+
+    python -m dtrain.sample --run_dir=runs/default --num_images=64
 """
 
 from __future__ import annotations
@@ -54,10 +56,7 @@ checkpoint, and writes them with an animation to a directory.""",
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Parses a command line.
-
-    Args:
-        arguments: the command line, the program's name first.
+    """Parses a command line, whose first word is the program's name.
 
     Raises:
         UserError: a flag is unknown, malformed or out of its range.
@@ -77,41 +76,34 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def draw(request: Request) -> list[str]:
-    """Draws what is asked for.
-
-    Args:
-        request: what, and from which run.
-
-    Returns:
-        The paths of the files that were written.
+    """Draws images, and returns the paths of the files that were written.
 
     Raises:
         UserError: there is no such run or checkpoint, it does not fit the
             model, or the output directory cannot be made.
         StorageError: a picture cannot be written.
     """
-    # After `startup.import_tensorflow`, or they import it with its noise.
+    # Here, after `startup.import_tensorflow`, which keeps it from printing.
     from dtrain.run import export
 
     step = None if request.step < 0 else request.step
-    restored = export.restore(request.run_dir, step)
+    trained = export.restore(request.run_dir, step)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     access.make("output_dir", output_dir)
     with (
         files.storage_errors(output_dir),
         access.to("output_dir", output_dir),
     ):
-        return _write_pictures(request, restored, output_dir)
+        return _write_pictures(request, trained, output_dir)
 
 
 def _write_pictures(
-    request: Request, restored: export.Restored, output_dir: str
+    request: Request, trained: export.TrainedGenerator, output_dir: str
 ) -> list[str]:
-    """Writes the files of a request; returns their paths."""
     from dtrain.record import drawing, images
 
-    generator, config, _, num_classes = restored
-    made = drawing.draw(
+    generator, config, _, num_classes = trained
+    drawn = drawing.draw(
         generator,
         drawing.latents(config, request.seed, request.num_images),
         drawing.class_columns(config, num_classes, request.num_images),
@@ -120,9 +112,9 @@ def _write_pictures(
     if request.grid:
         paths.append(os.path.join(output_dir, "samples.png"))
         columns = drawing.num_columns(config, num_classes)
-        images.write_png(paths[-1], images.make_grid(made, columns))
+        images.write_png(paths[-1], images.make_grid(drawn, columns))
     else:
-        for number, image in enumerate(images.to_uint8(made)):
+        for number, image in enumerate(images.to_uint8(drawn)):
             paths.append(os.path.join(output_dir, f"sample-{number:05}.png"))
             images.write_png(paths[-1], image)
     if request.gif:
@@ -135,13 +127,7 @@ def _write_pictures(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Draws as a command line says.
-
-    Args:
-        arguments: the command line, the program's name first.
-
-    Returns:
-        The exit code of the process.
+    """Draws as a command line says; returns the exit code of the process.
 
     Raises:
         UserError: the command line or the run is wrong.
@@ -150,8 +136,7 @@ def run(arguments: Sequence[str]) -> int:
         return errors.FINISHED
     request = parse(arguments)
     startup.import_tensorflow()
-    paths = draw(request)
-    first, *rest = paths
+    first, *rest = draw(request)
     more = f", {len(rest) - 1} more" if len(rest) > 1 else ""
     last = f" and {rest[-1]}" if rest else ""
     print(f"wrote {first}{more}{last}")

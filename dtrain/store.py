@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain import config as config_module
 from dtrain import errors, flags
-from dtrain.config import Config
+from dtrain.config import Config, DataSettings
 from dtrain.errors import UserError
 from dtrain.storage import startup
 
@@ -32,9 +32,8 @@ Stores any data set as ArrayRecord, the form that TFDS reads at random.
 The images are stored in their order, as --image_size and --channels make
 them: a run on the copy ends with the bits of a run on the original. Worth it
 for many small files, and for images that do not fit in memory.""",
-    Config,
     # It is told of a data set as a run is.
-    (config_module.DATA,),
+    DataSettings,
     usage="NAME --data_dir=DIR [--flag=value ...]",
 )
 _BATCH = 256

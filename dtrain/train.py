@@ -28,8 +28,7 @@ from dtrain.gan import divergence
 from dtrain.record import samples
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run import introduction
-from dtrain.run.opening import Run, open_run, say
+from dtrain.run.opening import Run, introduce, open_run, say
 from dtrain.storage import files
 
 
@@ -47,11 +46,11 @@ def train(
     Args:
         config: the run's settings.
         cluster: the workers, and which of them this is.
-        watcher: started; sees the notices.
-        dog: started; sees the progress.
+        watcher: started; sees the notices that tell this process to end.
+        dog: started; ends the process if the run makes no progress.
         leave: called with the exit code when all is done, before the input
-            is taken down; a program passes `errors.leave`. The default goes
-            on and returns the code.
+            pipeline is taken down. A program passes `errors.leave`, which ends
+            the process there; the default returns the code.
 
     Returns:
         The exit code of the process: `errors.FINISHED`, or `errors.RUN_AGAIN`
@@ -71,7 +70,7 @@ def train(
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
                 run, restored = open_run(config, workers, watcher, dog, stack)
-                introduction.say(run, restored)
+                introduce(run, restored)
                 code = _loop(run)
                 run.ledger.close(code, watcher.notice)
             # A worker that leaves takes the collectives of the others with it.
@@ -149,13 +148,13 @@ def _run_periodic(run: Run, step: int) -> dict[str, float]:
 
 
 def _beat(run: Run, step: int) -> None:
-    """Tells how far the run is; a supervisor hears it from the watchdog."""
+    """Tells the ledger, and the watchdog, how many steps are done."""
     run.ledger.progress(step)
     run.watchdog.beat(step, run.checkpointer.saved_step)
 
 
 def _input(run: Run) -> tuple[int, Any]:
-    """Returns the steps that are done, and the images from there on."""
+    """Returns how many steps are done, and the real images for the next."""
     step = int(run.gan.step.numpy())
     skipped = int(run.gan.divergence.skipped_steps.numpy())
     iterator = pipeline.make_iterator(
@@ -174,7 +173,6 @@ def _run_steps(
         UserError: an image cannot be read; it is named.
         OpError: something else failed.
     """
-    gan = run.gan
     try:
         metrics, verdict = run.step.run(iterator, tf.constant(num_steps))
         return (
@@ -184,7 +182,7 @@ def _run_steps(
     except tf.errors.OpError as error:
         if is_lost_worker(error):
             raise
-        step += int(gan.divergence.skipped_steps.numpy())
+        step += int(run.gan.divergence.skipped_steps.numpy())
         mistake = pipeline.explain(error, run.source, run.config, step)
         if mistake is None:
             raise
@@ -192,16 +190,15 @@ def _run_steps(
 
 
 def _roll_back(run: Run, step: int, verdict: int) -> None:
-    """Goes back to the last good checkpoint, and leaves out what led here.
+    """Goes back to the last good checkpoint, and skips the data since then.
 
-    Every worker does, since all have seen the same numbers.
+    Every worker calls this: all have seen the same numbers.
 
     Raises:
-        UserError: it has done so often enough, or there is none.
-        StorageError: the disk or the store failed.
+        UserError: the run has gone back `max_rollbacks` times already.
     """
-    config, judged = run.config, run.gan.divergence
-    reason, counts = divergence.describe(verdict, config), judged.counts
+    config, state = run.config, run.gan.divergence
+    reason, counts = divergence.describe(verdict, config), state.counts
     if counts.rollbacks >= config.max_rollbacks:
         raise errors.UserError(
             f"diverged at step {step:,}: {reason}. The run has gone back "
@@ -212,7 +209,7 @@ def _roll_back(run: Run, step: int, verdict: int) -> None:
     _wait(run, run.checkpointer.wait)
     limits = divergence.healthy_below(verdict, step, counts, config)
     restored = run.checkpointer.roll_back(run.workers, step, limits)
-    judged.roll_back(counts, restored.step, step)
+    state.roll_back(counts, restored.step, step)
 
     def rewind() -> None:
         with files.storage_errors(config.run_dir):
@@ -227,7 +224,7 @@ def _roll_back(run: Run, step: int, verdict: int) -> None:
 
 
 def _loop_length(run: Run, step: int) -> int:
-    """Counts the steps until the host has something to do."""
+    """Counts the steps until the host has something to do again."""
     config = run.config
     ends = [step + config.steps_per_loop, config.num_steps]
     intervals = [periodic.every_steps for periodic in run.periodic]
@@ -238,16 +235,15 @@ def _loop_length(run: Run, step: int) -> int:
 
 
 def _stop_or_save(run: Run, step: int) -> bool:
-    """Saves if the chief wants to; returns whether the run is to stop.
+    """Saves where a save is due; returns whether the run is to stop.
 
-    The one place between two loops where the workers agree.
+    All that the workers have to agree on between two loops is agreed on here.
 
     Raises:
         StorageError: a worker could not save, and `on_save_error` is stop.
     """
-    for claim in run.claims:
-        claim.raise_if_lost()
-    failure = run.checkpointer.failure()
+    _check_claims(run)
+    failure = run.checkpointer.rearm_failed_save()
     say(filter(None, [run.recorder.failure()]))
     if failure:
         say([f"{failure}; training goes on from what was saved before"])
@@ -282,41 +278,37 @@ def _stop_or_save(run: Run, step: int) -> bool:
 
 
 def _save_last(run: Run, step: int) -> None:
-    """Saves before the run ends; on all workers, or the run has failed.
-
-    Raises:
-        StorageError: a worker could not save.
-    """
+    """Saves before the run ends; fails on all workers if it does on one."""
     checkpointer = run.checkpointer
 
     def begin() -> None:
-        for claim in run.claims:
-            claim.raise_if_lost()
-        # What is being written may fail, and is made good by this one.
+        _check_claims(run)
         checkpointer.begin_last(step, _facts(run, step))
 
     with run.ledger.spending("save"):
-        _wait(run, run.checkpointer.wait)
+        # A save that still runs may fail, which the last one makes good.
+        _wait(run, checkpointer.wait)
         run.workers.together(begin)
-        _wait(run, run.checkpointer.wait)
+        _wait(run, checkpointer.wait)
         run.workers.together(checkpointer.drain)
 
 
 def _wait(run: Run, is_ready: Callable[[float], bool]) -> None:
-    """Waits until all workers are ready.
+    """Waits until `is_ready`, which waits for some seconds, is true of all.
 
     A slow store may take longer than a collective waits for a worker, and
-    than the watchdog waits for a step.
-
-    Args:
-        run: the run.
-        is_ready: waits for some seconds; returns whether this worker is.
+    than the watchdog waits for a step: so all meet and are heard of meanwhile.
     """
     is_waiting = True
     while is_waiting:
-        is_mine_ready = is_ready(1.0)
+        is_this_ready = is_ready(1.0)
         _beat(run, int(run.gan.step.numpy()))
-        [is_waiting] = run.workers.agree(not is_mine_ready)
+        [is_waiting] = run.workers.agree(not is_this_ready)
+
+
+def _check_claims(run: Run) -> None:
+    for claim in run.claims:
+        claim.raise_if_lost()
 
 
 def _facts(run: Run, step: int) -> Facts:
@@ -324,8 +316,8 @@ def _facts(run: Run, step: int) -> Facts:
     return Facts(
         metrics=recorder.last,
         log=recorder.state_of(step),
-        sync=recorder.sync,
-        publish=recorder.publish,
+        sync_log=recorder.sync,
+        publish_log=recorder.publish,
     )
 
 
@@ -333,7 +325,7 @@ def _refuse_differing(run: Run, step: int) -> None:
     """Refuses to save a state that is not the same on all replicas.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: a variable differs; the first is named.
     """
     differing = run.replicas.differing()
     if differing:

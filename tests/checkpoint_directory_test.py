@@ -18,10 +18,10 @@ def directory(tmp_path: pathlib.Path) -> CheckpointDirectory:
     """Holds steps 1 to 3, with weights of that many ones."""
     made = CheckpointDirectory(str(tmp_path / "checkpoints"))
     weights = tf.Variable([0.0] * 40)
-    plan = snapshot.Plan(tf.train.Checkpoint(weights=weights))
+    taker = snapshot.SnapshotTaker(tf.train.Checkpoint(weights=weights))
     for step in (1, 2, 3):
         weights.assign([float(step)] * 40)
-        made.commit(step, plan.take(step), {"metrics": {"loss": step / 3}})
+        made.commit(step, taker.take(step), {"metrics": {"loss": step / 3}})
     return made
 
 
@@ -44,7 +44,7 @@ def test_a_step_that_is_there_is_replaced(
 ) -> None:
     before = directory.verify(3).digest
     state = tf.train.Checkpoint(weights=tf.Variable([9.0] * 40))
-    directory.commit(3, snapshot.Plan(state).take(3))
+    directory.commit(3, snapshot.SnapshotTaker(state).take(3))
     assert directory.verify(3).digest != before
     assert directory.steps() == [1, 2, 3]
 
@@ -83,7 +83,7 @@ def test_a_changed_tensor_that_tensorflow_believes(
     """As a memory error between the checksum and the disk would leave it."""
     state = tf.train.Checkpoint(weights=tf.Variable([3.0] * 39 + [4.0]))
     made = directory.manifest(3)
-    directory.commit(3, snapshot.Plan(state).take(3))
+    directory.commit(3, snapshot.SnapshotTaker(state).take(3))
     other = directory.manifest(3)
     path(directory, "ckpt-3.json").write_bytes(
         type(made)(
@@ -117,7 +117,7 @@ def test_put_aside_with_the_reason(directory: CheckpointDirectory) -> None:
         )
         state = tf.train.Checkpoint(weights=tf.Variable([3.0]))
         assert 3 not in directory.candidates()
-        directory.commit(3, snapshot.Plan(state).take(3))
+        directory.commit(3, snapshot.SnapshotTaker(state).take(3))
     assert directory.quarantined() == ["ckpt-3", "ckpt-3-2"]
     assert len(files) == 4
 
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_all_as_it_was(
 ) -> None:
     before = sorted(pathlib.Path(directory.path).iterdir())
     state = tf.train.Checkpoint(weights=tf.Variable([4.0]))
-    taken = snapshot.Plan(state).take(4)
+    taken = snapshot.SnapshotTaker(state).take(4)
 
     def full(path: str) -> None:
         raise OSError(28, "No space left on device", path)

@@ -307,15 +307,15 @@ def test_a_save_that_fails_is_tried_again(tmp_path: pathlib.Path) -> None:
     assert saver.due(5)
     saver.save(5)
     saver.wait()
-    assert saver.failure() == "the save failed: Not a directory"
-    assert saver.failure() == ""
+    assert saver.rearm_failed_save() == "the save failed: Not a directory"
+    assert saver.rearm_failed_save() == ""
     assert not saver.due(6)
     (tmp_path / "checkpoints").unlink()
     clock.secs += 60
     assert saver.due(7)
     saver.save(7)
     saver.wait()
-    assert not saver.failure()
+    assert not saver.rearm_failed_save()
     assert steps_in(tmp_path / "checkpoints") == [7]
     assert not saver.due(8)
 
@@ -339,5 +339,5 @@ def test_a_backup_that_fails_brings_no_checkpoint_forward(
         clock.secs += 10
         saver.save(step)
         saver.wait()
-        assert saver.failure() == "the save failed: Not a directory"
+        assert saver.rearm_failed_save() == "the save failed: Not a directory"
     assert not (tmp_path / "checkpoints").exists()

@@ -25,7 +25,7 @@ from dtrain import errors
 from dtrain.checkpoint import manager as checkpoint_lib
 from dtrain.checkpoint import pins, retention
 from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.checkpoint.snapshot import Plan
+from dtrain.checkpoint.snapshot import SnapshotTaker
 from dtrain.cluster.environment import ALONE
 from dtrain.errors import UserError
 from dtrain.gan import state as gan_lib
@@ -70,7 +70,7 @@ class Run:
             self.description.image_shape,
             self.description.num_classes,
         )
-        self._plan = Plan(self._gan.checkpoint)
+        self._taker = SnapshotTaker(self._gan.checkpoint)
         self._checkpointer = checkpointer_lib.Checkpointer(
             self._gan.checkpoint, config, ALONE
         )
@@ -117,7 +117,7 @@ class Run:
 
     def _check_state(self, run: object, step: int) -> None:
         assert run == identity.to_dict(self.description)
-        keys, tensors, *_ = self._plan.take(step)
+        keys, tensors, *_ = self._taker.take(step)
         assert {*keys} == self._tensors[step].keys()
         for key, tensor in zip(keys, tensors, strict=True):
             np.testing.assert_array_equal(tensor, self._tensors[step][key])

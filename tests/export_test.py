@@ -68,7 +68,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return place
 
 
-def given(restored: export.Restored, size: int) -> dict[str, np.ndarray]:
+def given(
+    restored: export.TrainedGenerator, size: int
+) -> dict[str, np.ndarray]:
     """Returns what the generator is given for a batch."""
     config = restored.config
     made = {"latents": drawing.latents(config, 3, size).numpy()}
@@ -76,7 +78,7 @@ def given(restored: export.Restored, size: int) -> dict[str, np.ndarray]:
     return made if labels is None else {**made, "labels": labels}
 
 
-def expected(restored: export.Restored, size: int) -> np.ndarray:
+def expected(restored: export.TrainedGenerator, size: int) -> np.ndarray:
     values = given(restored, size)
     latents = tf.constant(values["latents"])
     return drawing.draw(restored.generator, latents, values.get("labels"))

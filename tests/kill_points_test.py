@@ -409,10 +409,10 @@ def save_until_killed(root: str, sender: connection.Connection) -> None:
     search = going_on.search([place], "full")
     assert not search.notes, search.notes
     step = 0
-    if search.found:
-        state.restore(search.found.prefix).assert_consumed()
+    if search.newest:
+        state.restore(search.newest.prefix).assert_consumed()
         step = seen(state)
-        assert step == search.found.manifest.step
+        assert step == search.newest.manifest.step
     sender.send_bytes(b"%d" % step)
     while True:
         step += 1
@@ -499,10 +499,10 @@ def go_on_after(root: pathlib.Path) -> int:
     directory.clean()
     search = going_on.search([going_on.Place(directory, is_mine=True)], "full")
     assert not search.notes, search.notes
-    if search.found is None:
+    if search.newest is None:
         return 0
     state = make_state()
-    state.restore(search.found.prefix).assert_consumed()
+    state.restore(search.newest.prefix).assert_consumed()
     return seen(state)
 
 

@@ -31,10 +31,10 @@ class Run:
 
     def save(self, tier: str, *steps: int) -> Run:
         directory = CheckpointDirectory(f"{self.run_dir}/{tier}")
-        plan = snapshot.Plan(self.state)
+        taker = snapshot.SnapshotTaker(self.state)
         for step in steps:
             self.weights.assign([float(step)] * 10)
-            directory.commit(step, plan.take(step))
+            directory.commit(step, taker.take(step))
         return self
 
     def damage(self, name: str) -> Run:
@@ -182,8 +182,8 @@ def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:
     run.save("checkpoints", 1, 2).damage("checkpoints/ckpt-2.index")
     directory = CheckpointDirectory(f"{run.run_dir}/checkpoints")
     seen = going_on.search([going_on.Place(directory, is_mine=False)], "full")
-    assert seen.found
-    assert seen.found.manifest.step == 1
+    assert seen.newest
+    assert seen.newest.manifest.step == 1
     assert seen.notes[0].endswith("; passed over")
     assert directory.candidates() == [1, 2]
 
@@ -196,9 +196,9 @@ def test_never_starts_over_where_a_run_was_saved_elsewhere(
     config = Config(run_dir=str(run.run_dir), checkpoint_dir=str(elsewhere))
     run.run_dir.mkdir()
     directory = CheckpointDirectory(str(elsewhere))
-    directory.commit(3, snapshot.Plan(run.state).take(3))
+    directory.commit(3, snapshot.SnapshotTaker(run.state).take(3))
     run.weights.assign([3.0] * 10)
-    directory.commit(3, snapshot.Plan(run.state).take(3))
+    directory.commit(3, snapshot.SnapshotTaker(run.state).take(3))
     places.record(config, environment.ALONE)
     assert run.restore().prefix == f"{elsewhere}/ckpt-3"
 

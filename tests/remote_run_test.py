@@ -67,11 +67,11 @@ def restore(directory: str) -> list:
     for left in reversed(range(5)):
         try:
             opened.clean()
-            found = going_on.search([going_on.Place(opened, True)], "full")
-            if found.found is None:
-                return [0, not found.holds_something, found.notes]
-            newest = found.found.manifest.step
-            with found.found.directory.reading(newest) as prefix:
+            search = going_on.search([going_on.Place(opened, True)], "full")
+            if search.newest is None:
+                return [0, not search.holds_something, search.notes]
+            newest = search.newest.manifest.step
+            with search.newest.directory.reading(newest) as prefix:
                 state.restore(prefix).assert_consumed()
             break
         except OSError:
@@ -80,7 +80,7 @@ def restore(directory: str) -> list:
     step = int(state.step.numpy())
     is_right = bool(np.array_equal(state.weights.numpy(), weights_at(step)))
     is_right = is_right and step == newest
-    return [step, is_right, found.notes]
+    return [step, is_right, search.notes]
 
 
 def use_stock(directory: str) -> list:

@@ -178,7 +178,7 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(
     state = tf.train.Checkpoint(weights=tf.Variable([0.0]))
     checkpoints = CheckpointDirectory(f"{tmp_path}/checkpoints")
     facts = {"run": identity.to_dict(described)}
-    checkpoints.commit(4, snapshot.Plan(state).take(4), facts)
+    checkpoints.commit(4, snapshot.SnapshotTaker(state).take(4), facts)
     path = tmp_path / "config.json"
     whole = path.read_bytes()
     assert not identity.check(described, is_chief=True)

@@ -91,9 +91,9 @@ def tensors(prefix: str) -> dict[str, bytes]:
 def test_the_bytes_of_a_stock_save(
     model: Model, tmp_path: pathlib.Path
 ) -> None:
-    plan = snapshot.Plan(model.checkpoint)
+    taker = snapshot.SnapshotTaker(model.checkpoint)
     model.checkpoint.save_counter.assign(7)
-    plan.take(7).write(f"{tmp_path}/ours")
+    taker.take(7).write(f"{tmp_path}/ours")
     model.checkpoint.write(f"{tmp_path}/stock")
     assert tensors(f"{tmp_path}/ours") == tensors(f"{tmp_path}/stock")
     data = ".data-00000-of-00001"
@@ -108,16 +108,16 @@ def test_written_while_training_goes_on_100_times(
     model: Model, tmp_path: pathlib.Path
 ) -> None:
     """100 of 100 are what they were when they were taken."""
-    plan = snapshot.Plan(model.checkpoint)
+    taker = snapshot.SnapshotTaker(model.checkpoint)
     directory = CheckpointDirectory(str(tmp_path / "asynchronous"))
     background = background_lib.Writer()
     for number in range(100):
-        taken = plan.take(number)
+        taken = taker.take(number)
         background.submit(
             lambda number=number, taken=taken: directory.commit(number, taken),
             keep=True,
         )
-        plan.take(number).write(f"{tmp_path}/sync-{number}")
+        taker.take(number).write(f"{tmp_path}/sync-{number}")
         for _ in range(3):
             model.train()
     background.close()
@@ -149,10 +149,10 @@ def test_an_on_read_variable_is_refused_by_name() -> None:
             aggregation=tf.VariableAggregation.SUM,
         )
     with pytest.raises(UserError, match=r"seen_images.*ON_READ"):
-        snapshot.Plan(tf.train.Checkpoint(count=count))
+        snapshot.SnapshotTaker(tf.train.Checkpoint(count=count))
 
 
 def test_what_is_no_variable_is_refused_by_name() -> None:
     iterator = iter(tf.data.Dataset.range(3))
     with pytest.raises(UserError, match=r"batches.* is no variable"):
-        snapshot.Plan(tf.train.Checkpoint(batches=iterator))
+        snapshot.SnapshotTaker(tf.train.Checkpoint(batches=iterator))

@@ -1,9 +1,9 @@
-"""Writes on another thread, so that nobody waits for a disk.
+"""Writes on another thread, so that training does not wait for a disk.
 
-One thing is written at a time, and one waits. What waits is replaced by what
-is newer, unless it must be kept: then the newer one is refused, or, if it too
-must be kept, the caller waits. So a disk slower than the training costs no more
-memory than two states.
+One job runs at a time, and at most one waits. A newer job takes the place of
+the one that waits, unless that must be kept: then the newer one is refused, or,
+if it must be kept too, the caller waits. So a disk slower than the training
+costs no more memory than two states.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class _Job(NamedTuple):
 
 
 class Writer:
-    """One background thread and a place for one that waits.
+    """Runs jobs on a thread of its own; one thread may call it.
 
-    One thread may call it. What a job raises is raised again by the next
-    `raise_if_failed` or `close`.
+    What a job raises is raised again, once, by the next `raise_if_failed`,
+    `drain` or `close`.
     """
 
     def __init__(self) -> None:
@@ -38,15 +38,15 @@ class Writer:
         return all(future.done() for future in self._started)
 
     def submit(self, write: Callable[[], None], *, keep: bool) -> bool:
-        """Has something written soon.
+        """Takes a job, to be run soon.
 
         Args:
-            write: does it, on the other thread.
-            keep: whether it must be written even if something newer comes.
+            write: the job.
+            keep: whether it must be run even if a newer one comes.
 
         Returns:
-            Whether it was taken; False if what waits must be kept, and this
-            need not.
+            Whether it was taken; False if the one that waits must be kept, and
+            this need not.
         """
         job = _Job(write, keep)
         while True:
@@ -60,9 +60,8 @@ class Writer:
                 self._waiting = waiting
             if not keep:
                 return False
-            # Until what is being written is done, and what waits has begun.
-            running = [each for each in self._started if not each.done()]
-            futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            # Until one job is done, and the one that waits has begun.
+            self._wait_for_one(None)
 
     def _write_next(self) -> None:
         with self._lock:
@@ -70,40 +69,28 @@ class Writer:
         if job:
             job.write()
 
-    def _raise_done(self) -> None:
-        done = [future for future in self._started if future.done()]
-        self._started = [each for each in self._started if each not in done]
-        for future in done:
-            future.result()
+    def _wait_for_one(self, secs: float | None) -> None:
+        running = [future for future in self._started if not future.done()]
+        futures.wait(running, secs, futures.FIRST_COMPLETED)
 
     def raise_if_failed(self) -> None:
         """Raises what a job has raised, once; does not wait."""
-        self._raise_done()
+        done = [future for future in self._started if future.done()]
+        self._started = [
+            future for future in self._started if future not in done
+        ]
+        for future in done:
+            future.result()
 
     def wait(self, secs: float | None = None) -> bool:
-        """Waits until all is written, or has failed.
-
-        Args:
-            secs: how long at most; None is for ever.
-
-        Returns:
-            Whether it is.
-        """
+        """Waits until all jobs have ended, or for `secs`; tells whether."""
         futures.wait(self._started, secs)
         return self.is_idle
 
     def wait_for_room(self, secs: float) -> bool:
-        """Waits until something that must be kept would be taken at once.
-
-        Args:
-            secs: how long at most.
-
-        Returns:
-            Whether it would.
-        """
+        """Waits until any job would be taken, or for `secs`; tells whether."""
         if self._is_full():
-            running = [each for each in self._started if not each.done()]
-            futures.wait(running, secs, futures.FIRST_COMPLETED)
+            self._wait_for_one(secs)
         return not self._is_full()
 
     def _is_full(self) -> bool:
@@ -111,14 +98,14 @@ class Writer:
         return waiting is not None and waiting.keep
 
     def drain(self) -> None:
-        """Waits until all is written; raises what a job has raised."""
+        """Waits until all jobs are done; raises what one has raised."""
         self.wait()
-        self._raise_done()
+        self.raise_if_failed()
 
     def close(self) -> None:
-        """Writes what waits and ends the thread; may be called twice.
+        """Runs what waits and ends the thread; raises what a job has raised.
 
-        Never returns cleanly if something was not written.
+        May be called twice.
         """
         self._pool.shutdown()
-        self._raise_done()
+        self.raise_if_failed()

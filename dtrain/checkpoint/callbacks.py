@@ -3,11 +3,12 @@
 `BackupAndRestore` has the arguments of `keras.callbacks.BackupAndRestore`, and
 `CheckpointManagerCallback` keeps a history. Both save, in TensorFlow's format
 and on another thread, the model, every optimizer that it holds, its seeds and
-metrics, and the place in the data; both resume at that place, which may be in
-the middle of an epoch. If both are given, `fit` goes on from whichever is
+metrics, and the position in the data; `fit` then goes on from that position,
+in the middle of an epoch too. If both are given, it goes on from whichever is
 newer.
 
-How they know where a `fit` is, and bring its data there, is in `keras_fit`.
+How they know the position of a `fit`, and bring its data there, is in
+`keras_fit`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from dtrain.storage import claim, files
 
 SaveFreq = int | Literal["epoch"]
 
-# Names in a directory of checkpoints; with anything else it is somebody's.
+# Names in a directory of ours; one with any other is somebody else's.
 _OURS = (
     r"ckpt-\d+\..*|checkpoint(\.tmp)?|pending|quarantine|pins\.json(\.tmp)?"
     r"|lease\.json(\.tmp)?|\.lock"
 )
-# By directory: what is to be closed. A `fit` that ends by an exception tells
-# its callbacks nothing, and the next one in this process closes it.
+# What is to be closed, by directory. A `fit` that ends by an exception tells
+# its callbacks nothing: the next one in this process closes what it left open.
 _OPEN: dict[str, contextlib.ExitStack] = {}
 
 
@@ -57,17 +58,12 @@ class _Saving(keras.callbacks.Callback):
     ) -> None:
         """Checks the arguments; nothing is touched before `fit`.
 
-        Args:
-            directory: where it saves.
-            save_freq: epoch, or a number of batches.
-            policies: which checkpoints stay.
-            verify: full or sizes.
-            on_save_error: continue or stop.
-            name: of the argument that is the directory, for messages.
-            keep: whether every save must be written, on a slow disk too.
+        The subclasses describe them. `name` is what they call the directory,
+        for messages; `keep` says that every save must be written, even if the
+        disk is slower than `fit`.
 
         Raises:
-            UserError: an argument is not of these.
+            UserError: an argument has no such value.
         """
         super().__init__()
         self.directory = CheckpointDirectory(os.fspath(directory))
@@ -88,29 +84,30 @@ class _Saving(keras.callbacks.Callback):
     # What Keras calls, in this order.
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Finds where to go on, restores it and brings the data there."""
+        """Restores the newest state there is, and brings the data there."""
         del logs
         local = keras_fit.locals_of_fit(self.model)
-        tiers = [
-            each
-            for each in local["callbacks"].callbacks
-            if isinstance(each, _Saving)
+        callbacks = [
+            callback
+            for callback in local["callbacks"].callbacks
+            if isinstance(callback, _Saving)
         ]
-        if self is not tiers[0]:
+        if self is not callbacks[0]:
             return
-        places = [tier.directory for tier in tiers]
-        _check_distinct(places)
+        directories = [callback.directory for callback in callbacks]
+        _check_distinct(directories)
         fit = keras_fit.Fit(self.model, local["epoch_iterator"])
-        how = "full" if any(t.verify == "full" for t in tiers) else "sizes"
+        full = any(callback.verify == "full" for callback in callbacks)
         with contextlib.ExitStack() as stack:
-            for tier in tiers:
-                tier._open()
-                stack.callback(tier._close)
-            fit.restore(places, how, local["initial_epoch"])
+            for callback in callbacks:
+                callback._open()
+                stack.callback(callback._close)
+            how = "full" if full else "sizes"
+            fit.restore(directories, how, local["initial_epoch"])
             stack.pop_all()
-        for tier in tiers:
-            tier._fit = fit
-            tier._seen_step = tier._saved_step = fit.step
+        for callback in callbacks:
+            callback._fit = fit
+            callback._seen_step = callback._saved_step = fit.step
 
     def on_epoch_begin(
         self, epoch: int, logs: Mapping[str, Any] | None = None
@@ -128,20 +125,20 @@ class _Saving(keras.callbacks.Callback):
         with self._reporting():
             self._writer.raise_if_failed()
         self._fit.finish_batch(batch)
-        # The last of an epoch is saved when Keras has evaluated: there is no
-        # going on between the two.
+        # The last batch of an epoch is saved after Keras has evaluated: a
+        # `fit` cannot go on from between the two.
         if self.save_freq != "epoch" and not self._fit.is_epoch_done:
             self._maybe_save(logs)
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Saves after an epoch, or if its last batch was to be saved."""
+        """Saves if the epoch, or its last batch, is to be saved."""
         assert self._fit
         with self._reporting():
             self._writer.raise_if_failed()
         if logs is not None and not logs:
-            # Of unknown length, and it went on where nothing was left of it.
+            # The data is of unknown length, and `fit` went on at its end.
             logs.update(_scalars(self.model.get_metrics_result()))
         self._fit.finish_epoch(epoch)
         self._maybe_save(logs)
@@ -154,7 +151,7 @@ class _Saving(keras.callbacks.Callback):
         """
         del logs
         self._fit = None
-        # Keras would begin the next `fit` of this model there.
+        # Keras would begin the next `fit` of this model at that epoch.
         self.model._initial_epoch = None
         with files.storage_errors(self.directory.path):
             self._close()
@@ -208,17 +205,17 @@ class _Saving(keras.callbacks.Callback):
         write = self._tier.writing(self._fit.step, self._fit.take(), facts)
         is_done = False
         while not is_done:
-            # Where it waits for an earlier one, it may be told that it failed.
+            # While it waits for an earlier save, that one may fail.
             with self._reporting():
                 self._writer.submit(write, keep=self._keep)
                 is_done = True
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Tells of a save that failed, in the way that was asked for.
+        """Turns a failed save into a warning, unless it is to stop `fit`.
 
         Raises:
-            StorageError: it was to stop.
+            StorageError: it is.
         """
         try:
             with files.storage_errors(self.directory.path):
@@ -235,15 +232,15 @@ class _Saving(keras.callbacks.Callback):
 class BackupAndRestore(_Saving):
     """The newest state of a `fit` that is not finished, in two generations.
 
-    A drop-in for `keras.callbacks.BackupAndRestore`. To be the last of the
-    callbacks, or what those after it change at the end of an epoch is not in
-    the backup of that epoch.
+    A drop-in for `keras.callbacks.BackupAndRestore`. It should be the last of
+    the callbacks: what later ones change at the end of an epoch is not in the
+    backup of that epoch.
 
     Args:
         backup_dir: a directory of its own, local or any that `tf.io.gfile`
             writes; made at the start.
         save_freq: epoch, or a number of batches.
-        double_checkpoint: changes nothing: there are always two generations.
+        double_checkpoint: has no effect: there are always two generations.
         delete_checkpoint: whether the backups are removed when `fit` is
             finished.
         verify: full, which reads and sums a state before it is used, or
@@ -296,16 +293,16 @@ class BackupAndRestore(_Saving):
 class CheckpointManagerCallback(_Saving):
     """The kept history of a `fit`: `directory/ckpt-<batches done>`.
 
-    What `keras.callbacks.ModelCheckpoint` is for, with the whole state, so that
-    `fit` goes on from any of them. The end of the last epoch is always saved.
+    It does what `keras.callbacks.ModelCheckpoint` does, with the whole state,
+    so that `fit` can go on from it. The end of the last epoch is always saved.
 
     Args:
         directory: a directory of its own, local or any that `tf.io.gfile`
             writes; made at the start.
         save_freq: epoch, or a number of batches.
         policies: what any of them keeps stays; see
-            `dtrain.checkpoint.retention`. A `Best` sees the logs of the epoch
-            or batch that is saved.
+            `dtrain.checkpoint.retention`. The metrics of a `Best` are the
+            logs of the epoch or batch that is saved.
         verify: full, which reads and sums a state before it is used, or
             sizes.
         on_save_error: continue, which warns and trains on, or stop, which
@@ -344,7 +341,7 @@ class CheckpointManagerCallback(_Saving):
             self._save(logs)
 
     def _check_metrics(self, logs: Mapping[str, Any]) -> None:
-        """Refuses a policy that no value would ever reach.
+        """Refuses a `Best` of a metric that is not among the logs.
 
         Raises:
             UserError: there is one.
@@ -368,11 +365,6 @@ def _scalars(logs: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _check_save_freq(save_freq: SaveFreq) -> None:
-    """Refuses what says no moment.
-
-    Raises:
-        UserError: it says none.
-    """
     is_whole = isinstance(save_freq, int) and not isinstance(save_freq, bool)
     if save_freq != "epoch" and (not is_whole or save_freq < 1):
         raise UserError(
@@ -382,11 +374,6 @@ def _check_save_freq(save_freq: SaveFreq) -> None:
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses what is no choice.
-
-    Raises:
-        UserError: it is none.
-    """
     if value not in choices:
         raise UserError(
             f"{name} ({value!r}) must be {' or '.join(choices)}; try "
@@ -395,12 +382,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_distinct(directories: Sequence[CheckpointDirectory]) -> None:
-    """Refuses two callbacks in one directory.
-
-    Raises:
-        UserError: there are two.
-    """
-    paths = [os.path.abspath(each.path) for each in directories]
+    paths = [os.path.abspath(directory.path) for directory in directories]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(

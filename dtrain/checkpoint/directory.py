@@ -7,11 +7,11 @@
     pending/ckpt-<step>.json          what is on its way in, or out
     quarantine/ckpt-<step>/           what did not verify, and why
 
-A manifest in `pending/` says that the rest of that step is nothing yet, or
-nothing any more. So what a kill leaves behind can be told from what was
-damaged: the first is swept, the second is put aside and reported. On a local
-disk every line of it is put on the disk before the next; on an object store
-the data is copied first and the manifest last.
+A manifest in `pending/` says that the files of that step are being written or
+removed. So what a kill leaves behind can be told from what was damaged: the
+first is removed, the second is put aside and reported. On a local disk each
+change is on the disk before the next is made; on an object store the data is
+copied first and the manifest last.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Writable(Protocol):
 class CheckpointDirectory(ReadableDirectory):
     """Commits and removes the checkpoints of one directory.
 
-    One thread of one process may; anyone may read meanwhile.
+    One thread of one process may do so; anyone may read meanwhile.
     """
 
     def commit(
@@ -55,13 +55,12 @@ class CheckpointDirectory(ReadableDirectory):
         state: Writable,
         facts: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Writes a state.
+        """Writes a state as a checkpoint.
 
         Args:
             step: the steps that are done.
             state: what is written.
-            facts: fields of `Manifest` beyond those of the state: metrics,
-                log, run.
+            facts: the metrics, log and run of its `Manifest`.
 
         Returns:
             The manifest.
@@ -74,14 +73,13 @@ class CheckpointDirectory(ReadableDirectory):
             written = state.write(prefix)
             index = files.read(f"{prefix}.{INDEX}") or b""
             paths = glob.glob(f"{glob.escape(prefix)}.*")
-            sizes = {
-                path.removeprefix(f"{prefix}."): os.path.getsize(path)
-                for path in sorted(paths)
-            }
             return Manifest(
                 step=step,
                 saved_at=time.time(),
-                sizes=sizes,
+                sizes={
+                    path.removeprefix(f"{prefix}."): os.path.getsize(path)
+                    for path in sorted(paths)
+                },
                 index_sha256=hashlib.sha256(index).hexdigest(),
                 tensors=written.tensors,
                 digest=written.digest,
@@ -90,62 +88,63 @@ class CheckpointDirectory(ReadableDirectory):
 
         return self._commit(step, stage)
 
-    def adopt(self, made: Manifest, prefix: str) -> None:
-        """Commits files that come from elsewhere.
+    def adopt(self, manifest: Manifest, prefix: str) -> None:
+        """Commits files that come from elsewhere, by moving them.
 
         Args:
-            made: their manifest.
+            manifest: theirs.
             prefix: where they are, on the disk of this directory if that is
-                local; they are moved.
+                local.
 
         Raises:
             OSError: the directory cannot be written to; it is as it was.
         """
 
         def stage(staged: str) -> Manifest:
-            for suffix in made.sizes:
+            for suffix in manifest.sizes:
                 files.move(f"{prefix}.{suffix}", f"{staged}.{suffix}")
-            return made
+            return manifest
 
-        self._commit(made.step, stage)
+        self._commit(manifest.step, stage)
 
     def _commit(self, step: int, stage: Callable[[str], Manifest]) -> Manifest:
         try:
             self.clean()
             files.make_directory(self._pending)
             with self._staging() as staging:
-                made = self._commit_from(staging, step, stage)
+                manifest = self._commit_from(staging, step, stage)
             files.remove_tree(self._pending)
         except OSError:
             # Every try would leave another half on a disk that is full.
             with contextlib.suppress(OSError):
                 self.clean()
             raise
-        return made
+        return manifest
 
     def _commit_from(
         self, staging: str, step: int, stage: Callable[[str], Manifest]
     ) -> Manifest:
         staged = f"{staging}/ckpt-{step}"
-        made = stage(staged)
-        if not files.is_remote(self.path):
-            for suffix in made.sizes:
+        manifest = stage(staged)
+        is_remote = files.is_remote(self.path)
+        if not is_remote:
+            for suffix in manifest.sizes:
                 files.sync(f"{staged}.{suffix}")
         if step in self.steps():
             self._withdraw(step)
         intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
-        files.write(intent, made.encode())
-        place = files.copy if files.is_remote(self.path) else files.move
-        for suffix in made.sizes:
-            place(f"{staged}.{suffix}", f"{self.prefix(step)}.{suffix}")
+        files.write(intent, manifest.encode())
+        put = files.copy if is_remote else files.move
+        for suffix in manifest.sizes:
+            put(f"{staged}.{suffix}", f"{self.prefix(step)}.{suffix}")
         files.sync(self.path)
-        if files.is_remote(self.path):
-            files.write(f"{self.prefix(step)}.{MANIFEST}", made.encode())
+        if is_remote:
+            files.write(f"{self.prefix(step)}.{MANIFEST}", manifest.encode())
             files.remove(intent)
         else:
             files.move(intent, f"{self.prefix(step)}.{MANIFEST}")
             files.sync(self.path)
-        return made
+        return manifest
 
     @contextlib.contextmanager
     def _staging(self) -> Iterator[str]:
@@ -153,13 +152,13 @@ class CheckpointDirectory(ReadableDirectory):
         if not files.is_remote(self.path):
             yield self._pending
             return
-        with self._temporary() as made:
-            yield made
+        with self._temporary() as path:
+            yield path
 
     def clean(self) -> None:
         """Removes what killed commits and removals left behind, and only that.
 
-        To be called by whoever alone may write here.
+        Only who may write here may call this.
 
         Raises:
             OSError: the directory cannot be written to.
@@ -174,8 +173,8 @@ class CheckpointDirectory(ReadableDirectory):
                     files.remove_tree(left)
         pending = files.names(self._pending)
         for name in pending:
-            # One that is committed is that of a remote commit that was killed
-            # before its last line. A listing may be of a while ago.
+            # If a commit to a store was killed before it removed this name, it
+            # is complete. A listing would not do: it may be of a while ago.
             is_committed = files.size(f"{self.path}/{name}") is not None
             match = re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name)
             if match and not is_committed:
@@ -185,15 +184,12 @@ class CheckpointDirectory(ReadableDirectory):
         if pending:
             files.sync(self.path)
         files.remove_tree(self._pending)
-        for name in self._names():
+        for name in files.names(self.path):
             if re.fullmatch(r"(checkpoint|pins\.json)\.tmp", name):
                 files.remove(f"{self.path}/{name}")
 
     def remove(self, step: int) -> bool:
-        """Removes a checkpoint, unless somebody reads it.
-
-        Returns:
-            Whether it is gone.
+        """Removes a checkpoint unless somebody reads it; tells whether it did.
 
         Raises:
             OSError: the directory cannot be written to.
@@ -210,6 +206,7 @@ class CheckpointDirectory(ReadableDirectory):
         return True
 
     def _withdraw(self, step: int) -> None:
+        """Removes a checkpoint such that a kill leaves none half removed."""
         files.make_directory(self._pending)
         intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
         files.move(f"{self.prefix(step)}.{MANIFEST}", intent)
@@ -220,19 +217,19 @@ class CheckpointDirectory(ReadableDirectory):
         files.sync(self.path)
         files.remove(intent)
 
-    def _remove_files(self, step: int, made: bytes) -> None:
-        """Removes all of a checkpoint that its manifest tells of."""
+    def _remove_files(self, step: int, encoded: bytes) -> None:
+        """Removes the files of a checkpoint that its manifest names."""
         try:
-            suffixes = list(manifest.decode(made).sizes)
+            suffixes = list(manifest.decode(encoded).sizes)
         except DamagedError:
             start = f"ckpt-{step}."
             suffixes = [
                 name.removeprefix(start)
-                for name in self._names()
+                for name in files.names(self.path)
                 if name.startswith(start) and not name.endswith(MANIFEST)
             ]
-        # Without the index, TensorFlow takes the rest for nothing.
-        for suffix in sorted(suffixes, key=lambda each: each != INDEX):
+        # The index first: without it the rest is nothing to TensorFlow.
+        for suffix in sorted(suffixes, key=lambda suffix: suffix != INDEX):
             files.remove(f"{self.prefix(step)}.{suffix}")
 
     def point(self, times: Mapping[int, float]) -> None:
@@ -264,31 +261,23 @@ class CheckpointDirectory(ReadableDirectory):
         files.write(f"{self.path}/checkpoint", str(state).encode())
 
     def quarantine(self, step: int, reason: str) -> str:
-        """Puts a checkpoint that does not verify aside.
-
-        Args:
-            step: which.
-            reason: why, for whoever looks at it later.
-
-        Returns:
-            The directory where it lies now.
+        """Puts a checkpoint aside, and notes why; returns where it is then.
 
         Raises:
             OSError: the directory cannot be written to.
         """
-        there = self.quarantined()
+        taken = self.quarantined()
         name, number = f"ckpt-{step}", 1
-        while name in there:
+        while name in taken:
             number += 1
             name = f"ckpt-{step}-{number}"
         target = f"{self.path}/quarantine/{name}"
         files.make_directory(target)
         files.write(f"{target}/reason.txt", f"{reason}\n".encode())
-        found = [
-            each for each in self._names() if each.startswith(f"ckpt-{step}.")
-        ]
+        names = files.names(self.path)
         # The manifest first: without it the rest is no checkpoint.
-        for each in sorted(found, key=lambda name: not name.endswith(MANIFEST)):
-            files.move(f"{self.path}/{each}", f"{target}/{each}")
+        for name in sorted(names, key=lambda name: not name.endswith(MANIFEST)):
+            if name.startswith(f"ckpt-{step}."):
+                files.move(f"{self.path}/{name}", f"{target}/{name}")
         files.sync(self.path)
         return target

@@ -1,7 +1,7 @@
-"""Has all workers go on from the same state, whoever of them has it.
+"""Makes all workers go on from the same state, the newest that any of them has.
 
-The newest of what they offer is taken by all; a worker that does not have it
-receives it from one that has, over the strategy's own collectives.
+A worker that does not have it receives it from one that has, over the
+strategy's own collectives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.checkpoint.going_on import Found, Search
+from dtrain.checkpoint.going_on import Search, Verified
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.workers import Workers
 from dtrain.errors import StorageError, UserError
@@ -25,107 +25,102 @@ _CHUNK_BYTES = 16 << 20
 
 def agree(
     workers: Workers,
-    mine: Search,
+    seen: Search,
     own: CheckpointDirectory | None,
     stack: contextlib.ExitStack,
-) -> Found | None:
-    """Has all workers go on from the newest state that any of them has.
+) -> Verified | None:
+    """Makes all workers go on from the newest state that any of them has.
 
     Every worker calls this.
 
     Args:
         workers: of the run.
-        mine: what this worker has found.
+        seen: what this worker has found.
         own: where this worker keeps what it receives; None keeps it for as
             long as `stack` is open.
-        stack: takes what is to be removed.
+        stack: is given what is to be removed when it is closed.
 
     Returns:
         Where this worker has the state; None if no worker has any.
 
     Raises:
-        UserError: something looks like a checkpoint, and nothing verifies.
+        UserError: there are checkpoints, and none verifies.
         StorageError: what is to be sent cannot be read, or what was received
             cannot be written.
     """
     offer = (-1, 0)
-    if mine.found:
-        made = mine.found.manifest
+    if seen.newest:
+        offered = seen.newest.manifest
         # Where there is no digest, the index has its checksums of the values.
-        state = made.digest or made.index_sha256
-        offer = (made.step, int(state[:15], 16))
+        state = offered.digest or offered.index_sha256
+        offer = (offered.step, int(state[:15], 16))
     steps, digests = (workers.gather(number) for number in offer)
-    held = workers.agree(mine.holds_something)[0]
-    if max(steps) < 0 and held:
-        raise UserError(_nothing_verifies(mine))
+    [any_holds_something] = workers.agree(seen.holds_something)
+    if max(steps) < 0 and any_holds_something:
+        why = seen.notes[0] if seen.notes else "all there was is in quarantine/"
+        raise UserError(
+            f"there are checkpoints and none of them can be used ({why}); "
+            "bring one back from a copy, or name another run_dir to start over"
+        )
     offers = set(zip(steps, digests, strict=True))
     if len(offers) == 1:
-        return mine.found
+        return seen.newest
     source = steps.index(max(steps))
     wanted = (steps[source], digests[source])
-    found = mine.found if offer == wanted else None
-    return _share(workers, found, source, own, stack)
-
-
-def _nothing_verifies(mine: Search) -> str:
-    why = mine.notes[0] if mine.notes else "all there was is in quarantine/"
-    return (
-        f"there are checkpoints and none of them can be used ({why}); bring "
-        "one back from a copy, or name another run_dir to start over"
-    )
+    held = seen.newest if offer == wanted else None
+    return _share(workers, held, source, own, stack)
 
 
 def _share(
     workers: Workers,
-    found: Found | None,
+    held: Verified | None,
     source: int,
     own: CheckpointDirectory | None,
     stack: contextlib.ExitStack,
-) -> Found:
-    """Sends a state from the worker of a replica to those without it.
+) -> Verified:
+    """Sends a state to the workers that do not hold it; `source` is a replica.
 
-    Returns:
-        Where this worker has it.
+    Returns where this worker has it afterwards.
     """
-    encoded = found.manifest.encode() if found else b""
+    encoded = held.manifest.encode() if held else b""
     sizes = workers.gather(len(encoded))
     encoded = workers.broadcast(encoded, sizes[source], source)
-    made = manifest.decode(encoded)
-    if found:
+    sent = manifest.decode(encoded)
+    if held:
 
         def send() -> None:
-            _transfer(workers, found, made, source)
+            _transfer(workers, held, sent, source)
 
         workers.together(_as_storage(send))
-        return found
+        return held
 
-    def receive() -> Found:
-        # Without a place the others would wait for this one: it takes part
-        # all the same, and tells of it afterwards.
+    def receive() -> Verified:
+        # Without a directory this worker takes part all the same, for the
+        # others would wait for it, and fails afterwards.
         failure: OSError | None = None
-        made_at = ""
+        directory = ""
         try:
-            made_at = stack.enter_context(
+            directory = stack.enter_context(
                 tempfile.TemporaryDirectory(
                     prefix="dtrain-received-", dir=_beside(own)
                 )
             )
         except OSError as error:
             failure = error
-        prefix = f"{made_at}/received" if made_at else ""
-        _transfer(workers, None, made, source, prefix)
+        prefix = f"{directory}/received" if directory else ""
+        _transfer(workers, None, sent, source, prefix)
         if failure:
             raise failure
-        target = own or CheckpointDirectory(f"{made_at}/checkpoints")
-        target.adopt(made, prefix)
-        target.verify(made.step)
-        return Found(target, made)
+        target = own or CheckpointDirectory(f"{directory}/checkpoints")
+        target.adopt(sent, prefix)
+        target.verify(sent.step)
+        return Verified(target, sent)
 
     return workers.together(_as_storage(receive))
 
 
 def _beside(own: CheckpointDirectory | None) -> str | None:
-    """Returns where a local directory is made from which it can be moved."""
+    """Returns a directory on the disk of `own`; None if any disk will do."""
     if own is None or files.is_remote(own.path):
         return None
     files.make_directory(os.path.dirname(own.path))
@@ -133,6 +128,8 @@ def _beside(own: CheckpointDirectory | None) -> str | None:
 
 
 def _as_storage(action: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes what goes wrong with a file a StorageError."""
+
     def act() -> Any:
         try:
             with files.storage_errors("a state that another worker has"):
@@ -147,31 +144,24 @@ def _as_storage(action: Callable[[], Any]) -> Callable[[], Any]:
 
 def _transfer(
     workers: Workers,
-    found: Found | None,
-    made: Manifest,
+    held: Verified | None,
+    sent: Manifest,
     source: int,
     prefix: str = "",
 ) -> None:
-    """Sends the files of a state in pieces; every worker does this.
+    """Sends the files of a state in pieces. Every worker calls this.
 
-    A disk that fails is told of at the end: a worker that left in the middle
-    would have the others wait for it.
-
-    Args:
-        workers: of the run.
-        found: where this worker has it, if it has.
-        made: its manifest.
-        source: the replica whose worker sends.
-        prefix: where it is written; empty is nowhere.
+    They are written to `prefix`, if there is one. An error of a disk is raised
+    at the end: for a worker that leaves in the middle, the others would wait.
     """
     failure: Exception | None = None
-    for suffix, size in made.sizes.items():
+    for suffix, size in sent.sizes.items():
         for start in range(0, size, _CHUNK_BYTES):
             length = min(_CHUNK_BYTES, size - start)
             data = b""
             try:
-                if found:
-                    path = f"{found.prefix}.{suffix}"
+                if held:
+                    path = f"{held.prefix}.{suffix}"
                     data = files.read_part(path, start, length)
             except OSError as error:
                 failure = error

@@ -1,9 +1,9 @@
-"""Where a run goes on.
+"""Where a run goes on: from the newest checkpoint that verifies.
 
-What is there is listed, no pointer is trusted, and the newest state that
-verifies is taken. What does not verify is put aside, and the run falls back.
-Where something looks like a checkpoint and nothing verifies, the run stops: it
-never starts over by itself. How several workers take the same is in `exchange`.
+The directories are listed, and no pointer file is trusted. What does not
+verify is put aside, and the next older one is tried. Where there are
+checkpoints and none verifies, the run stops: it never starts over by itself.
+How several workers take the same one is in `exchange`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dtrain.storage import files
 
 
 class Place(NamedTuple):
-    """A directory of checkpoints that this worker can read.
+    """Where checkpoints may be that this worker can read.
 
     Attributes:
-        directory: what it holds.
+        directory: of the checkpoints; it need not exist.
         is_mine: whether this worker, and it alone, may change it.
     """
 
@@ -32,8 +32,8 @@ class Place(NamedTuple):
     is_mine: bool
 
 
-class Found(NamedTuple):
-    """A state that verifies.
+class Verified(NamedTuple):
+    """A checkpoint that was read and is what was written.
 
     Attributes:
         directory: where it is.
@@ -50,15 +50,17 @@ class Found(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What a worker has seen.
+    """What a worker has found in its places.
 
     Attributes:
-        found: the newest state that verifies; None if there is none.
-        notes: a line for each state that was put aside or passed over.
-        holds_something: whether there was anything that looks like one.
+        newest: the newest checkpoint that verifies; None if there is none.
+        notes: a line for each checkpoint that does not verify, which was put
+            aside or passed over.
+        holds_something: whether there was anything that looks like a
+            checkpoint, be it put aside.
     """
 
-    found: Found | None
+    newest: Verified | None
     notes: list[str]
     holds_something: bool
 
@@ -69,41 +71,40 @@ def search(
     below: int | None = None,
     every_steps: int = 1,
 ) -> Search:
-    """Finds the newest state that verifies.
+    """Finds the newest checkpoint that verifies.
 
-    What is newer, and does not, is moved to `quarantine/` where it is this
-    worker's; if nothing verifies, nothing is moved.
+    Newer ones, which do not verify, are moved to `quarantine/` where the place
+    is this worker's. If none verifies, none is moved.
 
     Args:
-        places: in order of preference, for states of the same step.
+        places: in order of preference, for checkpoints of the same step.
         how: full or sizes.
-        below: only states of earlier steps; None is all.
-        every_steps: only states whose step is a multiple of this.
-
-    Returns:
-        What was found.
+        below: only checkpoints of earlier steps are looked at; None is all.
+        every_steps: only those whose step is a multiple of this; 0 is all.
 
     Raises:
         OSError: a place cannot be read.
     """
     candidates = [
-        (step, place)
-        for step, place in _newest_first(places)
+        (step, -order, place)
+        for order, place in enumerate(places)
+        for step in place.directory.candidates()
         if (below is None or step < below) and step % (every_steps or 1) == 0
     ]
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     bad: list[tuple[Place, int, str]] = []
     unreadable: list[OSError] = []
-    for step, place in candidates:
+    for step, _, place in candidates:
         try:
-            made = place.directory.verify(step, how)
+            manifest = place.directory.verify(step, how)
         except DamagedError as error:
             bad.append((place, step, str(error)))
             if isinstance(error.__cause__, OSError):
                 unreadable.append(error.__cause__)
             continue
         return Search(
-            Found(place.directory, made),
-            [_put_aside(*each) for each in bad],
+            Verified(place.directory, manifest),
+            [_put_aside(*candidate) for candidate in bad],
             holds_something=True,
         )
     if bad and len(unreadable) == len(bad):
@@ -118,17 +119,6 @@ def _does_not_verify(place: Place, step: int, reason: str) -> str:
     return f"{place.directory.prefix(step)} does not verify: {reason}"
 
 
-def _newest_first(places: Sequence[Place]) -> list[tuple[int, Place]]:
-    """Lists what looks like a checkpoint; of a step, the preferred first."""
-    candidates = [
-        (step, -order, place)
-        for order, place in enumerate(places)
-        for step in place.directory.candidates()
-    ]
-    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
-    return [(step, place) for step, _, place in candidates]
-
-
 def _put_aside(place: Place, step: int, reason: str) -> str:
     line = _does_not_verify(place, step, reason)
     if not place.is_mine:
@@ -139,33 +129,31 @@ def _put_aside(place: Place, step: int, reason: str) -> str:
 
 def choose(
     places: Sequence[Place], where: str, how: str, step: int | None = None
-) -> tuple[Found, list[str]]:
-    """Finds the state that somebody asks for: of a step, or the newest.
+) -> tuple[Verified, list[str]]:
+    """Finds the checkpoint that somebody asks for: of a step, or the newest.
 
     Args:
-        places: in order of preference, for states of the same step.
-        where: what the places are called.
+        places: in order of preference, for checkpoints of the same step.
+        where: what the places are called in an error.
         how: full or sizes.
         step: which; None is the newest that verifies.
 
     Returns:
-        What was found, and a line for each state that does not verify.
+        The checkpoint, and a line for each newer one that does not verify.
 
     Raises:
         UserError: there is none, or it does not verify.
         OSError: a place cannot be read.
     """
-    there = {found for place in places for found in place.directory.steps()}
-    if step is None:
-        seen = search(places, how)
-    else:
-        holding = [place for place in places if step in place.directory.steps()]
-        seen = search(holding, how, step + 1)
-    if seen.found and step in (None, seen.found.manifest.step):
-        return seen.found, seen.notes
-    if step in there:
+    steps = {saved for place in places for saved in place.directory.steps()}
+    if step is not None:
+        places = [place for place in places if step in place.directory.steps()]
+    seen = search(places, how, None if step is None else step + 1)
+    if seen.newest and step in (None, seen.newest.manifest.step):
+        return seen.newest, seen.notes
+    if step in steps:
         raise UserError(f"{seen.notes[0]}; choose another step")
-    listed = ", ".join(map(str, sorted(there))) or "none"
+    listed = ", ".join(map(str, sorted(steps))) or "none"
     wanted = " that can be used" if step is None else f" of step {step}"
     raise UserError(
         f"{where} holds no checkpoint{wanted}; there: {listed}", seen.notes
@@ -175,12 +163,12 @@ def choose(
 def put_aside_after(
     directory: CheckpointDirectory, step: int, reason: str
 ) -> None:
-    """Puts aside what is newer than a step: the run has another future.
+    """Puts aside the checkpoints newer than a step, which the run goes back to.
 
     Args:
-        directory: this process's own.
+        directory: one that this process alone may change.
         step: the newest that stays.
-        reason: why, for whoever looks at it later.
+        reason: why, for whoever looks at them later.
 
     Raises:
         OSError: the directory cannot be written to.
@@ -191,19 +179,19 @@ def put_aside_after(
 
 
 def restore(
-    found: Found,
+    verified: Verified,
     checkpoint: tf.train.Checkpoint,
     *,
     what: str = "the program",
     remedy: str = "",
 ) -> None:
-    """Restores all variables from what verifies, or changes none.
+    """Restores all variables from a checkpoint, or changes none.
 
     Args:
-        found: of `search`, `choose` or `agree`.
-        checkpoint: what is restored into; its variables exist.
-        what: it should fit.
-        remedy: what can be done about it if it does not.
+        verified: the checkpoint on the disk.
+        checkpoint: the state that is restored into; its variables exist.
+        what: what is restored into, in the words of an error.
+        remedy: what to do if it does not fit, likewise.
 
     Raises:
         UserError: it does not fit; the text ends with the edit that repairs
@@ -211,9 +199,9 @@ def restore(
         StorageError: the disk or the store cannot be read.
     """
     with (
-        files.storage_errors(found.prefix),
-        found.directory.reading(found.manifest.step) as prefix,
+        files.storage_errors(verified.prefix),
+        verified.directory.reading(verified.manifest.step) as prefix,
     ):
         whole_restore.restore(
-            checkpoint, prefix, found.prefix, what=what, remedy=remedy
+            checkpoint, prefix, verified.prefix, what=what, remedy=remedy
         )

@@ -1,9 +1,9 @@
-"""One call of Keras' `fit`: where it is, and all that it changes.
+"""One call of Keras' `fit`: its position in the data, and all that it changes.
 
 Keras tells a callback the numbers of epoch and batch, and nothing of the data.
-That is taken from the frame of `fit`, where it is Keras' `EpochIterator`: to go
-on, the epochs before are run on it once more, without the training, so that a
-seeded order is in the same place as in a run that was never cut. All of Keras'
+The data, Keras' `EpochIterator`, is taken from the stack frame of `fit`. To go
+on, the epochs before are read from it once more, without training, so that a
+shuffled order is where it would be in a run that was never cut. All of Keras'
 names that are not public are in this file.
 """
 
@@ -24,7 +24,7 @@ from keras.src.backend.common import global_state
 from dtrain.bundle.objects import untracked_variables
 from dtrain.checkpoint import going_on
 from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.checkpoint.snapshot import Plan, Snapshot
+from dtrain.checkpoint.snapshot import Snapshot, SnapshotTaker
 from dtrain.errors import UserError
 from dtrain.storage import files
 
@@ -33,7 +33,7 @@ class _Position(NamedTuple):
     """Where a `fit` is.
 
     Attributes:
-        epoch: the number that Keras gives to the epoch it is in.
+        epoch: the number of the epoch it is in, as Keras counts.
         batch: batches of that epoch that are done.
         num_batches: of an epoch; -1 if that is not known yet.
     """
@@ -51,12 +51,7 @@ class Fit:
     """
 
     def __init__(self, model: keras.Model, data: Any) -> None:
-        """Looks at one call of `fit`.
-
-        Args:
-            model: what it trains.
-            data: Keras' `EpochIterator`.
-        """
+        """Takes the model of a `fit`, and its data, Keras' `EpochIterator`."""
         self.step = 0
         self._model = model
         self._data = data
@@ -67,9 +62,10 @@ class Fit:
             for name in _Position._fields
         }
         self._step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._plan: Plan | None = None
-        self._planned: list[int] = []
-        # Of each variable of the metrics, which a checkpoint cannot hold.
+        self._taker: SnapshotTaker | None = None
+        self._seen_variables: list[int] = []
+        # A copy and the variable, for those of the metrics: a checkpoint cannot
+        # hold these themselves.
         self._copies: list[tuple[tf.Variable, tf.Variable]] = []
 
     # Where it is.
@@ -80,9 +76,8 @@ class Fit:
         return self._position.batch == self._data.num_batches
 
     def begin_epoch(self, epoch: int) -> None:
-        """Puts back what Keras reset, if the epoch is not a whole one."""
-        resumed = self._resumed
-        if resumed.batch and epoch == resumed.epoch:
+        """Restores the metrics, which Keras has reset, within an epoch."""
+        if self._resumed.batch and epoch == self._resumed.epoch:
             for copy, value in self._copies:
                 value.assign(copy)
         self._resumed = _Position()
@@ -102,8 +97,8 @@ class Fit:
     # What it changes.
 
     def take(self) -> Snapshot:
-        """Takes a snapshot of all of it."""
-        plan = self._current_plan()
+        """Takes a snapshot of all that `fit` changes, and of where it is."""
+        taker = self._current_taker()
         self._step_variable.assign(self.step)
         num_batches = self._data.num_batches or -1
         position = self._position._replace(num_batches=num_batches)
@@ -111,36 +106,38 @@ class Fit:
             self._counters[name].assign(value)
         for copy, value in self._copies:
             copy.assign(value)
-        return plan.take(self.step)
+        return taker.take(self.step)
 
-    def _current_plan(self) -> Plan:
-        """Plans again if variables were made since, as at their first use."""
+    def _current_taker(self) -> SnapshotTaker:
+        """Returns a taker of all variables, a new one if there are new ones.
+
+        Some variables are made when they are first used.
+        """
         parts = _parts(self._model)
         metrics = _metric_variables(self._model)
-        planned = [
+        variables = [
             id(variable)
             for owner in parts.values()
             for variable in getattr(owner, "variables", (owner,))
         ]
-        planned += [id(variable) for variable in metrics]
-        if self._plan is None or planned != self._planned:
+        variables += [id(variable) for variable in metrics]
+        if self._taker is None or variables != self._seen_variables:
             self._copies = [(_copy_of(value), value) for value in metrics]
+            copies = {
+                str(number): copy
+                for number, (copy, _) in enumerate(self._copies)
+            }
             self._checkpoint = tf.train.Checkpoint(
                 **parts,
                 untracked=tf.train.Checkpoint(**untracked_variables(parts)),
-                metrics=tf.train.Checkpoint(
-                    **{
-                        str(number): copy
-                        for number, (copy, _) in enumerate(self._copies)
-                    }
-                ),
+                metrics=tf.train.Checkpoint(**copies),
                 fit=tf.train.Checkpoint(
                     step=self._step_variable, **self._counters
                 ),
             )
-            self._plan = Plan(self._checkpoint)
-            self._planned = planned
-        return self._plan
+            self._taker = SnapshotTaker(self._checkpoint)
+            self._seen_variables = variables
+        return self._taker
 
     # How it comes back.
 
@@ -158,20 +155,22 @@ class Fit:
             first_epoch: the `initial_epoch` of `fit`.
 
         Raises:
-            UserError: nothing verifies, or it is of another model or data.
+            UserError: none verifies, or it is of another model or data.
             StorageError: a disk failed.
         """
         self._model._initial_epoch = None
         self._position = _Position(epoch=first_epoch)
-        places = [going_on.Place(each, is_mine=True) for each in directories]
         with files.storage_errors(directories[0].path):
-            for each in directories:
-                each.clean()
-            seen = going_on.search(places, how)
+            for directory in directories:
+                directory.clean()
+            seen = going_on.search(
+                [going_on.Place(directory, True) for directory in directories],
+                how,
+            )
         for note in seen.notes:
             warnings.warn(note, stacklevel=2)
-        if seen.found:
-            self._restore(seen.found, first_epoch)
+        if seen.newest:
+            self._restore(seen.newest, first_epoch)
         elif seen.holds_something:
             raise UserError(
                 f"{directories[0].path} holds checkpoints and none of them can "
@@ -179,39 +178,41 @@ class Fit:
                 "directory to start over"
             )
 
-    def _restore(self, found: going_on.Found, first_epoch: int) -> None:
+    def _restore(self, verified: going_on.Verified, first_epoch: int) -> None:
         try:
-            self._restore_variables(found)
+            self._restore_variables(verified)
         except UserError:
-            # What is made at its first use is not there yet.
+            # A variable that is made at its first use is not there yet.
             self._trace()
-            self._restore_variables(found)
-        self.step = found.manifest.step
+            self._restore_variables(verified)
+        self.step = verified.manifest.step
         self._position = self._resumed = _Position(
             **{
                 name: int(variable.numpy())
                 for name, variable in self._counters.items()
             }
         )
-        self._check_data(found.prefix)
+        self._check_data(verified.prefix)
         epoch, batch, _ = self._position
         self._model._initial_epoch = epoch
-        self._forward(epoch - first_epoch)
+        self._read_epochs(epoch - first_epoch)
         if batch:
             self._skip(batch)
-        print(f"fit goes on from {found.prefix}: epoch {epoch}, batch {batch}")
+        print(
+            f"fit goes on from {verified.prefix}: epoch {epoch}, batch {batch}"
+        )
 
-    def _restore_variables(self, found: going_on.Found) -> None:
-        self._current_plan()
+    def _restore_variables(self, verified: going_on.Verified) -> None:
+        self._current_taker()
         going_on.restore(
-            found,
+            verified,
             self._checkpoint,
             what="this model",
             remedy="make the model as it was, or name another directory",
         )
 
     def _trace(self) -> None:
-        """Traces one step, without running it, for the variables it makes."""
+        """Traces one step, without running it, which makes its variables."""
         strategy = self._model.distribute_strategy
         step = tf.function(
             lambda data: strategy.run(self._model.train_step, args=(data,)),
@@ -220,18 +221,18 @@ class Fit:
         step.get_concrete_function(self._data._distributed_dataset.element_spec)
 
     def _check_data(self, prefix: str) -> None:
-        """Refuses data in which the place that was saved is another one.
+        """Refuses data in which `fit` cannot go on at the saved position.
 
         Raises:
-            UserError: it is.
+            UserError: an epoch has another length, or executions another size.
         """
         _, batch, saved = self._position
-        there = self._data.num_batches or -1
-        if batch and -1 != saved != there != -1:
+        num_batches = self._data.num_batches or -1
+        if batch and -1 != saved != num_batches != -1:
             raise UserError(
                 f"{prefix} was saved at batch {batch} of {saved}, and an epoch "
-                f"has now {there}; give fit the data and the batch size that "
-                "it had"
+                f"has now {num_batches}; give fit the data and the batch size "
+                "that it had"
             )
         size = self._data.steps_per_execution
         if batch % size:
@@ -240,11 +241,11 @@ class Fit:
                 f"multiple of steps_per_execution ({size}); compile as it was"
             )
 
-    def _forward(self, num_epochs: int) -> None:
-        """Runs epochs on the data alone."""
+    def _read_epochs(self, num_epochs: int) -> None:
+        """Reads epochs from the data without training."""
         data = self._data
-        # One iterator goes on through the epochs, or its length is not known:
-        # to be somewhere in it is to have read what is before.
+        # Where one iterator goes on through the epochs, or their length is not
+        # known, each batch has to be read to come to the next.
         reads = bool(data.steps_per_epoch) or not data.data_adapter.num_batches
         for _ in range(num_epochs):
             # Keras warns that data of unknown length ends, each time it does.
@@ -255,7 +256,7 @@ class Fit:
                         _read(iterator, data.steps_per_execution)
 
     def _skip(self, batch: int) -> None:
-        """Begins the next epoch, and only that, after some of its batches."""
+        """Makes the next epoch, and only that, begin after some batches."""
         data = self._data
         whole_epoch = data._enumerate_iterator
 
@@ -274,7 +275,7 @@ def _read(iterator: Iterator[Any], num_batches: int) -> None:
     """Reads batches and forgets them.
 
     Raises:
-        OutOfRangeError: there are none left; Keras ends the epoch then.
+        OutOfRangeError: there are none left; Keras then ends the epoch.
     """
     for _ in range(num_batches):
         try:
@@ -304,13 +305,10 @@ def locals_of_fit(model: keras.Model) -> dict[str, Any]:
 
 
 def _parts(model: keras.Model) -> dict[str, Any]:
-    """Finds the model, and what it holds where TensorFlow does not look.
+    """Returns the model, and the parts of it that TensorFlow does not find.
 
-    Those are optimizers and variables in lists and dicts. Keras' own generator
-    of seeds is nobody's, and there if it was used.
-
-    Returns:
-        Each by the attributes that lead to it.
+    These are optimizers and variables in lists and dicts, by the attributes
+    that lead to them, and Keras' global generator of seeds, if it was used.
     """
     parts: dict[str, Any] = {"model": model}
     seen: set[int] = set()
@@ -321,11 +319,11 @@ def _parts(model: keras.Model) -> dict[str, Any]:
                 seen.add(id(value))
                 parts[name] = value
         elif isinstance(value, list | tuple):
-            for number, each in enumerate(value):
-                visit(f"{name}_{number}", each)
+            for number, item in enumerate(value):
+                visit(f"{name}_{number}", item)
         elif isinstance(value, dict):
-            for key, each in value.items():
-                visit(f"{name}_{key}", each)
+            for key, item in value.items():
+                visit(f"{name}_{key}", item)
 
     for number, layer in enumerate(model._flatten_layers()):
         for name, value in vars(layer).items():
@@ -339,21 +337,17 @@ def _parts(model: keras.Model) -> dict[str, Any]:
 
 
 def _metric_variables(model: keras.Model) -> list[tf.Variable]:
-    """Lists the variables of the metrics, of each replica by itself.
+    """Lists the variables of the metrics, those of each replica apart.
 
-    Under a strategy they are sums that are added up when they are read, which
-    would lose how they are shared out.
+    Under a strategy each replica has a part of a sum, and to read the variable
+    adds them up: what is restored would not be the parts.
     """
-    metrics = {id(each): each for each in (*model.metrics, *model._metrics)}
-    values = [
-        variable.value
-        for metric in metrics.values()
-        for variable in metric.variables
-    ]
+    metrics = dict.fromkeys((*model.metrics, *model._metrics))
     return [
         component
-        for value in values
-        for component in getattr(value, "values", (value,))
+        for metric in metrics
+        for variable in metric.variables
+        for component in getattr(variable.value, "values", (variable.value,))
     ]
 
 

@@ -1,7 +1,7 @@
-"""Which checkpoints there are, told without TensorFlow, in an instant.
+"""Lists checkpoints without TensorFlow, in an instant.
 
-Only `gs://` imports it. Values are not read: what is said of a checkpoint is
-what its manifest and the sizes of its files say.
+Only `gs://` imports it. No tensor is read: what is said of a checkpoint is what
+its manifest and the sizes of its files say.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dtrain.checkpoint import manifest
 from dtrain.storage import files, sealed
@@ -29,7 +29,7 @@ class Row(NamedTuple):
         step: the steps that were done; None where that cannot be told.
         saved_at: seconds since 1970.
         num_bytes: of all its files.
-        state: `whole` as far as sizes tell, or what is wrong with it.
+        state: `whole` if its files have the right sizes, or what is wrong.
         metrics: of the step, by name.
         pins: names that it is kept by.
     """
@@ -47,29 +47,27 @@ def find(directory: str) -> list[Row]:
     """Lists the checkpoints of a directory, of a run's too, oldest first.
 
     Args:
-        directory: of checkpoints, or of a run with its tiers; what was put
-            aside in `quarantine/` is listed as well.
+        directory: of checkpoints, or of a run; what was put aside in their
+            `quarantine/` is listed as well.
 
     Raises:
         StorageError: it cannot be listed.
     """
     top = directory.rstrip("/")
     with files.storage_errors(directory):
-        # A run may save to other disks, too.
-        tiers = dict.fromkeys((*_TIERS, *_recorded(top)))
-        places = [top, *(_join(top, tier) for tier in tiers)]
-        rows = [row for place in places for row in _rows(place, _sizes(place))]
-        for place in places:
-            for name in files.names(f"{place}/quarantine"):
-                rows += _aside(f"{place}/quarantine/{name}")
+        # A run may save to other disks, too; see `run/places`.
+        recorded = _sealed(f"{top}/saved.json", "directories", [])
+        tiers = dict.fromkeys((*_TIERS, *recorded))
+        directories = [top, *(_join(top, tier) for tier in tiers)]
+        rows = [row for path in directories for row in _rows(path)]
+        for path in directories:
+            for name in files.names(f"{path}/quarantine"):
+                rows += _quarantined_rows(f"{path}/quarantine/{name}")
     return rows
 
 
 def newest(directory: str) -> str | None:
     """Finds the newest checkpoint of a directory, or of a run.
-
-    Args:
-        directory: of checkpoints, or of a run.
 
     Returns:
         Its prefix; None if there is none.
@@ -77,47 +75,31 @@ def newest(directory: str) -> str | None:
     Raises:
         StorageError: it cannot be listed.
     """
+
+    def order(row: Row) -> tuple[float, float]:
+        return (-1, row.saved_at) if row.step is None else (row.step, 0)
+
     whole = [row for row in find(directory) if row.state == "whole"]
-    if not whole:
-        return None
     # Of two of the same step the first, which is of the durable tier.
-    return max(whole, key=_order).prefix
+    return max(whole, key=order).prefix if whole else None
 
 
-def _order(row: Row) -> tuple[float, float]:
-    return (-1, row.saved_at) if row.step is None else (row.step, 0)
-
-
-def _read(path: str) -> bytes:
-    """Reads a small file; nothing if there is none."""
-    return files.read(path) or b""
-
-
-def _sizes(directory: str) -> dict[str, int]:
-    """Returns the files of a directory that are a checkpoint's, with sizes."""
-    sizes = {
-        name: files.size(f"{directory}/{name}")
-        for name in files.names(directory)
-        if _FILE.fullmatch(name)
-    }
-    # A run that goes on may have removed some of them meanwhile.
-    return {name: size for name, size in sizes.items() if size is not None}
-
-
-def _rows(directory: str, sizes: Mapping[str, int]) -> Iterator[Row]:
-    """Yields what looks like a checkpoint, by its step."""
+def _rows(directory: str) -> list[Row]:
+    """Returns what looks like a checkpoint, by its step."""
     groups: dict[str, dict[str, int]] = {}
-    for name, size in sizes.items():
+    for name in files.names(directory):
         match = _FILE.fullmatch(name)
-        if match:
-            groups.setdefault(match[1], {})[match[2]] = size
-    pins = _pins(directory)
-    found = []
-    for name, parts in groups.items():
-        if set(parts) == {"json"} and not re.fullmatch(r"ckpt-\d+", name):
-            continue
-        found.append(_row(directory, name, parts, pins))
-    yield from sorted(found, key=lambda row: (row.step or 0, row.prefix))
+        num_bytes = files.size(f"{directory}/{name}") if match else None
+        # A run that goes on may have removed it meanwhile.
+        if match and num_bytes is not None:
+            groups.setdefault(match[1], {})[match[2]] = num_bytes
+    pins = _sealed(f"{directory}/pins.json", "pins", {})
+    rows = [
+        _row(directory, name, parts, pins)
+        for name, parts in groups.items()
+        if set(parts) != {"json"} or re.fullmatch(r"ckpt-\d+", name)
+    ]
+    return sorted(rows, key=lambda row: (row.step or 0, row.prefix))
 
 
 def _row(
@@ -126,13 +108,10 @@ def _row(
     parts: Mapping[str, int],
     pins: Mapping[str, int],
 ) -> Row:
-    """Says what is known of a checkpoint.
+    """Makes a row of one checkpoint.
 
-    Args:
-        directory: that holds it.
-        name: of the checkpoint.
-        parts: the bytes of each of its files, by what follows the name.
-        pins: the pinned steps of the directory, by the name of the pin.
+    `parts` are the bytes of each of its files, by what follows its name; `pins`
+    are the pinned steps of the directory, by the name of the pin.
     """
     prefix = f"{directory}/{name}"
     number = re.search(r"-(\d+)$", name)
@@ -143,23 +122,23 @@ def _row(
         changed_at = index.changed_secs if index else 0.0
         return Row(prefix, step, changed_at, num_bytes, _state_of_stock(parts))
     try:
-        made = manifest.decode(_read(f"{prefix}.json"))
+        expected = manifest.decode(files.read(f"{prefix}.json") or b"")
     except sealed.DamagedError:
         return Row(prefix, step, 0.0, num_bytes, "damaged: its manifest")
     wrong = [
         suffix
-        for suffix in made.sizes
-        if parts.get(suffix) != made.sizes[suffix]
+        for suffix, wanted in expected.sizes.items()
+        if parts.get(suffix) != wanted
     ]
-    if made.step != step:
+    if expected.step != step:
         wrong.append("step")
     return Row(
         prefix,
         step,
-        made.saved_at,
+        expected.saved_at,
         num_bytes,
         f"damaged: its {', '.join(wrong)}" if wrong else "whole",
-        made.metrics,
+        expected.metrics,
         tuple(name for name, pinned in sorted(pins.items()) if pinned == step),
     )
 
@@ -179,26 +158,19 @@ def _join(directory: str, path: str) -> str:
     return path if files.is_remote(path) else os.path.join(directory, path)
 
 
-def _recorded(run_dir: str) -> list[str]:
-    """Returns where a run has saved to, from its directory; see `places`."""
+def _sealed(path: str, key: str, default: Any) -> Any:
+    """Reads a value from a sealed file; the default if there is none."""
     try:
-        return sealed.loads(_read(f"{run_dir}/saved.json"))["directories"]
+        return sealed.loads(files.read(path) or b"")[key]
     except sealed.DamagedError:
-        return []
+        return default
 
 
-def _pins(directory: str) -> dict[str, int]:
-    try:
-        return sealed.loads(_read(f"{directory}/pins.json"))["pins"]
-    except sealed.DamagedError:
-        return {}
-
-
-def _aside(directory: str) -> Iterator[Row]:
-    """Yields what was put aside, with the reason."""
-    reason = _read(f"{directory}/reason.txt").decode(errors="replace").strip()
-    for row in _rows(directory, _sizes(directory)):
-        yield row._replace(state=f"quarantined: {reason or 'for no reason'}")
+def _quarantined_rows(directory: str) -> list[Row]:
+    text = files.read(f"{directory}/reason.txt") or b""
+    reason = text.decode(errors="replace").strip() or "for no reason"
+    rows = _rows(directory)
+    return [row._replace(state=f"quarantined: {reason}") for row in rows]
 
 
 def lines(
@@ -229,9 +201,9 @@ def lines(
 
 
 def _metric(metrics: Mapping[str, float | None], name: str) -> str:
-    for each, value in metrics.items():
-        if name in ("", each) and value is not None:
-            return f"{each} {value:.4g}"
+    for metric, value in metrics.items():
+        if name in ("", metric) and value is not None:
+            return f"{metric} {value:.4g}"
     return "-"
 
 
@@ -268,8 +240,5 @@ def size(num_bytes: float) -> str:
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(int(math.log10(max(num_bytes, 1)) // 3), len(units) - 1)
     value = num_bytes / 1000**power
-    return (
-        f"{value:.3g} {units[power]}"
-        if value < 999.5
-        else f"{value:.0f} {units[power]}"
-    )
+    digits = f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+    return f"{digits} {units[power]}"

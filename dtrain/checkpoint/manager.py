@@ -1,11 +1,13 @@
 """Saving in a training loop of one's own.
 
-state = tf.train.Checkpoint(generator=generator, optimizer=optimizer, ...)
-with CheckpointManager(state, "checkpoints") as manager:
-for step in range(manager.restore_or_initialize(), num_steps):
-train(step)
-if (step + 1) % 1000 == 0:
-manager.save(step + 1)
+The manager saves on another thread, and waits for it when it is closed:
+
+    state = tf.train.Checkpoint(generator=generator, optimizer=optimizer, ...)
+    with CheckpointManager(state, "checkpoints") as manager:
+        for step in range(manager.restore_or_initialize(), num_steps):
+            train(step)
+            if (step + 1) % 1000 == 0:
+                manager.save(step + 1)
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import tensorflow as tf
 from dtrain.bundle import objects
 from dtrain.checkpoint import going_on, retention
 from dtrain.checkpoint.background import Writer
-from dtrain.checkpoint.snapshot import Plan
+from dtrain.checkpoint.snapshot import SnapshotTaker
 from dtrain.checkpoint.tier import Facts, Tier
 from dtrain.errors import UserError
 from dtrain.storage import files
@@ -29,9 +31,9 @@ from dtrain.storage import files
 class CheckpointManager:
     """The kept history: `directory/ckpt-<step>`.
 
-    The work of `tf.train.CheckpointManager`, in its format, on another thread,
-    and such that a kill leaves no half of anything. One worker calls it: the
-    chief. As a context it closes itself.
+    It does what `tf.train.CheckpointManager` does, in the same format, on
+    another thread; a kill leaves no checkpoint half written. The chief alone
+    calls it. As a context manager it closes itself.
     """
 
     def __init__(
@@ -47,27 +49,27 @@ class CheckpointManager:
 
         Args:
             checkpoint: the state that is saved; its variables exist. What
-                models hold and TensorFlow does not reach, seeds and layers in
-                a list, is added to it as `untracked`.
+                TensorFlow does not find in a model, such as seeds and layers
+                in a list, is added to it as `untracked`.
             directory: local, or any that `tf.io.gfile` writes.
             policies: what stays is what any of them keeps, and the newest.
-            verify: full or sizes; how the newest is checked before an older
-                one is removed.
+            verify: full or sizes; how a checkpoint is checked before it is
+                restored, or an older one removed.
             run: written into each manifest.
 
         Raises:
             UserError: the state cannot be saved while training goes on, or
-                a part of it is not there yet.
+                a model or an optimizer in it is not built yet.
         """
         _refuse_unbuilt(checkpoint)
         _include_untracked(checkpoint)
         self._checkpoint = checkpoint
-        self._plan = Plan(checkpoint)
+        self._taker = SnapshotTaker(checkpoint)
         self._writer = Writer()
         self._tier = Tier(directory, policies, verify=verify, run=run)
         self._verify = verify
         self.directory = self._tier.directory
-        # What was restored, and had newer ones beside it.
+        # Step of what was restored, if there were newer ones beside it.
         self._went_back_to: int | None = None
 
     def __enter__(self) -> CheckpointManager:
@@ -87,10 +89,9 @@ class CheckpointManager:
     def restore(self, step: int | None = None) -> int:
         """Restores a state, or raises and changes no variable.
 
-        Of the newest, what does not verify is moved to `quarantine/`, and the
-        next older one is taken. After going back to an earlier one, the newer
-        ones are moved there too, when the next state is saved: the run has
-        another future then.
+        Without a step, newer ones that do not verify are moved to
+        `quarantine/`. With one, the newer ones are moved there when the next
+        state is saved, for they are no part of this run any more.
 
         Args:
             step: which; None is the newest that verifies.
@@ -102,26 +103,26 @@ class CheckpointManager:
             UserError: there is none, none verifies, or it does not fit.
             StorageError: the disk or the store failed.
         """
-        there = self.steps()
+        steps = self.steps()
         with files.storage_errors(self.directory.path):
             self.directory.clean()
             # What is asked for by its step stays where it is.
             place = going_on.Place(self.directory, is_mine=step is None)
-            found, notes = going_on.choose(
+            verified, notes = going_on.choose(
                 [place], self.directory.path, self._verify, step
             )
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        going_on.restore(found, self._checkpoint)
-        restored = found.manifest.step
-        is_newest = not any(newer > restored for newer in there)
+        going_on.restore(verified, self._checkpoint)
+        restored = verified.manifest.step
+        is_newest = not any(newer > restored for newer in steps)
         self._went_back_to = None if is_newest else restored
         return restored
 
     def restore_or_initialize(
         self, initialize: Callable[[], object] = lambda: None
     ) -> int:
-        """Goes on from the newest state, or starts.
+        """Restores the newest state, or initializes a new one.
 
         Args:
             initialize: called where nothing was saved yet; it may load other
@@ -151,12 +152,12 @@ class CheckpointManager:
         Args:
             step: the steps that are done.
             facts: saved with it.
-            wait: returns when it is on the disk; otherwise at once.
+            wait: whether to return only when it is on the disk.
 
         Raises:
             StorageError: this save (with `wait`) or an earlier one failed.
         """
-        snapshot = self._plan.take(step)
+        snapshot = self._taker.take(step)
         write_snapshot = self._tier.writing(step, snapshot, facts or Facts())
         went_back_to, self._went_back_to = self._went_back_to, None
 
@@ -184,22 +185,19 @@ class CheckpointManager:
 
 
 def _refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:
-    """Refuses a state of which a part is not there yet.
+    """Refuses a state with a part that has no variables yet.
 
     Raises:
         UserError: names the part.
     """
-    for name, each in _objects(checkpoint):
-        if isinstance(each, keras.Optimizer) and not each.built:
+    for name, part in _objects(checkpoint):
+        if isinstance(part, keras.Optimizer) and not part.built:
             raise UserError(
                 f"{name} is an optimizer that is not built: it has no state "
                 f"yet; call {name}.build(model.trainable_variables) before"
             )
-        if (
-            isinstance(each, keras.Model)
-            and not each.built
-            and not each.variables
-        ):
+        is_model = isinstance(part, keras.Model)
+        if is_model and not part.built and not part.variables:
             raise UserError(
                 f"{name} is a model that is not built: it has no variables "
                 "yet; call it once, or give it an Input"
@@ -207,7 +205,7 @@ def _refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:
 
 
 def _include_untracked(checkpoint: tf.train.Checkpoint) -> None:
-    """Adds, as `untracked`, what the state would go on without."""
+    """Adds, as `untracked`, the variables that TensorFlow would not save."""
     parts = dict(tf.train.TrackableView(checkpoint).children(checkpoint))
     # Made by TensorFlow, which makes another for another Checkpoint.
     parts.pop("save_counter", None)
@@ -217,14 +215,14 @@ def _include_untracked(checkpoint: tf.train.Checkpoint) -> None:
 
 
 def _objects(checkpoint: tf.train.Checkpoint) -> Iterator[tuple[str, Any]]:
-    """Yields all objects of a state, each with the way that leads to it."""
+    """Yields all objects of a state, each with its path of attributes."""
     view = tf.train.TrackableView(checkpoint)
     queue, seen = [("", checkpoint)], {id(checkpoint)}
     while queue:
         above, owner = queue.pop(0)
-        for edge, each in view.children(owner).items():
-            if id(each) not in seen:
-                seen.add(id(each))
+        for edge, child in view.children(owner).items():
+            if id(child) not in seen:
+                seen.add(id(child))
                 name = f"{above}.{edge}" if above else edge
-                yield name, each
-                queue.append((name, each))
+                yield name, child
+                queue.append((name, child))

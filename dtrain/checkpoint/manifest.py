@@ -1,8 +1,8 @@
-"""What a checkpoint must be: written beside it, and after it.
+"""The manifest of a checkpoint: a file beside it that says what it must be.
 
-A checkpoint is there when its manifest is. The checksums are those of the
-tensors in memory, taken before they were written, so that whatever happened on
-the way to the disk is seen when they are read back.
+It is written last: a checkpoint exists when its manifest does. The checksums in
+it are of the tensors in memory, taken before they were written, so that reading
+back finds whatever went wrong on the way to the disk.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _SUFFIX = re.compile(r"index|data-\d{5}-of-\d{5}")
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """All that is known of a checkpoint without reading it.
+    """What a checkpoint must be, and what was saved with it.
 
     Attributes:
         step: the steps that were done.
         saved_at: seconds since 1970, by the clock of the machine that wrote.
         sizes: bytes of each file, by its name after `ckpt-<step>.`.
         index_sha256: of TensorFlow's index, a small file.
-        tensors: by the key in the checkpoint.
+        tensors: the fingerprint of each, by its key in the checkpoint.
         digest: of the state, as `checkpoint_tool digest` prints it; empty in
             those of dtrain 0.1.0.
         metrics: of the step, by name; None where not finite.
@@ -59,35 +59,29 @@ class Manifest:
     )
 
     def encode(self) -> bytes:
-        """Writes it as sealed JSON."""
+        """Returns it as sealed JSON."""
         return sealed.dumps(dataclasses.asdict(self))
 
 
 def decode(data: bytes) -> Manifest:
-    """Reads what `Manifest.encode` wrote.
-
-    Args:
-        data: the bytes of the file.
-
-    Returns:
-        The manifest.
+    """Reads what `Manifest.encode` returned.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: they are not what was written.
     """
     body = sealed.loads(data)
     del body["sha256"]
     try:
         tensors = {
             key: Fingerprint(
-                each["dtype"], tuple(each["shape"]), each["sha256"]
+                tensor["dtype"], tuple(tensor["shape"]), tensor["sha256"]
             )
-            for key, each in body.pop("tensors").items()
+            for key, tensor in body.pop("tensors").items()
         }
-        made = Manifest(tensors=tensors, **body)
-        if not all(map(_SUFFIX.fullmatch, made.sizes)):
+        manifest = Manifest(tensors=tensors, **body)
+        if not all(map(_SUFFIX.fullmatch, manifest.sizes)):
             raise DamagedError("it names files that are not a checkpoint's")
-        return made
+        return manifest
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError("it is of another version of dtrain") from error
 

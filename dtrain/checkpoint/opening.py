@@ -25,9 +25,9 @@ class Opened(NamedTuple):
 
     Attributes:
         prefix: as its user names it.
-        local: where TensorFlow reads it, which may be a copy.
-        tree: reads from it, as long as it is open.
-        manifest: of one that dtrain committed; None for any other.
+        local: prefix that TensorFlow reads from, which may be of a copy.
+        tree: its tensors, read from the file when they are asked for.
+        manifest: of a checkpoint that dtrain wrote; None for any other.
     """
 
     prefix: str
@@ -65,38 +65,32 @@ def resolve(path: str) -> str:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Opened]:
-    """Opens a checkpoint; one that dtrain keeps is not removed meanwhile.
+    """Opens a checkpoint; a run that saves there does not remove it meanwhile.
 
     Args:
         path: see `resolve`.
-
-    Yields:
-        The checkpoint.
 
     Raises:
         UserError: there is none, or it is damaged.
         StorageError: the disk or the store cannot be read.
     """
     prefix = resolve(path)
-    made = manifest_of(prefix)
+    manifest = manifest_of(prefix)
     with contextlib.ExitStack() as stack:
         with files.storage_errors(prefix):
-            if made:
+            if manifest:
                 directory = CheckpointDirectory(os.path.dirname(prefix) or ".")
-                local = stack.enter_context(directory.reading(made.step))
+                local = stack.enter_context(directory.reading(manifest.step))
             else:
                 local = stack.enter_context(_on_disk(prefix))
-        yield Opened(prefix, local, reader.read(local), made)
+        yield Opened(prefix, local, reader.read(local), manifest)
 
 
 def manifest_of(prefix: str) -> Manifest | None:
-    """Reads what dtrain noted of a checkpoint; None if it is not dtrain's.
-
-    Args:
-        prefix: of the checkpoint.
+    """Reads the manifest of a checkpoint; None if dtrain did not write it.
 
     Raises:
-        UserError: the note is damaged.
+        UserError: the manifest is damaged.
         StorageError: the disk or the store cannot be read.
     """
     match = _NUMBERED.fullmatch(prefix)
@@ -113,16 +107,10 @@ def manifest_of(prefix: str) -> Manifest | None:
 
 
 def target(output: str) -> tuple[str, int]:
-    """Splits the name of a checkpoint that is to be written.
-
-    Args:
-        output: as in `edited/ckpt-5000`.
-
-    Returns:
-        The directory, and the step.
+    """Splits a path, as `edited/ckpt-5000`, into its directory and its step.
 
     Raises:
-        UserError: it is no such name.
+        UserError: it is no such path.
     """
     match = _NUMBERED.fullmatch(output)
     if not match:
@@ -140,8 +128,8 @@ def _on_disk(prefix: str) -> Iterator[str]:
         yield prefix
         return
     directory, _, name = prefix.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="dtrain-") as made:
-        for each in files.names(directory):
-            if re.fullmatch(rf"{re.escape(name)}\.(index|data-.*)", each):
-                files.copy(f"{directory}/{each}", f"{made}/{each}")
-        yield f"{made}/{name}"
+    with tempfile.TemporaryDirectory(prefix="dtrain-") as copy:
+        for file in files.names(directory):
+            if re.fullmatch(rf"{re.escape(name)}\.(index|data-.*)", file):
+                files.copy(f"{directory}/{file}", f"{copy}/{file}")
+        yield f"{copy}/{name}"

@@ -12,10 +12,7 @@ from dtrain.storage import files, sealed
 
 
 def read(directory: str) -> dict[str, int]:
-    """Reads which checkpoints must stay for ever: step by name.
-
-    Args:
-        directory: of checkpoints.
+    """Returns the steps of the pinned checkpoints, by the name of the pin.
 
     Raises:
         DamagedError: the list is not what was written.
@@ -30,28 +27,24 @@ def add(directory: str, step: int, name: str) -> None:
     Args:
         directory: of checkpoints.
         step: which.
-        name: what it is called; one of the same name is not pinned any more.
+        name: of the pin; what had that name is not pinned any more.
 
     Raises:
         UserError: there is no such checkpoint.
         DamagedError: the list is not what was written.
     """
-    there = CheckpointDirectory(directory).steps()
-    if step not in there:
+    steps = CheckpointDirectory(directory).steps()
+    if step not in steps:
         raise UserError(
             f"{directory} holds no checkpoint of step {step}; there: "
-            f"{', '.join(map(str, there)) or 'none'}"
+            f"{', '.join(map(str, steps)) or 'none'}"
         )
     pins = {**read(directory), name: step}
     files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
 
 
 def remove(directory: str, name: str) -> None:
-    """Lets a pinned checkpoint go when no policy keeps it.
-
-    Args:
-        directory: of checkpoints.
-        name: what it was pinned as.
+    """Unpins a checkpoint, which is removed when no policy keeps it.
 
     Raises:
         UserError: nothing is pinned as that.

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
@@ -18,12 +18,11 @@ from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.storage import files, locks
 
-# What is in a file of a checkpoint, after `ckpt-<step>.` and beside the data;
-# a manifest is last.
+# How the files of a checkpoint end, after `ckpt-<step>.`, beside the data.
 INDEX, MANIFEST = "index", "json"
 
-# Says that a file on a disk is not what was written. What a full memory makes
-# of a good one is not among them.
+# What TensorFlow raises where a file is not what was written. What it raises
+# where the memory is full is not among them: the file is good.
 _DAMAGE = (
     tf.errors.DataLossError,
     tf.errors.OutOfRangeError,
@@ -58,68 +57,59 @@ class ReadableDirectory:
 
     def steps(self) -> list[int]:
         """Lists the steps that are committed, oldest first."""
-        return self._steps(rf"ckpt-(\d+)\.{MANIFEST}")
+        return _steps(files.names(self.path), rf"ckpt-(\d+)\.{MANIFEST}")
 
     def candidates(self) -> list[int]:
         """Lists the steps of all that looks like a checkpoint.
 
-        What is on its way in or out does not, while its owner may be at it.
+        What is being written or removed does not: it is named in `pending/`.
         """
-        # Before the rest is listed: who sweeps removes the intent last.
-        on_the_way = [
-            int(match[1])
-            for name in files.names(self._pending)
-            if (match := re.fullmatch(rf"ckpt-(\d+)\.{MANIFEST}", name))
-        ]
-        found = self._steps(rf"ckpt-(\d+)\.({MANIFEST}|{INDEX}|data-.*-of-\d+)")
-        committed = self.steps() if on_the_way else []
+        # Before the rest is listed: who removes one removes this name last.
+        pending = _steps(files.names(self._pending), rf"ckpt-(\d+)\.{MANIFEST}")
+        steps = _steps(
+            files.names(self.path),
+            rf"ckpt-(\d+)\.({MANIFEST}|{INDEX}|data-.*-of-\d+)",
+        )
+        committed = self.steps() if pending else []
         return [
-            step
-            for step in found
-            if step not in on_the_way or step in committed
+            step for step in steps if step not in pending or step in committed
         ]
-
-    def _steps(self, pattern: str) -> list[int]:
-        matches = [re.fullmatch(pattern, name) for name in self._names()]
-        return sorted({int(match[1]) for match in matches if match})
-
-    def _names(self) -> list[str]:
-        return files.names(self.path)
 
     def quarantined(self) -> list[str]:
-        """Lists what was put aside."""
+        """Lists the names of what was put aside."""
         return files.names(f"{self.path}/quarantine")
 
     def manifest(self, step: int) -> Manifest:
-        """Reads what a checkpoint must be.
+        """Reads the manifest of a checkpoint.
 
         Raises:
-            DamagedError: it cannot be told any more.
+            DamagedError: it is missing, or not what was written.
             OSError: the directory cannot be read.
         """
         data = files.read(f"{self.prefix(step)}.{MANIFEST}")
         if data is None:
             raise DamagedError("its manifest is missing")
         try:
-            made = manifest.decode(data)
+            decoded = manifest.decode(data)
         except DamagedError as error:
             raise DamagedError(f"its manifest is damaged: {error}") from error
-        if made.step != step:
-            raise DamagedError(f"its manifest is that of step {made.step}")
-        return made
+        if decoded.step != step:
+            raise DamagedError(f"its manifest is that of step {decoded.step}")
+        return decoded
 
     def verify(self, step: int, how: str = "full") -> Manifest:
         """Checks that a checkpoint is what was written.
 
         Args:
             step: which.
-            how: sizes, or full, which reads and sums all of it.
+            how: sizes, which looks at the sizes of the files, or full, which
+                reads all tensors and compares their checksums.
 
         Returns:
             Its manifest.
 
         Raises:
-            DamagedError: it is not; the text is the reason.
+            DamagedError: it is not what was written; the text says why.
             OSError: the directory cannot be read.
         """
         try:
@@ -130,26 +120,26 @@ class ReadableDirectory:
             raise DamagedError(files.reason(error)) from error
 
     def _verify(self, step: int, how: str) -> Manifest:
-        made = self.manifest(step)
-        for suffix, size in made.sizes.items():
-            there = files.size(f"{self.prefix(step)}.{suffix}")
-            if there is None:
+        expected = self.manifest(step)
+        for suffix, size in expected.sizes.items():
+            actual = files.size(f"{self.prefix(step)}.{suffix}")
+            if actual is None:
                 raise DamagedError(f"its {suffix} is missing")
-            if there != size:
+            if actual != size:
                 raise DamagedError(
-                    f"its {suffix} has {there} bytes and should have {size}"
+                    f"its {suffix} has {actual} bytes and should have {size}"
                 )
         if how == "full":
-            self._verify_tensors(made)
-        return made
+            self._verify_tensors(expected)
+        return expected
 
-    def _verify_tensors(self, made: Manifest) -> None:
-        with self._on_disk(made) as prefix:
+    def _verify_tensors(self, expected: Manifest) -> None:
+        with self._on_disk(expected) as prefix:
             index = files.read(f"{prefix}.{INDEX}") or b""
-            if hashlib.sha256(index).hexdigest() != made.index_sha256:
+            if hashlib.sha256(index).hexdigest() != expected.index_sha256:
                 raise DamagedError("its index does not have its checksum")
-            for keys in _batches(made):
-                tensors = [made.tensors[key] for key in keys]
+            for keys in _batches(expected):
+                tensors = [expected.tensors[key] for key in keys]
                 try:
                     # Not by a CheckpointReader, which makes one error of a
                     # file that is damaged and a memory that is full.
@@ -163,50 +153,45 @@ class ReadableDirectory:
                     raise DamagedError(files.reason(error)) from error
                 except tf.errors.OpError as error:
                     raise files.store_error(error) from error
-                for key, tensor, value in zip(
-                    keys, tensors, values, strict=True
-                ):
-                    values = fingerprint.values_of(value)
-                    if fingerprint.of(values) != tensor:
+                for key, value in zip(keys, values, strict=True):
+                    array = fingerprint.values_of(value)
+                    if fingerprint.of(array) != expected.tensors[key]:
                         raise DamagedError(f"{key} does not have its checksum")
 
     @contextlib.contextmanager
-    def _on_disk(self, made: Manifest) -> Iterator[str]:
+    def _on_disk(self, manifest: Manifest) -> Iterator[str]:
         """Yields the prefix of a checkpoint, or of a copy of a remote one.
 
         TensorFlow looks for a checkpoint in a listing of its directory, and an
         object store may list what was there a while ago.
         """
         if not files.is_remote(self.path):
-            yield self.prefix(made.step)
+            yield self.prefix(manifest.step)
             return
         with self._temporary() as directory:
-            copy = f"{directory}/ckpt-{made.step}"
-            for suffix in made.sizes:
-                files.copy(
-                    f"{self.prefix(made.step)}.{suffix}", f"{copy}.{suffix}"
-                )
+            prefix = self.prefix(manifest.step)
+            copy = f"{directory}/ckpt-{manifest.step}"
+            for suffix in manifest.sizes:
+                files.copy(f"{prefix}.{suffix}", f"{copy}.{suffix}")
             yield copy
 
     @contextlib.contextmanager
     def reading(self, step: int) -> Iterator[str]:
         """Keeps a checkpoint from being removed while it is read.
 
-        Args:
-            step: which.
-
         Yields:
-            The prefix that TensorFlow restores from, on the disk of this
+            The prefix that TensorFlow restores from, on a disk of this
             machine.
 
         Raises:
-            DamagedError: what it is cannot be told any more.
+            DamagedError: its manifest is damaged.
             OSError: the directory cannot be read.
         """
-        with self._locked(step, shared=True):
-            made = self.manifest(step)
-            with self._on_disk(made) as prefix:
-                yield prefix
+        with (
+            self._locked(step, shared=True),
+            self._on_disk(self.manifest(step)) as prefix,
+        ):
+            yield prefix
 
     @contextlib.contextmanager
     def _locked(self, step: int, *, shared: bool) -> Iterator[None]:
@@ -223,25 +208,30 @@ class ReadableDirectory:
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[str]:
-        """Yields a directory on the disk of this machine."""
+        """Yields a directory on a disk of this machine."""
         with (
-            tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as made,
+            tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as path,
             # Says that whoever made it lives. In the moment before, another
             # process that cleans may take it: what is made in it then fails.
-            locks.held(made, os.O_RDONLY, shared=True),
+            locks.held(path, os.O_RDONLY, shared=True),
         ):
-            yield made
+            yield path
 
     def _staging_prefix(self) -> str:
         name = f"{os.getuid()} {self.path}"
         return f"dtrain-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
 
 
-def _batches(made: Manifest) -> Iterator[list[str]]:
-    """Cuts the keys into parts that fit the memory; few, for each opens all."""
+def _steps(names: Iterable[str], pattern: str) -> list[int]:
+    matches = [re.fullmatch(pattern, name) for name in names]
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _batches(manifest: Manifest) -> Iterator[list[str]]:
+    """Cuts the keys into few parts, whose tensors fit the memory."""
     batch: list[str] = []
     size = 0
-    for key, tensor in sorted(made.tensors.items()):
+    for key, tensor in sorted(manifest.tensors.items()):
         size += math.prod(tensor.shape) * tf.as_dtype(tensor.dtype).size
         batch.append(key)
         if size >= _BATCH_BYTES:

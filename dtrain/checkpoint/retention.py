@@ -1,10 +1,9 @@
 """Which checkpoints are kept: the union of what small policies keep.
 
-A policy is a value with one method, `kept`, that sees what is there, oldest
-first, and returns the steps it wants to stay. Each chooses the same again
-after the others are gone: what it left out before never comes to matter when
-newer ones are added. So sweeping after every save ends with what one sweep of
-the whole history would have kept.
+A policy is a value with one method, `kept`, that is given all checkpoints,
+oldest first, and returns the steps of those that stay. What a policy once left
+out it never wants later, when newer ones are added. So to remove the rest after
+every save ends with what would stay of the whole history.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dtrain.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a policy may know of a checkpoint.
+    """What a policy knows of a checkpoint.
 
     Attributes:
         step: the steps that were done.
@@ -59,7 +58,11 @@ class Last:
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
-        steps = [each.step for each in saved if not each.step % self.of_steps]
+        steps = [
+            checkpoint.step
+            for checkpoint in saved
+            if not checkpoint.step % self.of_steps
+        ]
         return set(steps[-self.num :])
 
 
@@ -78,7 +81,11 @@ class EverySteps:
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
-        return {each.step for each in saved if each.step % self.steps == 0}
+        return {
+            checkpoint.step
+            for checkpoint in saved
+            if checkpoint.step % self.steps == 0
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +105,13 @@ class Doubling:
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
-        return {each.step for each in saved if self._is_one(each.step)}
-
-    def _is_one(self, step: int) -> bool:
-        times, rest = divmod(step, self.steps)
         # A power of two has one bit.
-        return not rest and times.bit_count() == 1
+        return {
+            checkpoint.step
+            for checkpoint in saved
+            if checkpoint.step % self.steps == 0
+            and (checkpoint.step // self.steps).bit_count() == 1
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,18 +125,24 @@ class EveryHours:
     hours: float
 
     def __post_init__(self) -> None:
-        _check_hours(self.hours)
+        value = self.hours
+        is_number = isinstance(value, int | float)
+        if not is_number or isinstance(value, bool) or not 0 < value < math.inf:
+            raise UserError(
+                f"EveryHours.hours ({value!r}) must be a number above 0; try 1"
+            )
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
         chosen: list[Saved] = []
-        for each in saved:
+        for checkpoint in saved:
             if (
                 not chosen
-                or each.saved_at - chosen[-1].saved_at >= self.hours * 3600
+                or checkpoint.saved_at - chosen[-1].saved_at
+                >= self.hours * 3600
             ):
-                chosen.append(each)
-        return {each.step for each in chosen}
+                chosen.append(checkpoint)
+        return {checkpoint.step for checkpoint in chosen}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +179,9 @@ class Best:
         """Returns the steps that stay."""
         sign = 1.0 if self.mode == "max" else -1.0
         rated = [
-            (sign * value, each.step)
-            for each in saved
-            if (value := each.metrics.get(self.metric)) is not None
+            (sign * value, checkpoint.step)
+            for checkpoint in saved
+            if (value := checkpoint.metrics.get(self.metric)) is not None
             and not math.isnan(value)
         ]
         return {step for _, step in sorted(rated)[-self.num :]}
@@ -175,10 +189,10 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """Keeps those that are named.
+    """Keeps those of the given steps.
 
     Attributes:
-        steps: the steps of those.
+        steps: at least 0 each.
     """
 
     steps: Collection[int]
@@ -189,7 +203,11 @@ class Pinned:
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
-        return {each.step for each in saved if each.step in self.steps}
+        return {
+            checkpoint.step
+            for checkpoint in saved
+            if checkpoint.step in self.steps
+        }
 
 
 def kept(saved: Sequence[Saved], policies: Sequence[Policy]) -> set[int]:
@@ -197,22 +215,17 @@ def kept(saved: Sequence[Saved], policies: Sequence[Policy]) -> set[int]:
 
     Args:
         saved: the checkpoints that are there, sorted by step.
-        policies: what is kept is kept by any of them.
+        policies: a checkpoint stays if any of them keeps it.
 
     Returns:
         The steps that stay, the newest always among them.
     """
-    steps = [each.step for each in saved]
+    steps = [checkpoint.step for checkpoint in saved]
     assert all(a < b for a, b in itertools.pairwise(steps)), steps
     return set(steps[-1:]).union(*(policy.kept(saved) for policy in policies))
 
 
 def _check_whole(name: str, value: int, *, at_least: int) -> None:
-    """Refuses what is no whole number, or too small.
-
-    Raises:
-        UserError: it is one of these.
-    """
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < at_least:
         raise UserError(
@@ -221,20 +234,7 @@ def _check_whole(name: str, value: int, *, at_least: int) -> None:
         )
 
 
-def _check_hours(value: float) -> None:
-    """Refuses what is no time to wait.
-
-    Raises:
-        UserError: it is none.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        raise UserError(
-            f"EveryHours.hours ({value!r}) must be a number above 0; try 1"
-        )
-
-
-# A policy by the flag that asks for it, made of the values of all flags.
+# What makes the policy that a flag asks for, by the name of the flag.
 _BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
     "max_to_keep": lambda flags: Last(flags.max_to_keep),
     "keep_every_n_steps": lambda flags: EverySteps(flags.keep_every_n_steps),

@@ -1,17 +1,17 @@
 """The state of a `tf.train.Checkpoint` at one moment, for another thread.
 
-TensorFlow's variables are copied when they are written to, not when they are
-read: a list of what was read stays what it was while training goes on, and
-costs microseconds. TensorFlow's own asynchronous option copies everything
-first, and raises on the second save of a Keras 3 model (it makes a variable
-inside a `tf.function`).
+TensorFlow copies the value of a variable when it is assigned to, not when it
+is read. So the values that were read stay what they were while training goes
+on, and taking them costs microseconds. TensorFlow's own asynchronous option
+copies everything first, and raises on the second save of a Keras 3 model (it
+makes a variable inside a `tf.function`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,8 +30,8 @@ class Snapshot(NamedTuple):
         tensors: their values, on the devices of their variables.
         graph: TensorFlow's serialized TrackableObjectGraph.
         step: the steps that were done.
-        not_finite: keys of what was not finite to begin with, such as the
-            mask of a layer; anything else has to be.
+        not_finite: keys of the tensors that may hold infinities, because
+            they did to begin with, such as the mask of a layer.
     """
 
     keys: tuple[str, ...]
@@ -41,19 +41,17 @@ class Snapshot(NamedTuple):
     not_finite: frozenset[str] = frozenset()
 
     def write(self, prefix: str) -> fingerprint.State:
-        """Writes `<prefix>.index` and its data, as TensorFlow itself does.
+        """Writes `<prefix>.index` and its data, as TensorFlow does.
 
-        Any thread may call this. Nothing is put on the disk for certain.
-
-        Args:
-            prefix: a local path.
+        The prefix is a local path. Any thread may call this. The files are not
+        synced to the disk.
 
         Returns:
-            What it was before it was written.
+            The fingerprints of the tensors, taken before they are written.
 
         Raises:
-            OSError: the state has diverged, and is not worth a checkpoint; or
-                the disk is full, or gone.
+            OSError: the state is not finite, and so not worth a checkpoint;
+                or the disk is full, or gone.
         """
         with files.os_errors(), tf.device("CPU:0"):
             # Here, and not where the training waits, they leave a GPU.
@@ -86,8 +84,8 @@ class Snapshot(NamedTuple):
         return written
 
 
-class Plan:
-    """How to take snapshots of a checkpoint."""
+class SnapshotTaker:
+    """Takes snapshots of a checkpoint."""
 
     def __init__(self, checkpoint: tf.train.Checkpoint) -> None:
         """Finds the variables, which all have to exist by now.
@@ -100,15 +98,17 @@ class Plan:
             UserError: something in it cannot be read by one worker alone, or
                 is no variable.
         """
+
+        def device(item: tuple[str, Any]) -> str:
+            return item[1].device
+
         variables, self._graph = objects.variables_of(checkpoint)
         # By device, each of which is read by one operation.
-        by_device = sorted(variables.items(), key=lambda item: item[1].device)
+        by_device = sorted(variables.items(), key=device)
         self._keys = tuple(key for key, _ in by_device)
         self._reads = [
             objects.Read.of([variable for _, variable in group])
-            for _, group in itertools.groupby(
-                by_device, lambda item: item[1].device
-            )
+            for _, group in itertools.groupby(by_device, device)
         ]
         self._not_finite: frozenset[str] = frozenset()
         self._not_finite = _not_finite(self._keys, self.take(0).tensors)
@@ -117,9 +117,9 @@ class Plan:
         """Takes a snapshot, between two steps, on the training thread.
 
         Args:
-            step: the steps that are done; TensorFlow's `save_counter` of the
-                snapshot, which would otherwise count saves, and differ
-                between a run that was killed and one that was not.
+            step: the steps that are done. It is saved as TensorFlow's
+                `save_counter` too: a count of saves would differ between a
+                run that was killed and one that was not.
         """
         tensors = [tensor for read in self._reads for tensor in read.run()]
         return Snapshot(
@@ -130,7 +130,7 @@ class Plan:
 def _not_finite(
     keys: Iterable[str], tensors: Iterable[tf.Tensor]
 ) -> frozenset[str]:
-    """Returns the keys of the tensors that hold an infinity, or no number."""
+    """Returns the keys of the tensors that hold an infinity or a NaN."""
     return frozenset(
         key
         for key, tensor in zip(keys, tensors, strict=True)

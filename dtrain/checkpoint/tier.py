@@ -1,9 +1,9 @@
-"""A tier of checkpoints: a directory, and what stays in it.
+"""A tier of checkpoints: a directory, and which of them stay in it.
 
-A run has two. The backups are the newest state alone, frequent, for crashes;
-they are removed when it is finished. The history is what the policies keep.
-Both are written on another thread, in TensorFlow's own format, so a run goes on
-from whichever is newer.
+A run has two tiers. The backups are the newest state alone, saved often, for
+crashes; they are removed when the run is finished. The history is what the
+policies keep. Both are in TensorFlow's own format, and a run goes on from
+whichever is newer.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ class Facts(NamedTuple):
     Attributes:
         metrics: of the step, by name.
         log: `bytes` and `sha256` of metrics.jsonl up to the step.
-        sync: puts that on the disk; called before a backup.
-        publish: puts it where the run is; called before a checkpoint.
+        sync_log: puts these bytes of metrics.jsonl on a disk of this host;
+            called before a backup is written.
+        publish_log: puts them in the run's directory, which may be on an
+            object store; called before a checkpoint is written.
     """
 
     metrics: Mapping[str, float | None] = {}
     log: Mapping[str, Any] = {}
-    sync: Callable[[], None] = lambda: None
-    publish: Callable[[], None] = lambda: None
+    sync_log: Callable[[], None] = lambda: None
+    publish_log: Callable[[], None] = lambda: None
 
 
 class Tier:
-    """Writes snapshots into a directory, and removes what is not kept.
+    """Writes snapshots into a directory, and removes what no policy keeps.
 
-    One process has it, and one thread of that calls what `writing` returns.
+    One process alone may have it.
 
     Attributes:
         directory: of the checkpoints.
@@ -65,15 +67,16 @@ class Tier:
         self._policies = tuple(policies)
         self._verify = verify
         self._run = run or {}
-        # What is in the directory, by its step.
+        # What is in the directory, by step.
         self._saved: dict[int, retention.Saved] = {}
 
     def writing(
         self, step: int, snapshot: Snapshot, facts: Facts
     ) -> Callable[[], None]:
-        """Returns what writes a snapshot and removes what is not kept.
+        """Returns a function that writes a snapshot, and removes what may go.
 
-        It is to be called on the thread that alone changes the directory.
+        The function is to be called on the one thread that changes the
+        directory. It raises OSError where it cannot write.
 
         Args:
             step: the steps that are done.
@@ -88,21 +91,17 @@ class Tier:
 
         def write() -> None:
             try:
-                self._before(facts)
+                self._save_log(facts)
             finally:
                 # Without its log a state is of use, and may be all there is.
-                made = self.directory.commit(step, snapshot, fields)
-                self._sweep(made)
+                self._sweep(self.directory.commit(step, snapshot, fields))
 
         return write
 
     def forget_after(self, step: int) -> None:
-        """Forgets what is newer than a step, which was put aside.
+        """Forgets checkpoints newer than a step, which were put aside.
 
-        A store may list it for a while.
-
-        Args:
-            step: the newest that is still there.
+        The listing of an object store may show them for a while.
         """
         self._saved = {
             saved: facts
@@ -110,26 +109,20 @@ class Tier:
             if saved <= step
         }
 
-    def _before(self, facts: Facts) -> None:
-        """Makes metrics durable before the state that follows them is."""
-        facts.publish()
+    def _save_log(self, facts: Facts) -> None:
+        """Makes metrics.jsonl durable, before the state that continues it."""
+        facts.publish_log()
 
     def _sweep(self, newest: Manifest) -> None:
-        """Removes what is not kept, when the newest one is seen to be well.
+        """Removes what no policy keeps, after the newest one was verified.
 
         Raises:
-            OSError: the disk is at fault, or what was just written is not
-                what is there.
+            OSError: what was just written is not what is there.
         """
         self._look()
-        self._saved[newest.step] = retention.Saved(
-            newest.step, newest.saved_at, newest.metrics
-        )
-        pinned = self._pinned()
+        self._saved[newest.step] = _saved(newest)
         everything = [self._saved[step] for step in sorted(self._saved)]
-        kept = retention.kept(
-            everything, (*self._policies, retention.Pinned(pinned))
-        )
+        kept = retention.kept(everything, (*self._policies, self._pinned()))
         if len(kept) < len(everything):
             try:
                 self.directory.verify(newest.step, self._verify)
@@ -148,35 +141,37 @@ class Tier:
         )
 
     def _look(self) -> None:
-        """Finds what is in the directory; a person may remove some of it."""
-        there = self.directory.steps()
+        """Lists the directory anew: a person may have removed some of it."""
+        steps = set(self.directory.steps())
         if files.is_remote(self.directory.path):
-            # A store may list what was a while ago.
-            there = sorted({*there, *self._saved})
-        for step in set(self._saved) - set(there):
+            # A store may list what was there a while ago.
+            steps |= set(self._saved)
+        for step in set(self._saved) - steps:
             del self._saved[step]
-        for step in set(there) - set(self._saved):
+        for step in steps - set(self._saved):
             # Restoring puts a damaged one aside; what is unclear is not
             # removed.
             with contextlib.suppress(DamagedError):
-                made = self.directory.manifest(step)
-                self._saved[step] = retention.Saved(
-                    step, made.saved_at, made.metrics
-                )
+                self._saved[step] = _saved(self.directory.manifest(step))
 
-    def _pinned(self) -> frozenset[int]:
-        """Reads the pins; with a damaged list everything is pinned."""
+    def _pinned(self) -> retention.Pinned:
+        """Reads the pins; if their list is damaged, everything is pinned."""
         try:
-            return frozenset(pins.read(self.directory.path).values())
+            steps = pins.read(self.directory.path).values()
         except DamagedError:
-            return frozenset(self._saved)
+            steps = self._saved
+        return retention.Pinned(frozenset(steps))
+
+
+def _saved(manifest: Manifest) -> retention.Saved:
+    return retention.Saved(manifest.step, manifest.saved_at, manifest.metrics)
 
 
 class Backup(Tier):
     """The newest state of a run that is not finished, in two generations.
 
-    The older one is removed when the newer one is seen to be well, so a kill
-    at any moment leaves one that can be read.
+    The older one is removed when the newer one was verified, so a kill at any
+    moment leaves one that can be read.
     """
 
     def __init__(
@@ -190,9 +185,9 @@ class Backup(Tier):
         policies = (retention.Last(2),)
         super().__init__(directory, policies, verify=verify, run=run)
 
-    def _before(self, facts: Facts) -> None:
+    def _save_log(self, facts: Facts) -> None:
         # A store that is away must not keep a host from backing up.
-        facts.sync()
+        facts.sync_log()
 
     def remove(self) -> None:
         """Removes the backups: the run is finished.

@@ -12,22 +12,23 @@ import tensorflow as tf
 from dtrain.bundle import fingerprint
 from dtrain.bundle.fingerprint import GRAPH_KEY
 from dtrain.bundle.tree import Tree
-from dtrain.checkpoint import manifest, opening
+from dtrain.checkpoint import opening
 from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.manifest import DamagedError
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import claim, files
 
-# As much is in the memory at once, or a single tensor that is larger.
+# At most this is in memory at once, or a single tensor that is larger.
 _PART_BYTES = 64 << 20
 
 Progress = Callable[[int], object]
 
 
-class Written:
-    """A tree on its way to the disk; see `checkpoint_directory.Writable`."""
+class WritableTree:
+    """A tree as a `directory.Writable`: it is read and written in parts."""
 
     def __init__(self, tree: Tree, progress: Progress = lambda _: None) -> None:
-        """Takes what is to be written.
+        """Takes the tree; nothing is read yet.
 
         Args:
             tree: its tensors are read when they are written.
@@ -37,13 +38,10 @@ class Written:
         self._progress = progress
 
     def write(self, prefix: str) -> fingerprint.State:
-        """Writes `<prefix>.index` and one data file or more.
-
-        Args:
-            prefix: a local path.
+        """Writes `<prefix>.index` and one data file or more to a local disk.
 
         Returns:
-            What it was before it was written.
+            The fingerprints of the tensors, taken before they are written.
 
         Raises:
             UserError: a tensor cannot be read.
@@ -66,7 +64,6 @@ class Written:
             _save(prefix, pending)
             return written
         parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
-        # Renames the data and writes an index of all.
         with files.os_errors():
             tf.raw_ops.MergeV2Checkpoints(
                 checkpoint_prefixes=parts,
@@ -94,18 +91,17 @@ def commit(
     facts: Mapping[str, Any] | None = None,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Writes a tree, reads it back, and only then lets it be.
+    """Writes a tree as a checkpoint, and puts it aside if it does not verify.
 
     Args:
         tree: what is written.
-        output: as in `edited/ckpt-5000`, where nothing is yet; local, or any
-            gs://.
-        facts: what the manifest says beside the tensors: metrics, log, run.
-        progress: see `Written`.
+        output: as in `edited/ckpt-5000`, local or gs://; it must not exist.
+        facts: the metrics, log and run of its `Manifest`.
+        progress: see `WritableTree`.
 
     Raises:
-        UserError: something is there already, a process trains there, or a
-            tensor cannot be read.
+        UserError: the output exists, a process trains there, or a tensor
+            cannot be read.
         StorageError: the disk or the store failed.
         KeyboardInterrupt: a person ended it; nothing of it is left.
     """
@@ -115,28 +111,29 @@ def commit(
         if step in directory.candidates():
             raise UserError(f"output ({output}): it exists; name another")
         try:
-            directory.commit(step, Written(tree, progress), facts)
+            directory.commit(step, WritableTree(tree, progress), facts)
         except (UserError, KeyboardInterrupt):
             # Half of it, which would stay until the next one is written.
             directory.clean()
             raise
         try:
             directory.verify(step)
-        except manifest.DamagedError as error:
+        except DamagedError as error:
             aside = directory.quarantine(step, str(error))
             raise StorageError(
                 f"{output}: what was written reads back wrong ({error}); it "
                 f"is in {aside}"
             ) from error
-        times = {
-            each: directory.manifest(each).saved_at
-            for each in directory.steps()
-        }
-        directory.point(times)
+        directory.point(
+            {
+                saved: directory.manifest(saved).saved_at
+                for saved in directory.steps()
+            }
+        )
 
 
 @contextlib.contextmanager
 def claimed(directory: str) -> Iterator[None]:
-    """Keeps out of a directory that a run saves to, and a run out of this."""
+    """Keeps a run from saving to a directory; fails where one does."""
     with claim.claim(directory, name="output"):
         yield

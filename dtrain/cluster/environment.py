@@ -1,7 +1,7 @@
-"""Who the workers are and which of them this process is.
+"""Reads who the workers are, and which of them this process is.
 
-Read from the environment that a scheduler or launcher sets; holds no
-TensorFlow, so that launchers can use it too.
+A scheduler or a launcher says so by environment variables. TensorFlow is not
+imported, so that launchers can use this too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from dtrain.cluster import hostlist
 from dtrain.errors import UserError
 
-# Tasks of one job on one node.
+# Each job on a node has one of so many ranges of ports; see `_first_port`.
 _PORTS_OF_A_JOB = 16
 _NUM_SLOTS = 1250
 _MOST_TASKS = 65537
@@ -30,7 +30,7 @@ class Cluster:
     Attributes:
         workers: `host:port` of each worker; the first is the chief.
         index: which of `workers` this process is.
-        source: the variable that says so; empty for one that is alone.
+        source: the environment variable that says so; empty for `ALONE`.
     """
 
     workers: tuple[str, ...]
@@ -39,7 +39,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes what only one may write."""
         return self.index == 0
 
     @property
@@ -61,10 +61,10 @@ ALONE = Cluster(workers=("localhost",), index=0)
 
 
 def from_environment(environment: Mapping[str, str]) -> Cluster:
-    """Works out who is who, from what launchers and schedulers set.
+    """Finds out who is who, by the variables of launchers and schedulers.
 
-    The first of these that is there decides; an explicit one comes before what
-    a scheduler happens to have set:
+    The first of these that is set decides; what a person sets comes before what
+    a scheduler sets by itself:
 
     - TF_CONFIG, TensorFlow's own.
     - DTRAIN_WORKERS, `host:port` of each with commas between them, and
@@ -73,12 +73,9 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
     - SKYPILOT_NODE_IPS and SKYPILOT_NODE_RANK.
     - SLURM_STEP_NODELIST and SLURM_PROCID, in a step of several tasks.
 
-    Where the ports are not told, they follow from the scheduler's number of
-    the job, so that two jobs of one machine have different ones. DTRAIN_PORT
-    sets the first of them.
-
-    Args:
-        environment: the environment variables of the process.
+    Where the ports are not given, they follow from the scheduler's number of
+    the job, so that two jobs on one machine have different ones; or
+    DTRAIN_PORT is the first of them.
 
     Returns:
         The cluster; `ALONE` if nothing says that there are other workers.
@@ -88,8 +85,10 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
     """
     for name, read in SOURCES.items():
         if environment.get(name):
-            found = read(environment)
-            return (found and dataclasses.replace(found, source=name)) or ALONE
+            cluster = read(environment)
+            if cluster:
+                return dataclasses.replace(cluster, source=name)
+            break
     return ALONE
 
 
@@ -109,10 +108,10 @@ def _from_list(environment: Mapping[str, str]) -> Cluster:
 
 
 def _from_vertex(environment: Mapping[str, str]) -> Cluster | None:
-    """Reads the pools of a Vertex job, in their order.
+    """Reads the workers of a Vertex job, those of pool 0 first.
 
     Raises:
-        UserError: it is malformed.
+        UserError: CLUSTER_SPEC is malformed.
     """
     spec = _parse_json(environment, "CLUSTER_SPEC")
     try:
@@ -126,7 +125,7 @@ def _from_vertex(environment: Mapping[str, str]) -> Cluster | None:
             for index, address in enumerate(pools[pool])
         }
         task = spec["task"]
-        place = list(tasks).index((_pool(task["type"]), task["index"]))
+        index = list(tasks).index((_pool(task["type"]), task["index"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             "CLUSTER_SPEC is not what Vertex AI sets: "
@@ -134,15 +133,10 @@ def _from_vertex(environment: Mapping[str, str]) -> Cluster | None:
         ) from error
     workers = tuple(tasks.values())
     _check_workers("CLUSTER_SPEC", workers)
-    return Cluster(workers, place) if len(workers) > 1 else None
+    return Cluster(workers, index) if len(workers) > 1 else None
 
 
 def _pool(name: str) -> int:
-    """Returns the number in `workerpool0`.
-
-    Raises:
-        ValueError: there is none.
-    """
     match = re.fullmatch("workerpool([0-9])", name)
     if not match:
         raise ValueError(name)
@@ -163,10 +157,10 @@ def _from_skypilot(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """Reads a step of srun; tasks of a node are in a row.
+    """Reads a step of srun, whose tasks fill one node after another.
 
     Raises:
-        UserError: they are not, or it is malformed.
+        UserError: they do not, or a variable is malformed.
     """
     name = "SLURM_STEP_NUM_TASKS"
     num_tasks = _number(environment, name, below=_MOST_TASKS)
@@ -187,19 +181,19 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster | None:
         + 104729 * _number(environment, "SLURM_RESTART_COUNT", default="0")
     )
     port = _first_port(environment, job, max(tasks))
-    placed = [
+    nodes = [
         (node, local)
         for node, count in enumerate(tasks)
         for local in range(count)
     ]
     index = _number(environment, "SLURM_PROCID", below=num_tasks)
     node = _number(environment, "SLURM_NODEID", below=len(names))
-    if placed[index][0] != node:
+    if nodes[index][0] != node:
         raise UserError(
             f"task {index} of the Slurm step runs on node {node} and not on "
-            f"node {placed[index][0]}; use srun --distribution=block"
+            f"node {nodes[index][0]}; use srun --distribution=block"
         )
-    workers = tuple(f"{names[node]}:{port + local}" for node, local in placed)
+    workers = tuple(f"{names[node]}:{port + local}" for node, local in nodes)
     return Cluster(workers, index)
 
 
@@ -215,21 +209,21 @@ SOURCES: dict[str, Callable[[Mapping[str, str]], Cluster | None]] = {
 def _first_port(
     environment: Mapping[str, str], job: int, tasks_per_node: int = 1
 ) -> int:
-    """Chooses the ports of a job; those of jobs in a row do not meet.
+    """Chooses the ports of a job: jobs with near numbers have different ones.
 
     They are below what Linux gives to outgoing connections (32768 and more).
 
     Raises:
-        UserError: there are no such ports.
+        UserError: DTRAIN_PORT is no port, or leaves too few.
     """
     default = str(10000 + job % _NUM_SLOTS * _PORTS_OF_A_JOB)
-    told = environment.get("DTRAIN_PORT") or default
-    if not _is_port(told) or int(told) + tasks_per_node > _END_OF_PORTS:
+    first = environment.get("DTRAIN_PORT") or default
+    if not _is_port(first) or int(first) + tasks_per_node > _END_OF_PORTS:
         raise UserError(
-            f"DTRAIN_PORT ({told[:80]!r}) must be at least 1 and leave a port "
+            f"DTRAIN_PORT ({first[:80]!r}) must be at least 1 and leave a port "
             f"below {_END_OF_PORTS} to each of {tasks_per_node} tasks of a node"
         )
-    return int(told)
+    return int(first)
 
 
 def _is_port(text: str) -> bool:
@@ -238,11 +232,6 @@ def _is_port(text: str) -> bool:
 
 
 def _parse_json(environment: Mapping[str, str], name: str) -> Any:
-    """Parses a variable.
-
-    Raises:
-        UserError: it is not JSON.
-    """
     try:
         return json.loads(environment[name])
     except (ValueError, RecursionError) as error:
@@ -258,10 +247,10 @@ def _number(
     below: int = 10**12,
     default: str = "",
 ) -> int:
-    """Reads a whole number, at least 0.
+    """Reads a whole number of at least 0 and below `below`.
 
     Raises:
-        UserError: there is none, or it is too large.
+        UserError: the variable is none.
     """
     text = environment.get(name, default)
     is_number = text.isascii() and text.isdigit() and len(text) < 13
@@ -273,11 +262,6 @@ def _number(
 
 
 def _check_workers(name: str, workers: tuple[Any, ...]) -> None:
-    """Checks that workers are addresses, and not the same.
-
-    Raises:
-        UserError: they are not.
-    """
     for address in workers:
         text = address if isinstance(address, str) else ""
         host, _, port = text.rpartition(":")
@@ -320,10 +304,10 @@ def _index(tf_config: Any, workers: tuple[str, ...]) -> int:
             f"TF_CONFIG: task {repr((task_type, index))[:80]} must be a worker "
             "or the chief, and its index a number"
         )
-    place = index + (num_chiefs if task_type == "worker" else 0)
-    if not 0 <= place < len(workers):
+    position = index + (num_chiefs if task_type == "worker" else 0)
+    if not 0 <= position < len(workers):
         raise UserError(
             f"TF_CONFIG: index ({index}) must be below the number of workers "
             f"({len(workers)})"
         )
-    return place
+    return position

@@ -1,7 +1,7 @@
 """Slurm's short form of many hosts: `node[001-003,7]` names four.
 
-Inside a container there is no scontrol that could tell, and what a step is told
-is the short form.
+Slurm sets the short form, and in a container there is no scontrol to write it
+out.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def hosts(text: str) -> tuple[str, ...]:
         raise UserError(
             f"node list ({text[:80]!r}) is not of the form node[1-3,7],other"
         )
-    found: list[str] = []
+    names: list[str] = []
     for term in _TERM.findall(text):
-        found += _expand(term, text)
-        if len(found) > _MOST:
+        names += _expand(term, text)
+        if len(names) > _MOST:
             raise UserError(
                 f"node list ({text[:80]!r}) names more than {_MOST:,} hosts"
             )
-    return tuple(found)
+    return tuple(names)
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -57,15 +57,15 @@ def counts(text: str) -> tuple[int, ...]:
     Raises:
         UserError: it is not such a list.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         match = _COUNT.fullmatch(part)
-        if not match or len(found) + int(match[2] or 1) > _MOST:
+        if not match or len(numbers) + int(match[2] or 1) > _MOST:
             raise UserError(
                 f"tasks per node ({text[:80]!r}) is not of the form 2(x3),1"
             )
-        found += [int(match[1])] * int(match[2] or 1)
-    return tuple(found)
+        numbers += [int(match[1])] * int(match[2] or 1)
+    return tuple(numbers)
 
 
 def _expand(term: str, text: str) -> list[str]:
@@ -82,13 +82,13 @@ def _expand(term: str, text: str) -> list[str]:
     # second, and so on.
     *first, last = pieces
     return [
-        "".join((*reversed(each), end))
-        for *each, end in itertools.product(*reversed(first), last)
+        "".join((*reversed(start), end))
+        for *start, end in itertools.product(*reversed(first), last)
     ]
 
 
 def _ranges(piece: str, text: str) -> list[str]:
-    found: list[str] = []
+    numbers: list[str] = []
     for part in piece[1:-1].split(","):
         match = _RANGE.fullmatch(part)
         first, last = (match[1], match[2] or match[1]) if match else ("1", "0")
@@ -96,8 +96,8 @@ def _ranges(piece: str, text: str) -> list[str]:
             raise UserError(
                 f"node list ({text[:80]!r}): {part!r} is not a range of numbers"
             )
-        found += [
+        numbers += [
             str(number).zfill(len(first))
             for number in range(int(first), int(last) + 1)
         ]
-    return found
+    return numbers

@@ -1,12 +1,12 @@
 """The workers wait for each other before TensorFlow does.
 
-TensorFlow waits for a worker that does not come for as long as it takes, and
-says nothing. So all meet here first: the chief listens on its own port, which
-is free until TensorFlow takes it, and the others connect to it and say who they
-are. The chief asks all of them once a second whether they are still there; when
-all have come, and have answered since the last one did, it lets them go.
+TensorFlow waits for ever for a worker that does not come, and says nothing. So
+all meet here first: the chief listens on its own port, which is free until
+TensorFlow takes it, and the others connect to it and say who they are. The
+chief asks all of them once a second whether they are still there; when all have
+come, and have answered since the last one came, it lets them go.
 
-A line goes each time, of ASCII, ended by a newline:
+The messages are lines of ASCII, each ended by a newline:
 
     worker   hello dtrain 1 <workers' digest> <index>
     chief    wait                  or   refused <reason>
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dtrain.cluster.environment import Cluster
 from dtrain.errors import LostWorkerError
 
-# Between two questions of the chief, and two tries to reach it.
+# Between two questions of the chief, and between two tries to reach it.
 _ASK_SECS = 1.0
 _TRY_SECS = 0.2
 # A peer that has been silent for this long is gone, or behind a cut link.
@@ -67,7 +67,7 @@ def meet(
 
 
 def digest(cluster: Cluster) -> str:
-    """Returns what two processes of one cluster have in common."""
+    """Returns 32 digits that only workers of the same cluster share."""
     names = "\n".join(cluster.workers).encode()
     return hashlib.sha256(names).hexdigest()[:32]
 
@@ -117,7 +117,7 @@ class _Line:
 
 
 class _Gathering:
-    """What the chief does: it waits for all."""
+    """The chief's side: it waits until all others have come."""
 
     def __init__(self, cluster: Cluster, requested: Callable[[], bool]) -> None:
         self._cluster = cluster
@@ -126,7 +126,7 @@ class _Gathering:
         self._present: dict[int, _Line] = {}
         self._answered: set[int] = set()
         self._asked_at = -math.inf
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._selector = selectors.DefaultSelector()
         self._server: socket.socket | None = None
 
@@ -179,14 +179,14 @@ class _Gathering:
         )
 
     def _listen(self) -> str:
-        """Opens the port; returns what is wrong with it, to be added."""
+        """Opens the port; returns what is wrong with it, for an error."""
         if self._server:
             return ""
         port = _address(self._cluster.workers[0])[1]
         try:
             self._server = _serve(port)
         except OSError as error:
-            # Of a chief that is about to end, which was here before.
+            # The chief of an earlier start may still have it, and soon ends.
             time.sleep(_LOOK_SECS)
             return f"; the chief cannot listen on port {port}: {error.strerror}"
         self._server.setblocking(False)
@@ -216,11 +216,11 @@ class _Gathering:
         self._selector.register(connection, selectors.EVENT_READ, line)
 
     def _take(self, line: _Line) -> None:
-        said = line.receive()
-        if said is None:
+        texts = line.receive()
+        if texts is None:
             self._drop(line)
             return
-        for text in said:
+        for text in texts:
             index = self._index_of(line)
             if index is None:
                 self._welcome(line, text)
@@ -228,23 +228,25 @@ class _Gathering:
                 self._answered.add(index)
 
     def _index_of(self, line: _Line) -> int | None:
-        present = self._present.items()
-        return next((index for index, each in present if each is line), None)
+        for index, present in self._present.items():
+            if present is line:
+                return index
+        return None
 
     def _welcome(self, line: _Line, text: str) -> None:
         index, reason = self._read(text)
         if reason:
-            if reason not in self._told:
-                self._told.add(reason)
+            if reason not in self._said:
+                self._said.add(reason)
                 _say(f"refused {line.name}: {reason}")
             line.send(f"refused {reason}")
             self._drop(line)
             return
-        # The newest is the one that lives: its older connection was cut.
+        # Of two connections the newer one is alive: the older one was cut.
         if index in self._present:
             self._drop(self._present[index])
         self._present[index] = line
-        # All are asked anew, so that all are there at one time.
+        # All are asked anew, so that all are known to be there at one time.
         self._answered.clear()
         self._asked_at = -math.inf
 
@@ -287,8 +289,8 @@ class _Gathering:
     def _let_go(self) -> None:
         """Tells all to go, and waits a moment for them to hang up first.
 
-        The side that hangs up first keeps its port for a minute (TIME_WAIT),
-        and the chief's is needed at once.
+        The side that hangs up first keeps its port busy for a minute
+        (TIME_WAIT), and TensorFlow needs the chief's at once.
         """
         for line in self._present.values():
             line.send("go")
@@ -298,7 +300,7 @@ class _Gathering:
 
 
 class _Visit:
-    """What every other worker does: it goes to the chief and waits there."""
+    """The side of another worker: it connects to the chief and waits there."""
 
     def __init__(self, cluster: Cluster, requested: Callable[[], bool]) -> None:
         self._cluster = cluster
@@ -339,7 +341,7 @@ class _Visit:
         except OSError as error:
             self._reason = f"it cannot be reached ({error.strerror or error})"
             return None
-        # A port of this machine that nobody listens on may connect to itself.
+        # A connection to a free port of this machine may reach itself.
         if connection.getsockname() == connection.getpeername():
             connection.close()
             self._reason = "it cannot be reached"
@@ -355,20 +357,17 @@ class _Visit:
             selector.register(line.socket, selectors.EVENT_READ)
             while time.monotonic() < deadline and not self._requested():
                 selector.select(_LOOK_SECS)
-                said = line.receive()
-                if said is None or line.is_silent:
-                    self._hung_up()
+                texts = line.receive()
+                if texts is None or line.is_silent:
+                    if not self._reason.startswith(_REFUSED):
+                        self._reason = "it hung up, and has not come back"
                     break
-                for text in said:
+                for text in texts:
                     if text == "go":
                         return True
                     self._answer(line, text)
         time.sleep(_TRY_SECS)
         return False
-
-    def _hung_up(self) -> None:
-        if not self._reason.startswith(_REFUSED):
-            self._reason = "it hung up, and has not come back"
 
     def _answer(self, line: _Line, text: str) -> None:
         if text == "wait":

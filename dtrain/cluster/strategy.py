@@ -15,13 +15,9 @@ from dtrain.errors import UserError
 def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     """Builds the strategy and sets up TensorFlow for the run.
 
-    To be called once, before anything else touches a device: it splits the
-    CPU and sets the precision. Every worker calls this; with `multi_worker`
-    it returns when all are there.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
+    It is called once, before anything else touches a device, since it splits
+    the CPU and sets the precision. Every worker calls this; with `multi_worker`
+    it returns when all are connected.
 
     Returns:
         The strategy whose scope builds the GAN.
@@ -38,11 +34,11 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
         )
     devices = _devices(config)
     keras.config.set_dtype_policy(config.precision)
-    # In a loop it fails on the gradients of a fused convolution and says so,
-    # once for each trace; what it would fuse is a few per cent of inference.
+    # In a loop this pass fails on the gradients of a fused convolution, and
+    # logs it at each trace; what it would gain is a few per cent of inference.
     tf.config.optimizer.set_experimental_options({"remapping": False})
     if config.reduction == "ordered":
-        # It takes sums apart and adds them in another order.
+        # This pass takes sums apart and adds them in another order.
         tf.config.optimizer.set_experimental_options(
             {"arithmetic_optimization": False}
         )
@@ -68,7 +64,7 @@ def _devices(config: DeviceSettings) -> list[str]:
     """Chooses this worker's devices and hides the others.
 
     Raises:
-        UserError: there are fewer than the run asks for.
+        UserError: there are not as many as `num_devices`.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
@@ -97,11 +93,7 @@ def _devices(config: DeviceSettings) -> list[str]:
 
 
 def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
-    """Checks that a batch can be cut for the replicas.
-
-    Args:
-        config: the run's settings.
-        strategy: the strategy built from them.
+    """Checks that the replicas can share a batch and its micro-batches.
 
     Returns:
         The number of micro-batches of each replica, at least 1.
@@ -123,10 +115,10 @@ def check_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
 
 
 def _check_tree(micro_batches: int, num_replicas: int) -> None:
-    """Checks that each replica's micro-batches are a subtree of all.
+    """Checks that each replica's micro-batches are a subtree of the sum.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not; see `gan/reduction`.
     """
     possible = {1, micro_batches}
     shared = micro_batches
@@ -144,10 +136,6 @@ def _check_tree(micro_batches: int, num_replicas: int) -> None:
 
 def check_batch_size(batch_size: int, num_replicas: int) -> None:
     """Checks that every replica gets equally many images.
-
-    Args:
-        batch_size: over all replicas.
-        num_replicas: over all workers.
 
     Raises:
         UserError: batch_size is not a multiple of num_replicas.

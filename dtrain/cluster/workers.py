@@ -1,4 +1,4 @@
-"""The workers of a run, and what they agree on."""
+"""The workers of a run, and the collectives by which they agree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOST_WORKER = (
 
 
 def is_lost_worker(error: BaseException | None) -> bool:
-    """Tells whether an error, or what caused it, is that of a lost worker."""
+    """Tells whether an error, or its cause, says that a worker is gone."""
     while error is not None:
         # A store that does not answer causes them by the same kinds.
         if isinstance(error, (UserError, StorageError, StoreError)):
@@ -36,9 +36,8 @@ def is_lost_worker(error: BaseException | None) -> bool:
 class Workers(NamedTuple):
     """All workers of a run, as one of them sees them.
 
-    What is said here to be called by every worker is a collective: one that
-    does not call it leaves the others waiting. A worker that is alone waits for
-    nobody and pays nothing.
+    A method that every worker calls is a collective: while one does not call
+    it, the others wait. It costs nothing for a worker that is alone.
 
     Attributes:
         strategy: whose collectives they use.
@@ -67,34 +66,32 @@ class Workers(NamedTuple):
             *flags: this worker's.
 
         Returns:
-            For each flag, whether any worker's is up.
+            For each flag, whether it is up on any worker.
         """
         if not self.are_several:
             return list(flags)
-        mine = tf.constant([int(flag) for flag in flags], tf.int32)
-        return [bool(count) for count in self._sum(lambda _: mine).numpy()]
+        own = tf.constant([int(flag) for flag in flags], tf.int32)
+        return [bool(count) for count in self._sum(lambda _: own).numpy()]
 
     def meet(self) -> None:
         """Waits for all other workers. Every worker calls this."""
         self.agree(True)
 
     def gather(self, number: int) -> list[int]:
-        """Tells every worker a number of each worker.
-
-        Every worker calls this.
+        """Returns the numbers of all workers, on each. Every worker calls this.
 
         Args:
             number: this worker's, of 63 bits.
 
         Returns:
-            The numbers, in the order of the replicas.
+            One for each replica, in their order.
         """
         if not self.are_several:
             return [number]
-        mine = tf.constant([number], tf.int64)
+        own = tf.constant([number], tf.int64)
         strategy = self.strategy
         values = strategy.experimental_distribute_values_from_function(
-            lambda _: mine
+            lambda _: own
         )
         return strategy.gather(values, axis=0).numpy().tolist()
 
@@ -104,16 +101,16 @@ class Workers(NamedTuple):
         Every worker calls this, with the same `size` and `source`.
 
         Args:
-            data: what is sent; what the others pass is not looked at.
-            size: its length.
-            source: a replica of the worker that sends, as numbered by
-                `gather`.
+            data: what is sent; that of the other workers is ignored.
+            size: its length in bytes.
+            source: a replica of the worker that sends, by its position in
+                what `gather` returns.
 
         Returns:
             The bytes, on every worker.
         """
-        # The sum of one worker's words and the zeros of all others: a
-        # collective that every backend has, for a type that each adds exactly.
+        # The sum of one worker's words and the zeros of all others: every
+        # backend has this collective, and adds this type exactly.
         length = -(-size // 8) * 8
         words = np.frombuffer(data.ljust(length, b"\0")[:length], np.int64)
 
@@ -136,31 +133,32 @@ class Workers(NamedTuple):
     def together(self, action: Callable[[], Any]) -> Any:
         """Does something on every worker, and fails on all if it fails on one.
 
-        Without it the others would wait, in the next collective, for the one
+        Otherwise the others would wait, in the next collective, for the one
         that has left. Every worker calls this.
 
         Args:
-            action: what this worker does; takes part in the same collectives
-                on all of them, or in none.
+            action: what this worker does; it takes part in the same
+                collectives on all workers, or in none.
 
         Returns:
             What `action` returns.
 
         Raises:
-            UserError: this worker's action raised it, or another worker's did.
-            StorageError: this worker's action raised it.
+            UserError: the action of any worker raised it.
+            StorageError: the same.
         """
-        mistake: UserError | StorageError | None = None
+        own_error: UserError | StorageError | None = None
         result = None
         try:
             result = action()
         except (UserError, StorageError) as error:
-            mistake = error
+            own_error = error
         mistaken, failed = self.agree(
-            isinstance(mistake, UserError), isinstance(mistake, StorageError)
+            isinstance(own_error, UserError),
+            isinstance(own_error, StorageError),
         )
-        if mistake:
-            raise mistake
+        if own_error:
+            raise own_error
         if mistaken:
             raise UserError(
                 "another worker has a mistake to report; see its line"
@@ -170,5 +168,5 @@ class Workers(NamedTuple):
         return result
 
     def is_lost(self, error: BaseException) -> bool:
-        """Tells whether an error says that another worker is gone."""
+        """Tells whether an error says that another worker of these is gone."""
         return self.are_several and is_lost_worker(error)

@@ -8,8 +8,8 @@ and hand a validated `Config` on; nothing else in the package reads a flag.
     saved = config.from_dict(json_values)   # of run_dir/config.json
     saved.differences(parsed)               # {"seed": (1, 2)}
 
-The fields stand in sections, a class each. What needs one of them alone says
-so by its type, as `optimizers.make` does, and may be given any `Config`.
+The fields stand in sections, a class each. A function that needs one section
+alone says so by its type, as `optimizers.make` does; it takes any `Config`.
 """
 
 from __future__ import annotations
@@ -20,43 +20,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain import flags
-from dtrain.config.keeping import (
-    DIVERGENCE,
-    SAVING,
-    DivergenceSettings,
-    SavingSettings,
-)
+from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
-    DATA,
-    MODEL,
-    OBJECTIVE,
-    OPTIMIZERS,
     DataSettings,
     ModelSettings,
     ObjectiveSettings,
     OptimizerSettings,
 )
-from dtrain.config.running import (
-    DEVICES,
-    RUN,
-    DeviceSettings,
-    RunSettings,
-)
+from dtrain.config.running import DeviceSettings, RunSettings
 from dtrain.errors import UserError
 
-GROUPS = (
-    RUN,
-    DEVICES,
-    DATA,
-    MODEL,
-    OBJECTIVE,
-    OPTIMIZERS,
-    SAVING,
-    DIVERGENCE,
-)
-
-
-# As many replicas can share a batch, to the bit.
+# 1, 2, 4 or 8 replicas can then share a batch with the same bits.
 _ORDERED_MICRO_BATCHES = 8
 
 
@@ -93,14 +67,12 @@ class Config(
         return dataclasses.asdict(self)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """Returns the fields that a resumed run may not change.
+        """Returns the values in `self` and `other` by the name of the field.
+
+        Only fields that differ, and that a resumed run may not change, count.
 
         Args:
             other: what the run is told now; `self` is what it was told.
-
-        Returns:
-            Name of each such field that differs, with the value in `self` and
-            in `other`.
         """
         fixed = [
             field.name
@@ -119,10 +91,10 @@ class Config(
 
 
 def _check_together(config: Config) -> None:
-    """Checks the rules between fields that need no data and no device.
+    """Checks the rules between settings that need no data and no device.
 
     Raises:
-        UserError: two settings contradict each other.
+        UserError: two settings contradict each other, or a name is missing.
     """
     if not config.run_dir:
         raise UserError("run_dir is empty; name a directory for the run")
@@ -170,13 +142,7 @@ def _check_together(config: Config) -> None:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Makes a `Config` of a mapping, such as the one in config.json.
-
-    Args:
-        values: fields by name; a field that is missing takes its default.
-
-    Returns:
-        The validated `Config`.
+    """Makes a `Config` of fields by name; a missing one takes its default.
 
     Raises:
         UserError: a name is not a field's, or a value is of another type or
@@ -199,12 +165,6 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def parse(argv: Sequence[str]) -> Config:
     """Parses a command line into a `Config`.
-
-    Args:
-        argv: the command line, the program's name first.
-
-    Returns:
-        The validated `Config`.
 
     Raises:
         UserError: a flag is unknown, malformed, out of its range or

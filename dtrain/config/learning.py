@@ -6,60 +6,52 @@ import dataclasses
 
 from dtrain import flags
 
-DATA = "Data"
-MODEL = "Model"
-OBJECTIVE = "Objective"
-OPTIMIZERS = "Optimizers"
+_data, _model = flags.fields_of("Data"), flags.fields_of("Model")
+_objective = flags.fields_of("Objective")
+_optimizers = flags.fields_of("Optimizers")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     """Which images are learned from, and in which form."""
 
-    dataset: str = flags.field(
+    dataset: str = _data(
         "digits",
-        DATA,
         "digits (embedded), any TFDS image set as name[:config], "
         "folder:/path (PNG and JPEG, optionally one folder per class), "
         "idx:/path (MNIST's files) or npz:/path.",
     )
-    split: str = flags.field("train", DATA, "Split of the data set.")
-    data_dir: str = flags.field(
+    split: str = _data("train", "Split of the data set.")
+    data_dir: str = _data(
         "",
-        DATA,
         "Where TFDS keeps prepared data sets; empty is its own default.",
         may_change=True,
     )
-    manual_dir: str = flags.field(
+    manual_dir: str = _data(
         "",
-        DATA,
         "Where you put archives that TFDS cannot download by itself.",
         may_change=True,
     )
-    download: bool = flags.field(
+    download: bool = _data(
         False,
-        DATA,
         "Lets TFDS download and prepare the data set if it is not there.",
         may_change=True,
     )
-    image_size: int = flags.field(
+    image_size: int = _data(
         0,
-        DATA,
         "Crops images to a square and resizes them to this many pixels a "
         "side; 0 keeps the size of the data set.",
         minimum=0,
         below=4097,
     )
-    channels: int = flags.field(
+    channels: int = _data(
         0,
-        DATA,
         "Converts images to 1 (grey) or 3 (RGB) channels; 0 keeps them.",
         minimum=0,
         below=4,
     )
-    cache_gib: float = flags.field(
+    cache_gib: float = _data(
         4.0,
-        DATA,
         "Keeps the images in memory if they take at most this many GiB; "
         "otherwise each is read when it is needed.",
         minimum=0.0,
@@ -71,32 +63,24 @@ class DataSettings:
 class ModelSettings:
     """Which networks, and how large."""
 
-    model: str = flags.field(
-        "dcgan",
-        MODEL,
-        "dcgan, or your own as package.module:make.",
+    model: str = _model("dcgan", "dcgan, or your own as package.module:make.")
+    latent_size: int = _model(
+        64, "Numbers in the latent vector of an image.", minimum=1
     )
-    latent_size: int = flags.field(
-        64, MODEL, "Numbers in the latent vector of an image.", minimum=1
-    )
-    base_channels: int = flags.field(
+    base_channels: int = _model(
         32,
-        MODEL,
         "Channels of the networks at the full image size; each halving of "
         "the size doubles them.",
         minimum=1,
     )
-    conditional: bool = flags.field(
-        False, MODEL, "Conditions both networks on the class labels."
+    conditional: bool = _model(
+        False, "Conditions both networks on the class labels."
     )
-    batch_norm: bool = flags.field(
-        False,
-        MODEL,
-        "Adds BatchNorm over the whole batch to the generator of dcgan.",
+    batch_norm: bool = _model(
+        False, "Adds BatchNorm over the whole batch to the generator of dcgan."
     )
-    ema_half_life_images: float = flags.field(
+    ema_half_life_images: float = _model(
         50000.0,
-        MODEL,
         "Images after which a weight of the generator counts half in its "
         "moving average, which draws the samples; at most a twentieth of the "
         "images so far.",
@@ -108,9 +92,8 @@ class ModelSettings:
 class ObjectiveSettings:
     """What the networks are trained for."""
 
-    loss: str = flags.field(
+    loss: str = _objective(
         "non_saturating",
-        OBJECTIVE,
         "The adversarial loss.",
         choices=(
             "non_saturating",
@@ -120,26 +103,23 @@ class ObjectiveSettings:
             "relativistic",
         ),
     )
-    r1_gamma: float = flags.field(
+    r1_gamma: float = _objective(
         0.3,
-        OBJECTIVE,
         "Weight of the R1 penalty, on the discriminator's gradient at real "
         "images.",
         minimum=0.0,
     )
-    r2_gamma: float = flags.field(
+    r2_gamma: float = _objective(
         0.0,
-        OBJECTIVE,
         "Weight of the R2 penalty, on the discriminator's gradient at fake "
         "images.",
         minimum=0.0,
     )
-    gradient_penalty: float = flags.field(
-        10.0, OBJECTIVE, "Weight of wgan_gp's own penalty.", minimum=0.0
+    gradient_penalty: float = _objective(
+        10.0, "Weight of wgan_gp's own penalty.", minimum=0.0
     )
-    discriminator_steps: int = flags.field(
+    discriminator_steps: int = _objective(
         1,
-        OBJECTIVE,
         "Discriminator updates, each with fresh images, per generator update.",
         minimum=1,
         below=101,
@@ -150,35 +130,28 @@ class ObjectiveSettings:
 class OptimizerSettings:
     """How the weights follow the gradients."""
 
-    generator_learning_rate: float = flags.field(
-        1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
+    generator_learning_rate: float = _optimizers(
+        1e-3, "Adam's learning rate.", minimum=0.0
     )
-    discriminator_learning_rate: float = flags.field(
-        1e-3, OPTIMIZERS, "Adam's learning rate.", minimum=0.0
+    discriminator_learning_rate: float = _optimizers(
+        1e-3, "Adam's learning rate.", minimum=0.0
     )
-    beta_1: float = flags.field(
-        0.5,
-        OPTIMIZERS,
-        "Adam's decay of the mean gradient.",
-        minimum=0.0,
-        below=1.0,
+    beta_1: float = _optimizers(
+        0.5, "Adam's decay of the mean gradient.", minimum=0.0, below=1.0
     )
-    beta_2: float = flags.field(
+    beta_2: float = _optimizers(
         0.99,
-        OPTIMIZERS,
         "Adam's decay of the mean squared gradient.",
         minimum=0.0,
         below=1.0,
     )
-    learning_rate_schedule: str = flags.field(
+    learning_rate_schedule: str = _optimizers(
         "constant",
-        OPTIMIZERS,
         "constant, or cosine: falls to zero at --num_steps.",
         choices=("constant", "cosine"),
     )
-    warmup_steps: int = flags.field(
+    warmup_steps: int = _optimizers(
         0,
-        OPTIMIZERS,
         "Steps over which the learning rates first rise from zero.",
         minimum=0,
     )

@@ -6,81 +6,69 @@ import dataclasses
 
 from dtrain import flags
 
-RUN = "Run"
-DEVICES = "Devices"
+_run, _devices = flags.fields_of("Run"), flags.fields_of("Devices")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     """What a run is called, how long it is, and where it starts."""
 
-    run_dir: str = flags.field(
+    run_dir: str = _run(
         "runs/default",
-        RUN,
         "Directory of the run: its checkpoints, metrics and samples. The same "
         "command with the same directory goes on where the run stopped.",
         may_change=True,
     )
-    resume: str = flags.field(
+    resume: str = _run(
         "auto",
-        RUN,
         "auto goes on if the run directory holds a checkpoint and starts "
         "otherwise; never refuses a directory that holds one; must refuses "
         "one that does not.",
         choices=("auto", "never", "must"),
         may_change=True,
     )
-    init_from: str = flags.field(
+    init_from: str = _run(
         "",
-        RUN,
         "Checkpoint that a new run takes weights from: a path without .index, "
         "or a directory of checkpoints or of a run, whose newest is taken. Not "
         "looked at again when the run goes on.",
         may_change=True,
     )
-    init_parts: str = flags.field(
+    init_parts: str = _run(
         "networks",
-        RUN,
         "What is taken from init_from: generator (with its average), networks "
         "(the discriminator too), or all (both optimizers too).",
         choices=("generator", "networks", "all"),
         may_change=True,
     )
-    init_map: str = flags.field(
+    init_map: str = _run(
         "",
-        RUN,
         "Names in this run by those in init_from, where they differ, as in "
         "gen=generator,disc=discriminator.",
         may_change=True,
     )
-    num_steps: int = flags.field(
+    num_steps: int = _run(
         6000,
-        RUN,
         "Steps of the whole run, resumed parts included. May be raised later "
         "with --learning_rate_schedule=constant.",
         minimum=1,
         may_change=True,
     )
-    batch_size: int = flags.field(
-        64, RUN, "Images per step over all replicas.", minimum=1
-    )
-    seed: int = flags.field(
+    batch_size: int = _run(64, "Images per step over all replicas.", minimum=1)
+    seed: int = _run(
         0,
-        RUN,
         "Seed of the initial weights, the order of the data and the latents.",
         minimum=0,
         below=2**31,
     )
-    deterministic: bool = flags.field(
+    deterministic: bool = _run(
         True,
-        RUN,
         "Makes every TensorFlow operation reproducible, so that a resumed run "
         "ends with the bits of an uninterrupted one.",
         may_change=True,
     )
-    sample_every_steps: int = flags.field(
+    sample_every_steps: int = _run(
         500,
-        RUN,
         "Steps between two grids in run_dir/samples; 0 draws only the last.",
         minimum=0,
         may_change=True,
@@ -91,67 +79,59 @@ class RunSettings:
 class DeviceSettings:
     """On which devices a step is computed, and how it is added up."""
 
-    strategy: str = flags.field(
+    strategy: str = _devices(
         "default",
-        DEVICES,
         "default: the first device. one_device: the same by OneDeviceStrategy. "
         "mirrored: all GPUs of this machine. multi_worker: all machines that "
         "TF_CONFIG names.",
         choices=("default", "one_device", "mirrored", "multi_worker"),
         may_change=True,
     )
-    num_devices: int = flags.field(
+    num_devices: int = _devices(
         0,
-        DEVICES,
         "Devices that this worker uses; 0 is all GPUs, or one CPU. On a "
         "machine without a GPU the CPU is split into this many logical ones.",
         minimum=0,
         below=65,
         may_change=True,
     )
-    precision: str = flags.field(
+    precision: str = _devices(
         "float32",
-        DEVICES,
         "Type that the networks compute in; their weights stay float32. "
         "mixed_float16 scales the losses; prefer mixed_bfloat16 where the "
         "GPU has it.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    jit_compile: str = flags.field(
+    jit_compile: str = _devices(
         "auto",
-        DEVICES,
         "Compiles the gradients with XLA; auto does so on GPUs.",
         choices=("auto", "on", "off"),
         may_change=True,
     )
-    steps_per_loop: int = flags.field(
+    steps_per_loop: int = _devices(
         50,
-        DEVICES,
         "Steps that run on the devices between two looks at the clock, the "
         "signals and the progress line.",
         minimum=1,
         may_change=True,
     )
-    start_timeout_secs: float = flags.field(
+    start_timeout_secs: float = _devices(
         600.0,
-        DEVICES,
         "With several workers: seconds that each waits for the others to come "
         "before it ends with 76 and names those that have not.",
         minimum=1.0,
         may_change=True,
     )
-    micro_batches: int = flags.field(
+    micro_batches: int = _devices(
         0,
-        DEVICES,
         "Equal parts of a batch, each with a gradient of its own; more than "
         "the replicas saves memory. 0 is one for each replica, or 8 with "
         "--reduction=ordered, under which it must not change.",
         minimum=0,
         may_change=True,
     )
-    reduction: str = flags.field(
+    reduction: str = _devices(
         "fast",
-        DEVICES,
         "How gradients are added. fast: in the order that the strategy "
         "likes. ordered: in one fixed tree over the micro-batches, so that "
         "the result does not depend, to the bit, on the number of replicas.",

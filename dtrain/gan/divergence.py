@@ -1,7 +1,7 @@
-"""When a run has diverged, and what of the data it skips after that.
+"""Judges whether a run has diverged, and counts the data that it then skips.
 
-Judged after every step, inside the graph, on numbers that come out of an
-all-reduce: every worker sees the same and decides alike. The rule:
+Each step is judged inside the graph, by numbers that come out of an all-reduce:
+every worker sees the same ones and decides alike. A run has diverged by
 
 - not finite: the loss or the gradient of a network. A step that a loss scale
   skips is not judged, until the scale is down to 1.
@@ -12,10 +12,10 @@ all-reduce: every worker sees the same and decides alike. The rule:
   `collapse_steps` steps in a row: it learns nothing any more, such as a
   discriminator whose hinge loss is zero everywhere.
 
-The run then goes back to the last good checkpoint (to an older one where three
-starts from one did not help) and skips the steps' data
-up to the one that failed: images, latents and all else that is drawn for step
-s of the run are those of s + skipped_steps.
+The run then goes back to the last good checkpoint, or to an older one where
+three starts from that did not help. It skips the data of the steps between the
+checkpoint and the divergence: the images, latents and all else that is drawn
+for step s of the run are from then on those of step s + skipped_steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Counts(NamedTuple):
     Attributes:
         skipped_steps: steps whose data it has left out.
         rollbacks: how often it went back.
-        target: to which step it went last.
-        times: how often in a row it went there.
+        target: the step that it went back to last.
+        times: how often in a row it went back to that one.
     """
 
     skipped_steps: int
@@ -53,14 +53,14 @@ class Counts(NamedTuple):
 
 
 _NUM_COUNTS = len(Counts._fields)
-# A state that leads to a divergence whatever the data is itself no good.
+# A state that leads to a divergence so often, whatever the data, is no good.
 _MOST_TIMES = 3
 
 
 def healthy_below(
     verdict: int, step: int, counts: Counts, config: DivergenceSettings
 ) -> list[int]:
-    """Says which states a run may go back to.
+    """Returns the steps below which a state is good, to go back to.
 
     Args:
         verdict: of `Divergence.judge`, not `FINE`.
@@ -69,10 +69,10 @@ def healthy_below(
         config: the run's settings.
 
     Returns:
-        Steps, below which a state is taken for good; the first for which
-        there is one counts.
+        One step, or two: the second counts if there is no state below the
+        first.
     """
-    # Without a gradient a network was no good for all of that time.
+    # Without a gradient the network was no good for all of that time.
     ill_steps = config.collapse_steps - 1 if verdict == COLLAPSE else 0
     below = step - ill_steps
     limits = [below]
@@ -82,12 +82,7 @@ def healthy_below(
 
 
 def describe(verdict: int, config: DivergenceSettings) -> str:
-    """Says in words what was found.
-
-    Args:
-        verdict: of `Divergence.judge`, not `FINE`.
-        config: the run's settings.
-    """
+    """Says in words why a step has diverged."""
     return {
         NOT_FINITE: "a loss or a gradient is not finite",
         SPIKE: f"a loss is over {config.spike_factor:g} times its average",
@@ -100,11 +95,10 @@ class Divergence:
     """Judges each step; part of the state, to be made in a strategy's scope.
 
     Attributes:
-        state: float64 [4 + 2 networks]: steps whose data the run has left
-            out, how often it went back, to which step it went last, how often
-            in a row to that one; and by network, the moving average of its
-            loss's magnitude and how many steps it had no gradient for. One
-            variable, for whoever reads a checkpoint without dtrain.
+        state: float64 [4 + 2 networks]: the `Counts`, then for each network
+            the moving average of its loss's magnitude, then for each network
+            the number of steps that it has had no gradient for. One variable,
+            for whoever reads a checkpoint without dtrain.
     """
 
     def __init__(
@@ -127,7 +121,7 @@ class Divergence:
 
     @property
     def skipped_steps(self) -> tf.Tensor:
-        """Steps whose data the run has left out; int64 scalar."""
+        """Number of steps whose data the run has skipped; int64 scalar."""
         return tf.cast(self.state[0], tf.int64)
 
     @property
@@ -179,12 +173,12 @@ class Divergence:
         return tf.where(finite, verdict, NOT_FINITE)
 
     def roll_back(self, before: Counts, restored: int, step: int) -> None:
-        """Leaves out some data, after a state was restored.
+        """Makes the run skip the data between a restored state and `step`.
 
         Every worker calls this.
 
         Args:
-            before: the `counts` before it was restored.
+            before: the `counts` before the state was restored.
             restored: step of the state.
             step: at which the run diverged.
         """

@@ -1,8 +1,8 @@
-"""What is drawn at random for a step: a function of the seed and the place.
+"""Draws the random numbers of a step.
 
-Every number depends on the seed, the step, the phase and the position of its
-image in the global batch, and on nothing else. So nothing random is ever
-saved, and the same global batch is seen by any number of replicas.
+Each depends on the seed, the step, the phase and the position of its image in
+the global batch, and on nothing else. So nothing random is ever saved, and any
+number of replicas sees the same global batch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ def latents_at(
 
     Args:
         config: the run's settings.
-        step: int64 scalar, the steps that are done, and those whose data was
-            skipped.
+        step: int64 scalar, `GAN.data_step`.
         phase: place of the phase in the step.
         num_latents: how many; the first are the same for any number.
 
@@ -45,7 +44,7 @@ def example_at(
     batch: pipeline.Batch,
     num_replicas: int,
 ) -> Example:
-    """Adds the random numbers of a replica's images to them.
+    """Makes an `Example` of a replica's images, with their random numbers.
 
     Args:
         config: the run's settings.

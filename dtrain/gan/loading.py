@@ -1,9 +1,9 @@
-"""From `--model` to two networks that are known to fit the data.
+"""Loads what `--model` names, and builds two networks that fit the data.
 
-A model is a function `make(config, image_shape, num_classes)`, the package's
-own `dcgan` or anybody's `package.module:make`. It returns a generator and a
-discriminator, and, where it wants more than the networks, phases of its own
-and optimizers:
+A model is a function `make(config, image_shape, num_classes)`: the package's
+own `dcgan`, or yours as `package.module:make`. It returns a generator and a
+discriminator, and may return phases and optimizers of its own; see
+`phases.Networks`:
 
     def make(config, image_shape, num_classes):
         generator = keras.Sequential([...], name="generator")
@@ -28,7 +28,13 @@ import tensorflow as tf
 from dtrain.cluster import workers
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.gan.phases import DISCRIMINATOR, GENERATOR, Networks, Phase
+from dtrain.gan.phases import (
+    DISCRIMINATOR,
+    GENERATOR,
+    NETWORKS,
+    Networks,
+    Phase,
+)
 from dtrain.models import dcgan
 
 _MAX_ERROR_LENGTH = 300
@@ -42,14 +48,11 @@ Make = Callable[[Config, tuple[int, int, int], int], Any]
 
 
 def load(spec: str) -> Make:
-    """Finds the function that makes the networks.
+    """Finds the function that makes the networks; `build` calls it.
 
     Args:
         spec: "dcgan", or "package.module:make", a function in a module that
-            Python can import; the current directory counts.
-
-    Returns:
-        `make(config, image_shape, num_classes)`, to be called by `build`.
+            Python can import, also from the current directory.
 
     Raises:
         UserError: there is no such module, importing it fails, or it has no
@@ -88,8 +91,10 @@ def _import(spec: str, module_name: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except Exception as error:
-        missing = _missing_part(error, module_name)
-        if missing:
+        missing = getattr(error, "name", None)
+        is_missing = isinstance(error, ModuleNotFoundError) and missing
+        # Otherwise it is an import within the module that fails.
+        if is_missing and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(
                 f"model ({spec}): there is no module {missing} in "
                 f"{directory} or on PYTHONPATH"
@@ -100,29 +105,11 @@ def _import(spec: str, module_name: str) -> ModuleType:
         ) from error
 
 
-def _missing_part(error: Exception, module_name: str) -> str:
-    """Tells a module that is not there from one whose own import fails.
-
-    Args:
-        error: what the import raised.
-        module_name: what was imported.
-
-    Returns:
-        The module or the package above it that is missing; empty if none is.
-    """
-    name = getattr(error, "name", None)
-    if not isinstance(error, ModuleNotFoundError) or not name:
-        return ""
-    return name if f"{module_name}.".startswith(f"{name}.") else ""
-
-
 def _describe(error: Exception, own: Callable[..., Any] | None) -> str:
     """Renders an error of a user's code as one line that says where.
 
-    Args:
-        error: what was raised.
-        own: the user's function, whose file is looked for first in the
-            traceback; None looks for the innermost frame.
+    That is the innermost frame in the file of `own`, the user's function, or
+    the innermost of all.
     """
     text, _, _ = _ANSI_COLOUR.sub("", str(error)).partition(
         # What Keras adds to an error in a call; the inputs are told anyway.
@@ -131,13 +118,11 @@ def _describe(error: Exception, own: Callable[..., Any] | None) -> str:
     message = " ".join(text.split())
     if len(message) > _MAX_ERROR_LENGTH:
         message = message[:_MAX_ERROR_LENGTH] + "..."
-    place = _place(error, own)
-    return f"{type(error).__name__}: {message}" + (
-        f" ({place})" if place else ""
-    )
+    line = _line_of(error, own)
+    return f"{type(error).__name__}: {message}" + (f" ({line})" if line else "")
 
 
-def _place(error: Exception, own: Callable[..., Any] | None) -> str:
+def _line_of(error: Exception, own: Callable[..., Any] | None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [
@@ -177,87 +162,53 @@ def build(
         image_shape: height, width and channels of the data set.
         num_classes: number of labels of the data set; 0 if it has none.
 
-    Returns:
-        The networks, built.
-
     Raises:
-        UserError: `make` raised an error or returned something else than the
-            networks that are wanted; or the model is to be conditional and
-            the data set has no labels.
+        UserError: `make` raised an error, or what it returned does not fit;
+            or the model is to be conditional and the data has no labels.
     """
     if config.conditional and num_classes == 0:
         raise UserError(
             f"conditional needs labels, and the data set {config.dataset} has "
             "none; leave out --conditional"
         )
-    networks = _unpack(config, _made(make, config, image_shape, num_classes))
-    labels = [tf.zeros([2], tf.int32)] if config.conditional else []
-    _check_call(
-        config,
-        GENERATOR,
-        networks.generator,
-        [tf.zeros([2, config.latent_size]), *labels],
-        ((2, *image_shape),),
-    )
-    _check_call(
-        config,
-        DISCRIMINATOR,
-        networks.discriminator,
-        [tf.zeros([2, *image_shape]), *labels],
-        ((2,), (2, 1)),
-    )
-    return networks
-
-
-def _made(
-    make: Make,
-    config: Config,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-) -> Any:
-    """Calls what a user wrote.
-
-    Raises:
-        UserError: it raised an error.
-    """
+    subject = f"model ({config.model})"
     try:
-        return make(config, image_shape, num_classes)
+        returned = make(config, image_shape, num_classes)
     except UserError:
         raise
     except Exception as error:
         if workers.is_lost_worker(error):
             raise
-        raise UserError(
-            f"model ({config.model}) raised {_describe(error, make)}"
-        ) from error
+        raise UserError(f"{subject} raised {_describe(error, make)}") from error
+    networks = _unpack(subject, returned)
+    labels = [tf.zeros([2], tf.int32)] if config.conditional else []
+    for name, inputs, shapes in (
+        (GENERATOR, tf.zeros([2, config.latent_size]), ((2, *image_shape),)),
+        (DISCRIMINATOR, tf.zeros([2, *image_shape]), ((2,), (2, 1))),
+    ):
+        network = getattr(networks, name)
+        _check_call(config, name, network, [inputs, *labels], shapes)
+    return networks
 
 
-def _unpack(config: Config, made: Any) -> Networks:
-    """Checks the types in what `make` returned.
-
-    Args:
-        config: the run's settings.
-        made: what `make` returned.
-
-    Returns:
-        The same as `Networks`.
+def _unpack(subject: str, returned: Any) -> Networks:
+    """Makes `Networks` of what `make` returned.
 
     Raises:
-        UserError: a type is wrong.
+        UserError: it is of a wrong type.
     """
-    subject = f"model ({config.model})"
-    if not isinstance(made, (tuple, list)):
+    if not isinstance(returned, (tuple, list)):
         raise UserError(
-            f"{subject} returned {_type_name(made)}; it must return a tuple "
-            "(generator, discriminator)"
+            f"{subject} returned {_type_name(returned)}; it must return a "
+            "tuple (generator, discriminator)"
         )
-    if not 2 <= len(made) <= len(Networks._fields):
+    if not 2 <= len(returned) <= len(Networks._fields):
         raise UserError(
-            f"{subject} returned {len(made)} values; it must return 2 to "
+            f"{subject} returned {len(returned)} values; it must return 2 to "
             f"{len(Networks._fields)}: {', '.join(Networks._fields)}"
         )
-    networks = Networks(*made)
-    for name in (GENERATOR, DISCRIMINATOR):
+    networks = Networks(*returned)
+    for name in NETWORKS:
         network = getattr(networks, name)
         if not isinstance(network, keras.Model):
             raise UserError(
@@ -292,10 +243,7 @@ def _check_phases(subject: str, phases: Any) -> tuple[Phase, ...]:
                 f"{subject}: a phase is {_type_name(phase)}; it must be a "
                 "dtrain.Phase with a callable objective"
             )
-        if phase.network not in (
-            GENERATOR,
-            DISCRIMINATOR,
-        ):
+        if phase.network not in NETWORKS:
             raise UserError(
                 f"{subject}: a phase trains {phase.network!r}; it must train "
                 f"{GENERATOR!r} or {DISCRIMINATOR!r}"
@@ -312,16 +260,9 @@ def _check_call(
 ) -> None:
     """Calls a network once and checks its output and its variables.
 
-    Args:
-        config: the run's settings.
-        name: of the network.
-        network: what is called.
-        inputs: one tensor, or two if the model is conditional.
-        shapes: those its output may have.
-
     Raises:
-        UserError: the call raised an error, its output is of another shape or
-            type, or variables are missing afterwards.
+        UserError: the call raised an error, its output has none of `shapes` or
+            another type, or variables are missing afterwards.
     """
     subject = f"model ({config.model}): the {name}"
     given = ", ".join(_render(tensor) for tensor in inputs)
@@ -358,16 +299,6 @@ def _check_call(
 def _check_output(
     subject: str, output: Any, shapes: tuple[tuple[int, ...], ...]
 ) -> None:
-    """Checks what a network returned.
-
-    Args:
-        subject: the words before what it returned.
-        output: what it returned.
-        shapes: those it may have.
-
-    Raises:
-        UserError: it is no tensor, or of another shape or type.
-    """
     wanted = " or ".join(str(list(shape)) for shape in shapes)
     if not tf.is_tensor(output):
         raise UserError(

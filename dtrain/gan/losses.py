@@ -11,7 +11,7 @@ knows a network: a penalty is given the critic as a function of images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -27,82 +27,58 @@ class Loss(NamedTuple):
     Attributes:
         discriminator: (real_logits, fake_logits), float32 [b] each, to the
             loss that the discriminator minimizes, float32 [b].
-        generator: the same for the generator. `real_logits` is only looked at
-            if `uses_real_in_generator`, and may be None otherwise.
+        generator: the same for the generator; `real_logits` may be None
+            unless `uses_real_in_generator`.
         uses_real_in_generator: whether the generator's loss depends on the
             logits of real images, which then cost one more forward pass.
     """
 
     discriminator: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    generator: Callable[[tf.Tensor | None, tf.Tensor], tf.Tensor]
+    generator: Callable[[Any, tf.Tensor], tf.Tensor]
     uses_real_in_generator: bool = False
 
 
-def _non_saturating_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.math.softplus(-real_logits) + tf.math.softplus(fake_logits)
+def _softplus_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(-real) + tf.math.softplus(fake)
 
 
-def _non_saturating_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    del real_logits
-    return tf.math.softplus(-fake_logits)
+def _softplus_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(-fake)
 
 
-def _hinge_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.nn.relu(1.0 - real_logits) + tf.nn.relu(1.0 + fake_logits)
+def _hinge_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.nn.relu(1.0 - real) + tf.nn.relu(1.0 + fake)
 
 
-def _critic_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return fake_logits - real_logits
+def _critic_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return fake - real
 
 
-def _critic_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    del real_logits
-    return -fake_logits
+def _critic_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return -fake
 
 
-def _least_squares_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return 0.5 * (tf.square(real_logits - 1.0) + tf.square(fake_logits))
+def _squares_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return 0.5 * (tf.square(real - 1.0) + tf.square(fake))
 
 
-def _least_squares_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    del real_logits
-    return 0.5 * tf.square(fake_logits - 1.0)
+def _squares_generator(_: Any, fake: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.square(fake - 1.0)
 
 
-def _relativistic_discriminator(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    return tf.math.softplus(fake_logits - real_logits)
+def _relativistic_discriminator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(fake - real)
 
 
-def _relativistic_generator(
-    real_logits: tf.Tensor | None, fake_logits: tf.Tensor
-) -> tf.Tensor:
-    assert real_logits is not None
-    return tf.math.softplus(real_logits - fake_logits)
+def _relativistic_generator(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    return tf.math.softplus(real - fake)
 
 
 LOSSES: dict[str, Loss] = {
     # Goodfellow et al. 2014, Generative Adversarial Nets, section 3:
     #   D: -log sigma(D(x)) - log(1 - sigma(D(G(z)))),  G: -log sigma(D(G(z)))
     # and -log sigma(a) = softplus(-a).
-    "non_saturating": Loss(
-        _non_saturating_discriminator, _non_saturating_generator
-    ),
+    "non_saturating": Loss(_softplus_discriminator, _softplus_generator),
     # Lim and Ye 2017, Geometric GAN; Miyato et al. 2018, Spectral
     # Normalization for GANs, equations (16) and (17):
     #   D: max(0, 1 - D(x)) + max(0, 1 + D(G(z))),  G: -D(G(z))
@@ -113,9 +89,7 @@ LOSSES: dict[str, Loss] = {
     "wgan_gp": Loss(_critic_discriminator, _critic_generator),
     # Mao et al. 2017, Least Squares GANs, equation (9):
     #   D: (D(x) - 1)^2 / 2 + D(G(z))^2 / 2,  G: (D(G(z)) - 1)^2 / 2
-    "least_squares": Loss(
-        _least_squares_discriminator, _least_squares_generator
-    ),
+    "least_squares": Loss(_squares_discriminator, _squares_generator),
     # Jolicoeur-Martineau 2018, The relativistic discriminator (RpGAN): each
     # fake is paired with one real; the loss of R3GAN, Huang et al. 2024:
     #   D: softplus(D(G(z)) - D(x)),  G: softplus(D(x) - D(G(z)))
@@ -132,8 +106,8 @@ def squared_gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes a critic's logits and the squared norm of its gradient.
 
-    Differentiable again, so that a penalty trains the critic. The images, the
-    logits and the sum of squares are float32 whatever the critic computes in.
+    The norm can be differentiated again, so that a penalty trains the critic.
+    All is float32 whatever type the critic computes in.
 
     Args:
         critic: a function of images [b, H, W, C] to logits [b] or [b, 1], in
@@ -148,7 +122,7 @@ def squared_gradient(
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = tf.reshape(tf.cast(critic(images), tf.float32), [-1])
-    # The gradient of the summed logits holds, image by image, that of its own.
+    # The gradient of the sum is, at each image, that of the image's own logit.
     gradient = tf.convert_to_tensor(
         tape.gradient(
             logits, images, unconnected_gradients=tf.UnconnectedGradients.ZERO

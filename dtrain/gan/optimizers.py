@@ -1,9 +1,9 @@
-"""Optimizers whose hyperparameters belong to the flags, not the checkpoint.
+"""Optimizers whose learning rates come from the flags, not the checkpoint.
 
 The learning rate is a variable of a Keras optimizer, so a checkpoint would
-override a changed flag. Here it is a function of (config, step), written into
-that variable before each step; the optimizer keeps Keras' usual form, and a
-stock `keras.optimizers.Adam()` restores it.
+override a changed flag. Here it is a function of (config, step), and written
+into that variable before each step. What is saved stays that of a stock
+`keras.optimizers.Adam()`, which can restore it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ from dtrain.config import Config, OptimizerSettings
 def make(
     learning_rate: float, config: OptimizerSettings, name: str
 ) -> keras.Optimizer:
-    """Makes the Adam optimizer of one network.
+    """Makes the Adam optimizer of one network, before any schedule.
 
     Kingma and Ba, 2015, "Adam: A Method for Stochastic Optimization".
-
-    Args:
-        learning_rate: the learning rate before its schedule.
-        config: the run's settings.
-        name: the optimizer's name, as in `generator_optimizer`.
     """
     return keras.optimizers.Adam(
         learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, name=name
@@ -72,22 +67,17 @@ def expect_reduced_gradients(optimizer: keras.Optimizer) -> None:
     # Without the attribute there is nothing to replace, and each gradient
     # would silently count once for every replica.
     assert hasattr(optimizer, "_all_reduce_sum_gradients")
-    optimizer._all_reduce_sum_gradients = _as_they_are
-
-
-def _as_they_are(
-    grads_and_vars: list[tuple[tf.Tensor, tf.Variable]],
-) -> list[tuple[tf.Tensor, tf.Variable]]:
-    return grads_and_vars
+    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
 
 
 class LossScale:
     """The factor that keeps float16 gradients from vanishing.
 
-    Micikevicius et al., 2018, "Mixed Precision Training", section 3.2; its
-    dynamic form: halved after a step whose gradients are not finite, doubled
-    after `GROW_EVERY_STEPS` that were. All replicas judge the reduced
-    gradients, hence alike, which Keras' LossScaleOptimizer does not.
+    Micikevicius et al., 2018, "Mixed Precision Training", section 3.2, in its
+    dynamic form: it is halved after a step whose gradients are not finite, and
+    doubled after `GROW_EVERY_STEPS` whose were. It looks at the gradients that
+    are summed over the replicas, so all replicas agree; with Keras'
+    LossScaleOptimizer they would not.
 
     Attributes:
         checkpoint: what a checkpoint holds of it.

@@ -7,6 +7,7 @@ trains one network by its gradient. By default there are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,15 +23,16 @@ NETWORKS = (GENERATOR, DISCRIMINATOR)
 
 
 class Example(NamedTuple):
-    """What a phase is given: a replica's part of the batch, or a piece of it.
+    """The input of an objective: a replica's part of the batch, or less.
 
-    Each is a function of the seed and of the examples' positions in the run,
-    so a phase that draws nothing itself gives the same on any replicas.
+    All of it follows from the seed and the positions of the examples in the
+    run. So an objective that draws nothing at random itself computes the same
+    on any number of replicas.
 
     Attributes:
         real_images: float32 [b, H, W, C] in [-1, 1].
-        labels: int32 [b], those of the real images; zeros where there are
-            none. The fakes of a conditional model are of the same labels.
+        labels: int32 [b], those of the real images, and of the fakes of a
+            conditional model; zeros where the data set has none.
         latents: float32 [b, latent_size], standard normal.
         uniforms: float32 [b] in [0, 1).
     """
@@ -58,7 +60,7 @@ class Phase(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """What a model's `make` returns, or the leading fields of it.
+    """What a model's `make` returns; a tuple of its first fields will do.
 
     Attributes:
         generator: latents float32 [b, latent_size] to images float [b, H, W,
@@ -68,7 +70,7 @@ class Networks(NamedTuple):
             labels, int32 [b].
         phases: the phases of a step in their order; None is
             `adversarial_phases`.
-        generator_optimizer: unbuilt; None is the one of the flags.
+        generator_optimizer: not yet built; None is Adam, as the flags say.
         discriminator_optimizer: the same.
     """
 
@@ -80,7 +82,7 @@ class Networks(NamedTuple):
 
 
 def adversarial_phases(config: Config) -> tuple[Phase, ...]:
-    """Makes the phases of a step with one of our own losses.
+    """Makes the phases of a step with a loss of `losses.LOSSES`.
 
     Args:
         config: loss, r1_gamma, r2_gamma, gradient_penalty, conditional and
@@ -93,36 +95,24 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
         (each without its weight; left out where the weight is 0), and
         generator_loss.
     """
-
     # AutoGraph is for what a user brings: it takes a second of every start.
-    @tf.autograph.experimental.do_not_convert
-    def discriminator_objective(
-        networks: Networks, example: Example
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        return _discriminator_objective(config, networks, example)
-
-    @tf.autograph.experimental.do_not_convert
-    def generator_objective(
-        networks: Networks, example: Example
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        return _generator_objective(config, networks, example)
-
+    as_it_is = tf.autograph.experimental.do_not_convert
+    discriminator, generator = (
+        as_it_is(functools.partial(objective, config))
+        for objective in (_discriminator_objective, _generator_objective)
+    )
     return (
-        *[Phase(DISCRIMINATOR, discriminator_objective)]
-        * config.discriminator_steps,
-        Phase(GENERATOR, generator_objective),
+        *[Phase(DISCRIMINATOR, discriminator)] * config.discriminator_steps,
+        Phase(GENERATOR, generator),
     )
 
 
 def generate(
     config: ModelSettings, networks: Networks, example: Example
 ) -> tf.Tensor:
-    """Generates one image for each example, as in training.
+    """Generates an image for each example, as in training.
 
-    Args:
-        config: conditional counts.
-        networks: the generator counts.
-        example: the latents and labels count.
+    It is made of the latents, and of the label if the model is `conditional`.
 
     Returns:
         float32 [b, H, W, C].
@@ -138,13 +128,8 @@ def make_critic(
 ) -> losses.Critic:
     """Makes the discriminator a function of images alone.
 
-    Args:
-        config: conditional counts.
-        networks: the discriminator counts.
-        example: the labels count.
-
-    Returns:
-        A function of images float32 [b, H, W, C] to logits float32 [b].
+    It turns images float32 [b, H, W, C] into logits float32 [b], with the
+    labels of the example if the model is `conditional`.
     """
 
     def critic(images: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""How the parts of a phase are added: micro-batches first, then replicas.
+"""Adds the parts of a phase: those of micro-batches, then those of replicas.
 
 fast adds the micro-batches of a replica one by one, and leaves the sum over
 the replicas to the strategy, which adds in an order of its own. So the last
@@ -30,10 +30,10 @@ def accumulate(
     """Computes parts one after another, and adds each as soon as it can.
 
     Args:
-        count: of the parts, at least 1.
-        make_part: makes a part, tensors in any structure that `tf.nest` knows,
-            of its number and of the newest sum (None for the first), which it
-            may wait for.
+        count: how many parts, at least 1.
+        make_part: called with the number of a part and the newest sum (None
+            for the first), which it may wait for; returns the part, tensors in
+            any structure that `tf.nest` knows.
         ordered: whether to add in the tree, which holds at most
             log2(count) + 1 sums at a time; otherwise from left to right.
 
@@ -65,7 +65,7 @@ def over_replicas(
 
     Args:
         values: of static shapes; they travel as float32.
-        ordered: whether the sums are those of the tree.
+        ordered: whether to add in the tree.
 
     Returns:
         The sums, of the shapes and types of `values`.
@@ -105,26 +105,19 @@ def unpack(packed: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def _add_by_slices(
     packed: tf.Tensor, context: tf.distribute.ReplicaContext
 ) -> tf.Tensor:
-    """Adds a vector over the replicas in the order of the tree.
+    """Adds a vector, float32 [n], over the replicas in the order of the tree.
 
-    Replica r is sent slice r of everybody's vector and adds it; then all are
-    sent the sums: 2 (R - 1) / R of the vector for each of R replicas, which is
-    what a ring needs for a sum in its own order. Gathering whole vectors would
+    Replica r receives slice r of everybody's vector and adds these; then all
+    receive the sums. Each of R replicas so receives 2 (R - 1) / R vectors, as
+    in a ring, which adds in an order of its own; to gather whole vectors would
     be R - 1.
-
-    Args:
-        packed: float32 [n].
-        context: of this replica.
-
-    Returns:
-        float32 [n], the same bits on all replicas.
     """
     num_replicas = context.num_replicas_in_sync
     [size] = packed.shape
     padded = tf.pad(packed, [[0, -size % num_replicas]])
     slices = tf.reshape(padded, [num_replicas, -1])
-    # TensorFlow has the exchange, and its strategies do not offer it: so by
-    # their own launcher of collectives, whose groups and keys are theirs.
+    # TensorFlow's strategies do not offer this exchange: so it is done by
+    # their launcher of collectives, which has their groups and keys.
     operations = context.strategy.extended._get_cross_device_ops(packed)
     launcher = operations._launchers[context._replica_id]
     with tf.device(launcher._device):
@@ -138,7 +131,7 @@ def _add_by_slices(
             timeout_seconds=launcher._options.timeout_seconds or 0,
         )
     parts = tf.unstack(theirs, num_replicas)
-    mine = accumulate(
+    total = accumulate(
         num_replicas, lambda number, _: parts[number], ordered=True
     )
-    return tf.ensure_shape(launcher._all_gather(mine, None)[:size], [size])
+    return tf.ensure_shape(launcher._all_gather(total, None)[:size], [size])

@@ -1,8 +1,9 @@
-"""What replicas must agree on: the same bits of every variable on each."""
+"""Checks that every variable has the same bits on all replicas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,19 +14,13 @@ from dtrain.models import batch_norm
 
 
 class Comparison:
-    """Compares variables over all replicas."""
+    """Compares variables over all replicas of a strategy."""
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
         variables: Sequence[keras.Variable],
     ) -> None:
-        """Names what is compared.
-
-        Args:
-            strategy: whose replicas hold the variables.
-            variables: those that must be equal.
-        """
         self._strategy = strategy
         self._variables = variables
         self._checksums = tf.function(self._of_replicas, autograph=False)
@@ -57,14 +52,22 @@ class Comparison:
 
 
 def _checksum(value: tf.Tensor) -> tf.Tensor:
-    """Weighs the bits of a tensor by their place; int64 scalar."""
+    """Sums a tensor's words, each weighted by its position; int64 scalar."""
     tensor = tf.convert_to_tensor(value)
     if tensor.dtype == tf.bool:
         tensor = tf.cast(tensor, tf.uint8)
     word = tf.uint8 if tensor.dtype.size < 4 else tf.int32
     words = tf.reshape(tf.bitcast(tensor, word), [-1])
-    places = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
-    return tf.reduce_sum(tf.cast(words, tf.int64) * places)
+    weights = 2 * tf.range(tf.size(words, tf.int64), dtype=tf.int64) + 1
+    return tf.reduce_sum(tf.cast(words, tf.int64) * weights)
+
+
+def _layers(networks: Networks) -> list[Any]:
+    return [
+        layer
+        for network in (networks.generator, networks.discriminator)
+        for layer in network._flatten_layers()
+    ]
 
 
 def refuse_unsynchronized(
@@ -72,47 +75,36 @@ def refuse_unsynchronized(
 ) -> None:
     """Refuses BatchNorm whose averages would differ between replicas.
 
-    Args:
-        networks: whose layers are looked at.
-        strategy: whose replicas train them.
-
     Raises:
         UserError: a network has one.
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    for network in (networks.generator, networks.discriminator):
-        for layer in network._flatten_layers():
-            is_norm = isinstance(layer, keras.layers.BatchNormalization)
-            if is_norm and not layer.synchronized:
-                raise UserError(
-                    f"{layer.name} is a BatchNormalization of its own on each "
-                    f"of the {strategy.num_replicas_in_sync} replicas; give it "
-                    "synchronized=True"
-                )
+    for layer in _layers(networks):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        if is_norm and not layer.synchronized:
+            raise UserError(
+                f"{layer.name} is a BatchNormalization of its own on each of "
+                f"the {strategy.num_replicas_in_sync} replicas; give it "
+                "synchronized=True"
+            )
 
 
 def refuse_own_state(networks: Networks) -> None:
-    """Refuses layers whose state depends on which replica calls them when.
-
-    Args:
-        networks: whose layers are looked at.
+    """Refuses layers whose state depends on the number of replicas.
 
     Raises:
         UserError: a network has one.
     """
-    for network in (networks.generator, networks.discriminator):
-        for layer in network._flatten_layers():
-            if isinstance(layer, batch_norm.BatchNorm):
-                continue
-            if layer._non_trainable_variables or layer._seed_generators:
-                remedy = (
-                    "dtrain.models.batch_norm.BatchNorm"
-                    if isinstance(layer, keras.layers.BatchNormalization)
-                    else "a layer without"
-                )
-                raise UserError(
-                    f"reduction (ordered): {layer.name} is a "
-                    f"{type(layer).__name__}, whose state would depend on the "
-                    f"number of replicas; use {remedy}, or --reduction=fast"
-                )
+    for layer in _layers(networks):
+        if isinstance(layer, batch_norm.BatchNorm):
+            continue
+        if layer._non_trainable_variables or layer._seed_generators:
+            remedy = "a layer without"
+            if isinstance(layer, keras.layers.BatchNormalization):
+                remedy = "dtrain.models.batch_norm.BatchNorm"
+            raise UserError(
+                f"reduction (ordered): {layer.name} is a "
+                f"{type(layer).__name__}, whose state would depend on the "
+                f"number of replicas; use {remedy}, or --reduction=fast"
+            )

@@ -7,6 +7,7 @@ and what is remembered of divergences. `gan.step` changes it; a checkpoint of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -28,9 +29,9 @@ class GAN:
         ema_generator: the moving average of the generator; draws the samples.
         optimizers: by the name of the network that each trains.
         loss_scales: likewise; empty unless the precision is mixed_float16.
-        step: int64 variable, the steps that are done.
-        divergence: judges each step.
-        checkpoint: a `tf.train.Checkpoint` of all of it.
+        step: int64 variable, the number of steps that are done.
+        divergence: judges each step, and remembers what it needs for that.
+        checkpoint: holds all of the above that changes.
     """
 
     def __init__(
@@ -40,9 +41,7 @@ class GAN:
         image_shape: tuple[int, int, int],
         num_classes: int,
     ) -> None:
-        """Builds everything in the strategy's scope. Every worker calls this.
-
-        Seeds Keras: the weights follow from the settings alone.
+        """Seeds Keras, and builds everything. Every worker calls this.
 
         Args:
             config: the run's settings.
@@ -53,8 +52,7 @@ class GAN:
         Raises:
             UserError: the model does not fit the data or the strategy.
         """
-        self.config = config
-        self.strategy = strategy
+        self.config, self.strategy = config, strategy
         make = loading.load(config.model)
         # Here, and no earlier: whatever draws from Python's own generator in
         # between, as TFDS does when it prepares a data set for the first time,
@@ -66,9 +64,13 @@ class GAN:
             )
             copy = loading.build(make, config, image_shape, num_classes)
             self.ema_generator = copy.generator
-            self._copy_generator()
+            for average, weight in self._pairs_to_average():
+                average.assign(weight)
             self.optimizers = self._build_optimizers()
-            self.loss_scales = self._build_loss_scales()
+            scaled = NETWORKS if config.precision == "mixed_float16" else ()
+            self.loss_scales = {
+                name: optimizers.LossScale(name) for name in scaled
+            }
             self.step = tf.Variable(
                 0,
                 dtype=tf.int64,
@@ -82,39 +84,29 @@ class GAN:
         replicas.refuse_unsynchronized(self.networks, strategy)
         self.checkpoint = self._make_checkpoint()
 
-    def _copy_generator(self) -> None:
-        for average, weight in zip(
+    def _pairs_to_average(self) -> Iterator[tuple[Any, Any]]:
+        """Pairs each weight of the EMA generator with the generator's."""
+        return zip(
             self.ema_generator.weights,
             self.networks.generator.weights,
             strict=True,
-        ):
-            average.assign(weight)
+        )
 
     def _build_optimizers(self) -> dict[str, keras.Optimizer]:
-        config, networks = self.config, self.networks
-        made = {
-            "generator": networks.generator_optimizer
-            or optimizers.make(
-                config.generator_learning_rate, config, "generator_optimizer"
-            ),
-            "discriminator": networks.discriminator_optimizer
-            or optimizers.make(
-                config.discriminator_learning_rate,
-                config,
-                "discriminator_optimizer",
-            ),
-        }
-        for name, optimizer in made.items():
+        config, built = self.config, {}
+        for name in NETWORKS:
+            optimizer = getattr(self.networks, f"{name}_optimizer")
+            if optimizer is None:
+                learning_rate = getattr(config, f"{name}_learning_rate")
+                optimizer = optimizers.make(
+                    learning_rate, config, f"{name}_optimizer"
+                )
             # Built before any restore and any trace: a slot made later would
             # start from zero, or fail inside tf.function.
-            optimizer.build(getattr(networks, name).trainable_variables)
+            optimizer.build(getattr(self.networks, name).trainable_variables)
             optimizers.expect_reduced_gradients(optimizer)
-        return made
-
-    def _build_loss_scales(self) -> dict[str, optimizers.LossScale]:
-        if self.config.precision != "mixed_float16":
-            return {}
-        return {name: optimizers.LossScale(name) for name in NETWORKS}
+            built[name] = optimizer
+        return built
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
         parts: dict[str, Any] = {
@@ -135,7 +127,7 @@ class GAN:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """What must be equal on all replicas."""
+        """The variables that must be equal, to the bit, on all replicas."""
         owners = [
             self.networks.generator,
             self.networks.discriminator,
@@ -148,7 +140,8 @@ class GAN:
     def data_step(self) -> tf.Tensor:
         """The step whose data comes next, int64 scalar.
 
-        It is the steps that are done, and those whose data was left out.
+        That is the number of steps that are done, plus the number of those
+        whose data was skipped after a divergence.
         """
         return self.step + self.divergence.skipped_steps
 
@@ -160,40 +153,32 @@ class GAN:
         if cut != 1.0:
             rollbacks = tf.cast(self.divergence.rollbacks, tf.float32)
             factor *= tf.pow(cut, rollbacks)
-        bases = {
-            "generator": config.generator_learning_rate,
-            "discriminator": config.discriminator_learning_rate,
-        }
-        for name, base in bases.items():
+        for name in NETWORKS:
             # An optimizer that the user made keeps the user's learning rate.
             if getattr(self.networks, f"{name}_optimizer") is None:
-                self.optimizers[name].learning_rate.assign(base * factor)
+                learning_rate = getattr(config, f"{name}_learning_rate")
+                self.optimizers[name].learning_rate.assign(
+                    learning_rate * factor
+                )
 
     def update_average(self) -> None:
-        """Moves the EMA generator, on each device by itself.
+        """Moves the EMA generator towards the generator, on each device.
 
-        Karras et al., 2018, "Progressive Growing of GANs", section 6.1; the
-        half-life, and that it is at most a twentieth of the images seen so
-        far, are those of NVIDIA's StyleGAN2: an early average would be that of
-        the initial weights. State that is not trained, such as BatchNorm's
-        averages, is copied.
+        Karras et al., 2018, "Progressive Growing of GANs", section 6.1. As in
+        NVIDIA's StyleGAN2, the half-life is at most a twentieth of the images
+        so far, or an early average would be that of the initial weights.
+        State that is not trained, such as BatchNorm's averages, is copied.
         """
         config = self.config
         seen = tf.cast((self.step + 1) * config.batch_size, tf.float32)
         half_life = tf.minimum(config.ema_half_life_images, 0.05 * seen)
         decay = 0.5 ** (config.batch_size / half_life)
-        pairs = zip(
-            self.ema_generator.weights,
-            self.networks.generator.weights,
-            strict=True,
-        )
-        for average, weight in pairs:
+        for average, weight in self._pairs_to_average():
+            values = (weight.value, decay)
             self.strategy.extended.update(
                 average.value,
                 _move_average if weight.trainable else _copy,
-                args=(weight.value, decay)
-                if weight.trainable
-                else (weight.value,),
+                args=values if weight.trainable else values[:1],
                 group=False,
             )
 

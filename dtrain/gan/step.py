@@ -25,14 +25,16 @@ from dtrain.gan.update import Update
 
 
 class _Outcome(NamedTuple):
-    """What a step was, equal on all replicas.
+    """The result of a step, equal on all replicas.
 
     Attributes:
         metrics: float32 scalars by name.
-        losses: float32 [2], the largest in magnitude of each network's phases.
-        norms: float32 [2], likewise of its gradients.
-        is_finite: bool scalar, whether all of these are.
-        scaled_finite: bool scalars, by network, for its loss scale.
+        losses: float32 [2], for each network the largest magnitude of a loss
+            among its phases.
+        norms: float32 [2], for each network the largest norm of a gradient.
+        is_finite: bool scalar, whether all losses and norms are finite.
+        scaled_finite: bool scalars by network, whether its gradients were
+            finite; only with loss scales.
         stop: float32 scalar, not zero if a worker is told to end.
     """
 
@@ -45,7 +47,7 @@ class _Outcome(NamedTuple):
 
 
 class Step:
-    """Runs the steps of a GAN.
+    """Runs steps of a GAN on its devices.
 
     Attributes:
         num_draws: batches of real images that one step takes.
@@ -54,12 +56,9 @@ class Step:
     def __init__(self, gan: GAN) -> None:
         """Arranges the phases; nothing is traced yet. Every worker calls this.
 
-        Args:
-            gan: the state that the steps change.
-
         Raises:
-            UserError: the replicas cannot share a batch, or XLA is to compile
-                what it cannot.
+            UserError: the replicas cannot share a batch, or `jit_compile` is
+                on and XLA cannot compile these networks.
         """
         config = gan.config
         self._gan = gan
@@ -81,11 +80,11 @@ class Step:
     def run(
         self, iterator: Iterator[pipeline.Batch], num_steps: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Runs some steps without a look at the host.
+        """Runs some steps on the devices, as one graph.
 
         Every worker calls this, with the same `num_steps`, and all return
-        after the same step: earlier than told if one of them was stopped, or
-        if the step has diverged.
+        after the same step: before `num_steps` if `stop` was called on one of
+        them, or if the step has diverged.
 
         Args:
             iterator: of `pipeline.make_iterator`, at this GAN's step.
@@ -100,7 +99,6 @@ class Step:
     def _loop(
         self, iterator: Iterator[pipeline.Batch], num_steps: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Runs some steps, as a graph; see `run`."""
         names: list[str] = []
 
         def goes_on(
@@ -120,21 +118,15 @@ class Step:
             return count + 1, rows, verdict, stop
 
         rows = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
-        start = (
-            tf.constant(0),
-            rows,
-            tf.constant(divergence.FINE),
-            tf.constant(False),
+        fine, no = tf.constant(divergence.FINE), tf.constant(False)
+        _, rows, verdict, _ = tf.while_loop(
+            goes_on, one_step, (tf.constant(0), rows, fine, no)
         )
-        _, rows, verdict, _ = tf.while_loop(goes_on, one_step, start)
         columns = tf.unstack(rows.stack(), len(names), axis=1)
         return dict(zip(names, columns, strict=True)), verdict
 
     def stop(self) -> None:
-        """Ends `run` after the step that runs; any thread may call it.
-
-        If one worker does, all of them return after the same step.
-        """
+        """Makes `run` return early, on all workers; any thread may call it."""
         self._stop.assign(1.0)
 
     def _one_step(
@@ -171,15 +163,15 @@ class Step:
             self._updates, self._draw_of_update, strict=True
         ):
             name = update.network
-            part = update.run(draws[draw], self._stop.read_value())
-            metrics |= part.metrics
-            stop = part.stop
-            if part.applies is not None:
-                scaled_finite[name] &= part.applies
-            is_finite &= tf.math.is_finite(part.loss)
-            is_finite &= tf.math.is_finite(part.norm)
-            losses[name] = tf.maximum(losses[name], tf.abs(part.loss))
-            norms[name] = tf.maximum(norms[name], part.norm)
+            updated = update.run(draws[draw], self._stop.read_value())
+            metrics |= updated.metrics
+            stop = updated.stop
+            if updated.applies is not None:
+                scaled_finite[name] &= updated.applies
+            is_finite &= tf.math.is_finite(updated.loss)
+            is_finite &= tf.math.is_finite(updated.norm)
+            losses[name] = tf.maximum(losses[name], tf.abs(updated.loss))
+            norms[name] = tf.maximum(norms[name], updated.norm)
         return _Outcome(
             metrics,
             tf.stack([losses[name] for name in NETWORKS]),
@@ -191,10 +183,10 @@ class Step:
 
 
 def _draws(updates: Sequence[Update], num_draws: int) -> list[int]:
-    """Chooses the real images of each phase: which draw of its step.
+    """Chooses which of its step's draws of real images each phase is given.
 
-    Each discriminator phase takes the next one; a generator phase, whose
-    objective may compare with real images, takes the one before it again.
+    A discriminator phase takes the next one. A generator phase, whose
+    objective may compare with real images, takes the last one again.
     """
     chosen: list[int] = []
     taken = 0
@@ -210,11 +202,11 @@ def _jit_compile(
     """Decides whether XLA compiles the gradients.
 
     Raises:
-        UserError: it is to, and cannot.
+        UserError: `jit_compile` is on, and XLA cannot.
     """
     if config.jit_compile == "off":
         return False
-    # In ordered mode, what is compiled returns it instead of assigning it.
+    # In ordered mode, what is compiled returns state and assigns none.
     has_state = config.reduction == "fast" and bool(
         networks.generator.non_trainable_variables
         or networks.discriminator.non_trainable_variables

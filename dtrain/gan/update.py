@@ -1,7 +1,9 @@
 """One phase of a step: it updates one network, on every replica alike.
 
-a replica's part of the batch -> micro-batches -> gradients, added
--> one packed all-reduce (the losses ride along) -> optimizer
+The way from the images to the weights is
+
+    a replica's part of the batch -> micro-batches -> gradients, added
+    -> one packed all-reduce (the losses ride along) -> optimizer
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ _autograph = tf.__internal__.autograph
 
 
 class Outcome(NamedTuple):
-    """What an update was, equal on all replicas.
+    """The result of an update, equal on all replicas.
 
     Attributes:
         metrics: float32 scalars by name.
         loss: float32 scalar, of the batch.
-        norm: float32 scalar, of the gradient. It is zero, as the loss is,
-            where a loss scale has skipped the update.
-        applies: bool scalar, whether it was applied; None without a loss
-            scale.
+        norm: float32 scalar, of the gradient. Both are zero where a loss
+            scale has skipped the update and can still fall.
+        applies: bool scalar, whether the gradients were finite and so were
+            applied; None without a loss scale.
         stop: float32 scalar, not zero if a worker is told to end.
     """
 
@@ -45,14 +47,15 @@ class Outcome(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What was computed on a part of the batch, to be summed over all.
+    """What was computed on a part of the batch; all parts are summed.
 
     Attributes:
         gradients: of the network's trainable variables.
         metrics: float32 scalars by name.
-        statistics: float32 [2, channels] each, of the passes through a
-            BatchNorm; only in ordered mode. The name of each sorts as the
-            passes came, and ends in the number of the layer.
+        statistics: float32 [2, channels], the mean and variance that each
+            pass through a BatchNorm saw; empty but in ordered mode. A name is
+            "<number of the pass>:<number of the layer>", so that names sort
+            in the order of the passes.
     """
 
     gradients: list[tf.Tensor]
@@ -72,10 +75,7 @@ class Update:
         *,
         jit_compile: bool,
     ) -> None:
-        """Compiles what XLA is to compile; traces nothing.
-
-        What XLA compiles at once decides how it fuses, and so how it rounds:
-        in ordered mode that is a micro-batch, the same on any replicas.
+        """Marks what XLA is to compile; traces nothing.
 
         Args:
             gan: whose network is trained.
@@ -92,9 +92,8 @@ class Update:
         self._objective = phase.objective
         self._optimizer = gan.optimizers[phase.network]
         self._loss_scale = gan.loss_scales.get(phase.network)
-        self._variables = getattr(
-            gan.networks, phase.network
-        ).trainable_variables
+        network = getattr(gan.networks, phase.network)
+        self._variables = network.trainable_variables
         self._norms = [
             layer
             for network in (gan.networks.generator, gan.networks.discriminator)
@@ -103,6 +102,8 @@ class Update:
         ]
         self._part_of_batch: Any = self._add_micro_batches
         self._part_of_micro_batch: Any = self._differentiate
+        # How XLA fuses, and so rounds, follows from what it compiles at once:
+        # in ordered mode a micro-batch, which is the same on any replicas.
         if jit_compile and self._ordered:
             self._part_of_micro_batch = _compiled(self._differentiate)
         elif jit_compile:
@@ -115,18 +116,17 @@ class Update:
             batch: this replica's real images.
             stop: float32 scalar, not zero if this worker is told to end.
         """
-        gan = self._gan
+        gan, replicas = self._gan, self._gan.strategy.num_replicas_in_sync
         example = draws.example_at(
-            gan.config,
-            gan.data_step,
-            self._number,
-            batch,
-            gan.strategy.num_replicas_in_sync,
+            gan.config, gan.data_step, self._number, batch, replicas
         )
         scale = self._loss_scale.read() if self._loss_scale else None
         part = self._part_of_batch(example, scale)
         part.metrics[_STOP] = stop
-        part = self._sum_over_replicas(part)
+        sums = reduction.over_replicas(
+            tf.nest.flatten(part), ordered=self._ordered
+        )
+        part = tf.nest.pack_sequence_as(part, sums)
         self._move_statistics(part.statistics)
         loss, stop = part.metrics.pop(_LOSS), part.metrics.pop(_STOP)
         gradients, applies = part.gradients, None
@@ -150,8 +150,8 @@ class Update:
     ) -> _Part:
         """Computes gradients and metrics of this replica's part of the batch.
 
-        Pure but for BatchNorm's averages and Keras' seeds: this, and nothing
-        around it, is what XLA may compile.
+        It changes nothing but BatchNorm's averages and Keras' seeds, so that
+        XLA may compile it.
         """
         size = example.latents.shape[0] // self._micro_batches
 
@@ -196,24 +196,12 @@ class Update:
             f"{number:06}:{self._norms.index(layer)}": values
             for number, (layer, values) in enumerate(passes)
         }
-        return _Part(
-            [self._as_it_travels(value) for value in gradients],
-            sums,
-            statistics,
-        )
-
-    def _as_it_travels(self, gradient: Any) -> tf.Tensor:
-        # That of an Embedding is sparse.
-        dense = tf.convert_to_tensor(gradient)
-        # Or an ordered sum would be rounded where it leaves.
-        return tf.cast(dense, tf.float32) if self._ordered else dense
-
-    def _sum_over_replicas(self, part: _Part) -> _Part:
-        """Sums a part over the replicas in one exchange."""
-        sums = reduction.over_replicas(
-            tf.nest.flatten(part), ordered=self._ordered
-        )
-        return tf.nest.pack_sequence_as(part, sums)
+        # The gradient of an Embedding is sparse.
+        gradients = [tf.convert_to_tensor(value) for value in gradients]
+        if self._ordered:
+            # Or a replica's sum would be rounded before it is added.
+            gradients = [tf.cast(value, tf.float32) for value in gradients]
+        return _Part(gradients, sums, statistics)
 
     def _move_statistics(self, statistics: dict[str, tf.Tensor]) -> None:
         """Moves BatchNorm's averages by the mean over the micro-batches."""
@@ -222,7 +210,7 @@ class Update:
             layer.move(*tf.unstack(total / self._gan.config.micro_batches))
 
     def _apply_if(self, finite: tf.Tensor, gradients: list[tf.Tensor]) -> None:
-        """Applies gradients, and takes it back where they are not finite.
+        """Applies gradients, and undoes that where they are not finite.
 
         A `tf.cond` around `apply` cannot be traced under a strategy, since
         `apply` meets the other replicas in a merge_call.

@@ -18,15 +18,15 @@ _ghost = threading.local()
 def ghost_batch(
     active: bool = True,
 ) -> Iterator[list[tuple[BatchNorm, tf.Tensor]]]:
-    """Makes every `BatchNorm` normalize the batch that it is given, alone.
+    """Makes every `BatchNorm` normalize over the batch that it is given alone.
 
     Hoffer et al. 2017, Train longer, generalize better: ghost batches. Within
-    this context a training pass meets no other replica and moves no average;
-    whoever entered it does, by `BatchNorm.move`. A layer that is called twice,
-    for real and for fake images, is in the list twice.
+    this context a training pass sums over no other replica and moves no moving
+    statistics: the caller does that, by `BatchNorm.move`. A layer that is
+    called twice, for real and for fake images, is in the list twice.
 
     Args:
-        active: if not, nothing changes, and the list stays empty.
+        active: if false, nothing changes, and the list stays empty.
 
     Yields:
         The layers that were called in training, with the mean and variance of
@@ -56,8 +56,8 @@ class BatchNorm(keras.layers.Layer):
 
     With `ghost_batch` it is over a micro-batch instead.
 
-    The moving statistics stay equal on all replicas, so a checkpoint holds
-    those of all. Every replica must be given equally many examples.
+    The moving statistics are equal on all replicas, and saved once. Every
+    replica must be given equally many examples.
     """
 
     def __init__(
@@ -136,26 +136,16 @@ class BatchNorm(keras.layers.Layer):
         """Computes the mean and variance over all replicas, in one all-reduce.
 
         E[x^2] - E[x]^2 loses its digits when the mean is far larger than the
-        deviation; so the sums are those of x - moving_mean, which is equal on
-        all replicas and near the mean. The shift drops out of the results, and
-        of their gradients, so none flows into it.
-
-        Args:
-            values: float32 [b, ..., channels].
-            is_alone: whether to leave the other replicas out.
-
-        Returns:
-            float32 [channels] each.
+        deviation. So the sums are those of x - moving_mean, which is equal on
+        all replicas and near the mean; the shift cancels out of the results
+        and of their gradients. `is_alone` leaves the other replicas out.
         """
         shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
         shifted = values - shift
         axes = list(range(len(values.shape) - 1))
         count = tf.cast(tf.size(values) // values.shape[-1], tf.float32)
         sums = tf.stack(
-            [
-                tf.reduce_sum(shifted, axes),
-                tf.reduce_sum(shifted**2, axes),
-            ]
+            [tf.reduce_sum(shifted, axes), tf.reduce_sum(shifted**2, axes)]
         )
         context = None if is_alone else tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
@@ -172,9 +162,9 @@ class BatchNorm(keras.layers.Layer):
             mean: float32 [channels], equal on all replicas.
             variance: the same.
         """
-        # An overflow is forgotten with its batch, as the loss scale forgets
-        # its gradients; in the averages it would stay for ever. The sums are
-        # equal on all replicas, so all decide alike.
+        # A batch that overflows is left out, as the loss scale leaves out its
+        # gradients: in the averages it would stay for ever. The sums are equal
+        # on all replicas, so all decide alike.
         finite = tf.reduce_all(tf.math.is_finite(tf.stack([mean, variance])))
         for moving, value in (
             (self.moving_mean, mean),

@@ -23,21 +23,20 @@ MIN_IMAGE_SIZE = 8
 MAX_IMAGE_SIZE = 128
 
 _BASE_SIZES = range(4, 8)
-# Beyond this many times the base channels, doubling costs memory and time and
-# buys little: 128 pixels would end with 32 times.
+# Beyond this, more channels cost memory and time and gain little: images of 128
+# pixels would end with 32 times the base channels.
 _MAX_CHANNEL_FACTOR = 8
 _SLOPE = 0.2
 
 
 def base_size(image_size: int) -> int | None:
-    """Halves a size while it is even and above 7.
+    """Returns the side of the smallest feature maps, 4 to 7 pixels.
+
+    The size of the images is halved until it is reached; None for a size from
+    which it cannot be.
 
     Args:
         image_size: pixels a side, at least 1.
-
-    Returns:
-        The side of the smallest feature maps, 4 to 7 pixels; None for a size
-        that dcgan cannot make.
     """
     size = image_size
     while size % 2 == 0 and size > _BASE_SIZES[-1]:
@@ -65,9 +64,7 @@ def make(
     Raises:
         UserError: dcgan cannot make images of this shape.
     """
-    problem = _shape_problem(image_shape)
-    if problem is not None:
-        raise UserError(problem)
+    _check_shape(image_shape)
     channels = _feature_channels(config.base_channels, image_shape[0])
     labels = num_classes if config.conditional else 0
     return (
@@ -76,34 +73,29 @@ def make(
     )
 
 
-def _shape_problem(image_shape: tuple[int, int, int]) -> str | None:
+def _check_shape(image_shape: tuple[int, int, int]) -> None:
     height, width, _ = image_shape
     if height != width:
-        return (
+        raise UserError(
             f"images of {height}x{width} pixels are not square, as dcgan wants "
             f"them; try --image_size={_near_sizes(min(height, width))[0]}"
         )
     if base_size(height) is None:
         near = " or ".join(str(size) for size in _near_sizes(height))
-        return (
+        raise UserError(
             f"dcgan makes no images of {height} pixels a side: a size from "
             f"{MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} must halve to "
             f"{_BASE_SIZES[0]}, 5, 6 or {_BASE_SIZES[-1]}; try "
             f"--image_size={near}"
         )
-    return None
 
 
 def _near_sizes(size: int) -> list[int]:
     """Returns the nearest possible size below (or at) `size` and above it."""
-    possible = [
-        candidate
-        for candidate in range(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE + 1)
-        if base_size(candidate) is not None
-    ]
-    below = [candidate for candidate in possible if candidate <= size]
-    above = [candidate for candidate in possible if candidate > size]
-    return below[-1:] + above[:1]
+    sizes = range(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE + 1)
+    possible = [one for one in sizes if base_size(one) is not None]
+    below = [one for one in possible if one <= size]
+    return below[-1:] + possible[len(below) :][:1]
 
 
 def _feature_channels(base_channels: int, image_size: int) -> list[int]:
@@ -214,16 +206,7 @@ def _make_discriminator(
         embedded = layers.Embedding(
             num_classes, features.shape[-1], dtype="float32", name="projection"
         )(labels)
-        projected = layers.Dot(axes=1, dtype="float32", name="projected")(
-            [
-                features,
-                embedded,
-            ]
-        )
-        logits = layers.Add(dtype="float32", name="conditioned_logits")(
-            [
-                logits,
-                projected,
-            ]
-        )
+        dot = layers.Dot(axes=1, dtype="float32", name="projected")
+        add = layers.Add(dtype="float32", name="conditioned_logits")
+        logits = add([logits, dot([features, embedded])])
     return keras.Model(inputs, logits, name="discriminator")

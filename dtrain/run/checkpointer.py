@@ -1,7 +1,7 @@
-"""When each tier of a run saves.
+"""Decides when each tier of a run saves.
 
-The chief's clock decides, for all workers, so that every backup of a run is of
-the same steps on every host.
+The chief's clock decides for all workers, so that the backups of all hosts are
+of the same steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dtrain.checkpoint.background import Writer
 from dtrain.checkpoint.manifest import Manifest
-from dtrain.checkpoint.snapshot import Plan
+from dtrain.checkpoint.snapshot import SnapshotTaker
 from dtrain.checkpoint.tier import Facts
 from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers
@@ -31,10 +31,10 @@ _RETRY_SECS = 30.0
 
 
 class Checkpointer:
-    """Decides when each tier saves; restores as `resuming` does.
+    """Decides when each tier saves, and restores as `resuming` does.
 
-    The chief decides, for all; each worker writes what is its own. All of it
-    is written on one other thread.
+    Each worker writes its own backups, and the chief the checkpoints, on one
+    thread beside the training.
 
     Attributes:
         saved_step: step of the newest save that is written, or was restored;
@@ -64,16 +64,15 @@ class Checkpointer:
         """
         self._checkpoint = checkpoint
         self._tiers = open_tiers(config, cluster, run)
-        self._plan = Plan(checkpoint)
+        self._taker = SnapshotTaker(checkpoint)
         self._writer = Writer()
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         # Of the newest save that the writer was given, so that none is given
         # twice; `saved_step` is that of the newest which it has written.
-        self._submitted_step = -1
-        self.saved_step = -1
-        # Whether a checkpoint was to be written and is not, and when it is
-        # tried again.
+        self._submitted_step = self.saved_step = -1
+        # Whether the newest checkpoint could not be written, and when it is to
+        # be tried again.
         self._owes_checkpoint = False
         self._retry_secs: float | None = None
 
@@ -95,7 +94,7 @@ class Checkpointer:
         return restored
 
     def due(self, step: int) -> bool:
-        """Tells whether the run is to save at `step`; the chief knows."""
+        """Tells whether the run is to save at `step`; only the chief knows."""
         if not self._tiers.cluster.is_chief or step == self._submitted_step:
             return False
         return self._checkpoint_due(step) or self._backup_due(step)
@@ -104,10 +103,8 @@ class Checkpointer:
         config, now = self._tiers.config, self._clock()
         if self._retry_secs is not None and now >= self._retry_secs:
             return True
-        if (
-            config.checkpoint_every_steps
-            and not step % config.checkpoint_every_steps
-        ):
+        every_steps = config.checkpoint_every_steps
+        if every_steps and step % every_steps == 0:
             return True
         waited = now - self._checkpoint_secs
         return 0 < config.checkpoint_every_secs <= waited
@@ -119,51 +116,40 @@ class Checkpointer:
         return 0 < every_secs <= waited
 
     def save(self, step: int, facts: Facts | None = None) -> None:
-        """Saves what is due, or a backup if nothing is. Does not wait.
+        """Begins to save a checkpoint if one is due, and otherwise a backup.
 
-        Every worker calls this at the steps at which the chief finds a save
-        to be due.
-
-        Args:
-            step: the steps that are done.
-            facts: saved with the state.
+        Every worker calls this where `due` is true on the chief.
         """
-        is_checkpoint = self._tiers.cluster.is_chief and self._checkpoint_due(
-            step
-        )
+        is_chief = self._tiers.cluster.is_chief
+        is_checkpoint = is_chief and self._checkpoint_due(step)
         if self._submit(step, facts or Facts(), is_checkpoint):
             self._mark(step, is_checkpoint)
 
     def begin_last(self, step: int, facts: Facts | None = None) -> None:
         """Begins to save a checkpoint, unless there is one of `step`.
 
-        Every worker calls this, and `drain` when `wait` says that it is done.
-
-        Args:
-            step: the steps that are done.
-            facts: saved with the state.
+        Every worker calls this, and `drain` when `wait` says that all is
+        written. If an earlier save has failed, this one takes its place.
 
         Raises:
             StorageError: the directory cannot be read.
         """
-        directory, is_chief = (
-            self._tiers.history.directory,
-            self._tiers.cluster.is_chief,
-        )
-        # What failed before is made good by this one.
-        self.failure()
+        directory = self._tiers.history.directory
+        is_chief = self._tiers.cluster.is_chief
+        self.rearm_failed_save()
         with files.storage_errors(directory.path):
-            if is_chief and step not in directory.steps():
-                self._submit(step, facts or Facts(), is_checkpoint=True)
-            elif not is_chief and self._submitted_step != step:
-                self._submit(step, facts or Facts(), is_checkpoint=False)
+            is_saved = self._submitted_step == step
+            if is_chief:
+                is_saved = step in directory.steps()
+            if not is_saved:
+                self._submit(step, facts or Facts(), is_checkpoint=is_chief)
         self._mark(step, is_chief)
 
     def drain(self) -> None:
         """Waits until all is written.
 
         Raises:
-            StorageError: the last save was not.
+            StorageError: a save failed.
         """
         with files.storage_errors(self._tiers.history.directory.path):
             self._writer.drain()
@@ -177,13 +163,14 @@ class Checkpointer:
             self._retry_secs = None
 
     def _submit(self, step: int, facts: Facts, is_checkpoint: bool) -> bool:
+        """Gives the writer what this worker saves; tells whether it took it."""
         # With a place of its own, a host can do without the durable one.
         back_up = self._tiers.backup
         if is_checkpoint and not self._tiers.config.backup_dir:
             back_up = None
         if not is_checkpoint and not back_up:
             return True
-        snapshot = self._plan.take(step)
+        snapshot = self._taker.take(step)
 
         def write_checkpoint() -> None:
             try:
@@ -194,7 +181,7 @@ class Checkpointer:
             self._owes_checkpoint = False
 
         def write() -> None:
-            # The fast one first, for a notice may leave time for no more.
+            # The backup first: a notice may leave no time for more.
             try:
                 if back_up:
                     back_up.writing(step, snapshot, facts)()
@@ -208,28 +195,24 @@ class Checkpointer:
         return self._writer.submit(write, keep=is_checkpoint)
 
     def wait(self, secs: float | None = None) -> bool:
-        """Waits until nothing is being written, or for some seconds.
-
-        Returns:
-            Whether nothing is.
-        """
+        """Waits for some seconds, or without end; tells if all is written."""
         return self._writer.wait(secs)
 
     def wait_for_room(self, secs: float) -> bool:
-        """Waits until `save` would not wait, or for some seconds.
-
-        Returns:
-            Whether it would not.
-        """
+        """Waits for some seconds; tells if `save` would begin at once."""
         return self._writer.wait_for_room(secs)
 
-    def failure(self) -> str:
-        """Tells, once, why something could not be saved; empty if all was."""
+    def rearm_failed_save(self) -> str:
+        """Makes a save that has failed due again.
+
+        Returns:
+            Why it failed; empty if none has since the last call.
+        """
         try:
             with files.storage_errors("the save failed"):
                 self._writer.raise_if_failed()
         except StorageError as error:
-            # What was thought to be saved may have to be saved again.
+            # What was submitted may have to be saved again.
             self._submitted_step = -1
             if self._owes_checkpoint:
                 self._retry_secs = self._clock() + _RETRY_SECS
@@ -240,7 +223,7 @@ class Checkpointer:
         """Removes the backups of a run whose last checkpoint is written.
 
         Returns:
-            A line if that cannot be done; the run is finished all the same.
+            Why they could not be removed; empty if they were.
         """
         if not self._tiers.backup:
             return ""
@@ -257,7 +240,7 @@ class Checkpointer:
         """Waits until all is written.
 
         Raises:
-            StorageError: something was not.
+            StorageError: a save failed.
         """
         with files.storage_errors(self._tiers.config.run_dir):
             self._writer.close()

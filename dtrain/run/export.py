@@ -1,4 +1,4 @@
-"""The EMA generator of a run, and as files that other programs load.
+"""The EMA generator of a run, also as files that other programs load.
 
 A SavedModel needs TensorFlow alone. A .keras file needs Keras and, where the
 generator has layers of its own, the modules that register them: those of the
@@ -29,7 +29,7 @@ _KERAS = ".keras"
 _SAVED_MODEL = "saved_model.pb"
 
 
-class Restored(NamedTuple):
+class TrainedGenerator(NamedTuple):
     """The generator of a run at a step.
 
     Attributes:
@@ -47,7 +47,7 @@ class Restored(NamedTuple):
     num_classes: int
 
 
-def restore(run_dir: str, step: int | None = None) -> Restored:
+def restore(run_dir: str, step: int | None = None) -> TrainedGenerator:
     """Rebuilds the networks of a run, without its data, and restores them.
 
     Args:
@@ -70,12 +70,12 @@ def restore(run_dir: str, step: int | None = None) -> Restored:
     )
     image_shape, num_classes = description.image_shape, description.num_classes
     alone = strategy.make(config, environment.ALONE)
-    made = state.GAN(config, alone, image_shape, num_classes)
-    resuming.restore_step(made.checkpoint, config, step)
-    return Restored(made.ema_generator, config, image_shape, num_classes)
+    gan = state.GAN(config, alone, image_shape, num_classes)
+    resuming.restore_step(gan.checkpoint, config, step)
+    return TrainedGenerator(gan.ema_generator, config, image_shape, num_classes)
 
 
-def save(restored: Restored, path: str) -> None:
+def save(trained: TrainedGenerator, path: str) -> None:
     """Writes the generator to a new file or directory.
 
     It is a .keras file if the path ends so, and otherwise the directory of a
@@ -87,28 +87,28 @@ def save(restored: Restored, path: str) -> None:
         -> images  float32 [b, H, W, C] in [-1, 1]
 
     Args:
-        restored: of a run.
-        path: local or gs://; by way of TMPDIR then. Its directory is made if
-            it is not there.
+        trained: of a run.
+        path: local, or gs://, which takes room in TMPDIR. Its directory is
+            made if it is not there.
 
     Raises:
-        UserError: there is something of this name, or the generator cannot
-            be written as .keras.
+        UserError: the path exists, or the generator cannot be written as
+            .keras.
         StorageError: the disk or the store failed.
     """
     with files.storage_errors(path), _new(path.rstrip("/")) as temporary:
         if path.endswith(_KERAS):
-            _save_keras(restored.generator, temporary)
+            _save_keras(trained.generator, temporary)
         else:
-            _save_model(restored, temporary)
+            _save_model(trained, temporary)
 
 
 @contextlib.contextmanager
 def _new(path: str) -> Iterator[str]:
-    """Yields where to write what then is at `path`, whole.
+    """Yields a path to write to, and moves what is there to `path`, whole.
 
     Raises:
-        UserError: there is something of this name.
+        UserError: the path exists.
     """
     if files.exists(path):
         raise UserError(
@@ -117,29 +117,29 @@ def _new(path: str) -> Iterator[str]:
         )
     name = os.path.basename(path)
     if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as place:
-            yield os.path.join(place, name)
-            _copy(place, name, os.path.dirname(path))
+        with tempfile.TemporaryDirectory() as staging:
+            yield os.path.join(staging, name)
+            _copy(staging, name, os.path.dirname(path))
         return
     directory = os.path.dirname(path) or "."
     files.make_directory(directory)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".part") as place:
-        yield os.path.join(place, name)
-        # Of a directory that is there by now, an error.
-        os.rename(os.path.join(place, name), path)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".part") as staging:
+        yield os.path.join(staging, name)
+        # An error if a directory of this name is there by now.
+        os.rename(os.path.join(staging, name), path)
     files.sync(directory)
 
 
-def _copy(place: str, name: str, target: str) -> None:
-    """Copies a file or all of a directory, what makes it one at last."""
-    found = [
-        os.path.relpath(os.path.join(parent, each), place)
-        for parent, _, there in os.walk(place)
-        for each in there
+def _copy(staging: str, name: str, target: str) -> None:
+    """Copies a file or a directory; what makes that a SavedModel comes last."""
+    paths = [
+        os.path.relpath(os.path.join(parent, file), staging)
+        for parent, _, in_parent in os.walk(staging)
+        for file in in_parent
     ]
-    first = f"{name}/{_SAVED_MODEL}"
-    for each in sorted(found, key=lambda each: (each == first, each)):
-        files.copy(os.path.join(place, each), f"{target}/{each}")
+    last = f"{name}/{_SAVED_MODEL}"
+    for path in sorted(paths, key=lambda path: (path == last, path)):
+        files.copy(os.path.join(staging, path), f"{target}/{path}")
 
 
 def _save_keras(generator: keras.Model, path: str) -> None:
@@ -153,8 +153,8 @@ def _save_keras(generator: keras.Model, path: str) -> None:
         ) from error
 
 
-def _save_model(restored: Restored, path: str) -> None:
-    config = restored.config
+def _save_model(trained: TrainedGenerator, path: str) -> None:
+    config = trained.config
     inputs = [
         tf.TensorSpec([None, config.latent_size], tf.float32, name="latents")
     ]
@@ -163,12 +163,12 @@ def _save_model(restored: Restored, path: str) -> None:
 
     def serve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
         given = list(values) if config.conditional else values[0]
-        made = restored.generator(given, training=False)
-        # A user's generator may go beyond, and pictures do not.
-        return {"images": tf.clip_by_value(tf.cast(made, tf.float32), -1, 1)}
+        images = tf.cast(trained.generator(given, training=False), tf.float32)
+        # A user's generator may exceed the range of an image.
+        return {"images": tf.clip_by_value(images, -1, 1)}
 
     archive = keras.export.ExportArchive()
-    archive.track(restored.generator)
+    archive.track(trained.generator)
     archive.add_endpoint("serve", serve, input_signature=inputs)
     with files.os_errors():
         archive.write_out(path, verbose=False)

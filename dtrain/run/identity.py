@@ -1,18 +1,20 @@
-"""The directory of a run, and the files that say what the run is.
+"""The directory of a run, and the files in it that say what the run is.
 
-run_dir/config.json     the settings, the shape of the data, the versions
-run_dir/generator.json  its layers, for `keras.models.model_from_json`
-run_dir/discriminator.json
-run_dir/metrics.jsonl   a line for each step
-run_dir/events/         for TensorBoard: losses now and then, and the grids
-run_dir/samples/        grids of images
-run_dir/checkpoints/    kept history
-run_dir/backup/         the newest state of a run that is not finished
-run_dir/saved.json      the directories that it has saved to
-run_dir/ledger/         where the time of each attempt went; see `goodput`
-run_dir/stacks/         of the threads of workers that were stuck or crashed
-run_dir/stop            made by a person who wants the run to end
-run_dir/.lock           held by the process that trains
+It holds:
+
+    run_dir/config.json     the settings, the shape of the data, the versions
+    run_dir/generator.json  its layers, for `keras.models.model_from_json`
+    run_dir/discriminator.json
+    run_dir/metrics.jsonl   a line for each step
+    run_dir/events/         for TensorBoard: losses now and then, and the grids
+    run_dir/samples/        grids of images
+    run_dir/checkpoints/    kept history
+    run_dir/backup/         the newest state of a run that is not finished
+    run_dir/saved.json      the directories that the run has saved to
+    run_dir/ledger/         where the time of each attempt went; see `goodput`
+    run_dir/stacks/         of the threads of workers that were stuck or crashed
+    run_dir/stop            made by a person who wants the run to end
+    run_dir/.lock           held by the process that trains
 """
 
 from __future__ import annotations
@@ -55,11 +57,8 @@ class Description:
 def read(run_dir: str) -> Description:
     """Reads what a run is.
 
-    Args:
-        run_dir: the run's directory.
-
     Raises:
-        UserError: there is no run, or its config.json is damaged.
+        UserError: there is no run, or what it is cannot be read any more.
     """
     with files.storage_errors(run_dir):
         description, _ = _read(run_dir, [])
@@ -73,15 +72,11 @@ def read(run_dir: str) -> Description:
 def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
     """Reads what a run is, from its checkpoints if config.json is damaged.
 
-    Args:
-        run_dir: the run's directory.
-        more: where there may be checkpoints, but for the usual directories.
-
-    Returns:
-        None if there is no run; and a line if there was something to say.
+    `more` are directories that may hold checkpoints, beside the usual ones.
+    Returns None if there is no run; and a note if config.json is damaged.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: it is damaged, and no checkpoint says what the run is.
     """
     path = os.path.join(run_dir, "config.json")
     data = files.read(path)
@@ -92,15 +87,15 @@ def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
         except sealed.DamagedError as error:
             why = f"{path} is damaged ({error})"
     usual = [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
-    for place in (*more, *usual, *(places.recorded(run_dir) or ())):
-        directory = CheckpointDirectory(place)
+    for path in (*more, *usual, *(places.recorded(run_dir) or ())):
+        directory = CheckpointDirectory(path)
         for step in reversed(directory.steps()):
             with contextlib.suppress(sealed.DamagedError):
-                made = directory.manifest(step)
+                run = directory.manifest(step).run
                 prefix = directory.prefix(step)
-                if made.run:
-                    described = _describe(made.run, prefix)
-                    return described, f"{why}; taken from {prefix}.json"
+                if run:
+                    note = f"{why}; taken from {prefix}.json"
+                    return _describe(run, prefix), note
     if data is None:
         return None, ""
     raise UserError(f"{why}; bring it back, or name another run_dir")
@@ -127,7 +122,7 @@ def check(
     """Checks that the run's directory is of this run, or free for it.
 
     Every worker calls this. Nothing is written, so that a mistake which is
-    found later, such as in the model, leaves everything as it was.
+    found later, such as one in the model, leaves everything as it was.
 
     Args:
         description: what the run is told now.
@@ -135,12 +130,13 @@ def check(
         is_alone: whether nobody else can have the state of the run.
 
     Returns:
-        A line if the directory is damaged, and not beyond repair.
+        A note if config.json is damaged and a checkpoint has what was in it;
+        otherwise empty.
 
     Raises:
-        UserError: the directory belongs to another run or to nobody's, or
-            holds no run although `resume` is must. That it is never is looked
-            at where the states are, in `resuming`.
+        UserError: the directory belongs to another run, or holds something
+            else, or holds no run although `resume` is must. (`resuming` looks
+            whether `resume` is never.)
         StorageError: it cannot be read.
     """
     config = description.config
@@ -169,7 +165,7 @@ def check_restored(
 ) -> None:
     """Checks that a checkpoint is of this run.
 
-    A backup outlives a run directory that was removed.
+    It may not be: a backup outlives a run directory that was removed.
 
     Args:
         description: what the run is told now.
@@ -230,11 +226,10 @@ def _check_empty(run_dir: str) -> None:
 
 
 def write(description: Description, networks: phases.Networks) -> None:
-    """Describes the run in its directory.
+    """Writes what the run is into its directory. The chief calls this.
 
-    The chief calls this. A network is described where it can be rebuilt from
-    its description: functional ones of any layers, and subclassed ones with
-    `get_config`. Others are built by their own code alone.
+    A network is described if it can be rebuilt from a description: functional
+    ones of any layers, and subclassed ones with `get_config`.
 
     Args:
         description: what the run is told now, and `check` found to fit.
@@ -246,13 +241,9 @@ def write(description: Description, networks: phases.Networks) -> None:
     run_dir = description.config.run_dir
     access.make("run_dir", run_dir)
     try:
-        _write(
-            os.path.join(run_dir, "config.json"),
-            sealed.dumps(
-                {**to_dict(description), "versions": manifest.versions()}
-            ),
-        )
-        for name in ("generator", "discriminator"):
+        content = {**to_dict(description), "versions": manifest.versions()}
+        _write(os.path.join(run_dir, "config.json"), sealed.dumps(content))
+        for name in phases.NETWORKS:
             text = _architecture(getattr(networks, name))
             if text:
                 path = os.path.join(run_dir, f"{name}.json")

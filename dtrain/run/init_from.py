@@ -1,8 +1,8 @@
 """Starts a run from the weights of another checkpoint.
 
-Only the very start looks at it: a run that goes on has weights of its own, and
-the other checkpoint may be gone. What was taken is told in
-`run_dir/init_from.json`.
+Only the first start of a run reads it: later the run has weights of its own,
+and the other checkpoint may be gone. `run_dir/init_from.json` says what was
+taken.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Taken(NamedTuple):
 
     Attributes:
         checkpoint: its prefix.
-        step: the steps that it says were done; None if it says nothing.
-        digest: as `checkpoint_tool digest` prints it.
+        step: the steps that were done there; None if it does not say.
+        digest: of all its variables, as `checkpoint_tool digest` prints it.
         parts: of the new run that have their values from it.
-        renamed: name in the new run by that in the checkpoint.
+        renamed: the name of a part in the new run, by that in the checkpoint.
     """
 
     checkpoint: str
@@ -53,10 +53,7 @@ class Taken(NamedTuple):
         return f"init      {', '.join(self.parts)} of {self.checkpoint}"
 
     def write(self, run_dir: str) -> None:
-        """Notes it in the directory of the run; the chief calls this.
-
-        Args:
-            run_dir: of the run.
+        """Writes `init_from.json`; the chief calls this.
 
         Raises:
             StorageError: it cannot be written to.
@@ -67,55 +64,46 @@ class Taken(NamedTuple):
 
 
 def take(checkpoint: tf.train.Checkpoint, config: RunSettings) -> Taken:
-    """Takes weights as `--init_from` says. Every worker calls this.
+    """Takes weights from `--init_from`. Every worker calls this.
 
-    The moving average of a source that has none is its generator.
+    If it has no moving average, its generator is taken for that too.
 
     Args:
         checkpoint: of a GAN that has not begun.
         config: with an `init_from`.
 
-    Returns:
-        What was taken.
-
     Raises:
-        UserError: there is no such checkpoint, or it does not fit; nothing is
-            changed then.
+        UserError: there is no such checkpoint, or it does not fit.
         StorageError: a disk or a store failed.
     """
     renamed = _parse_map(config.init_map)
     parts = _PARTS[config.init_parts]
-    with opening.opened(config.init_from) as found:
-        tree = found.tree.renamed(renamed)
+    with opening.opened(config.init_from) as source:
+        tree = source.tree.renamed(renamed)
         has_ema = bool(tree.below(EMA))
         taken = [name for name in parts if has_ema or name != EMA]
         target = tf.train.Checkpoint(
             **{name: getattr(checkpoint, name) for name in taken}
         )
-        _restore(tree, taken, target, found.prefix)
+        _restore(tree, taken, target, source.prefix)
         if not has_ema:
             average = tf.train.Checkpoint(generator=checkpoint.ema_generator)
-            _restore(tree, ["generator"], average, found.prefix)
-        return Taken(
-            found.prefix,
-            found.tree.step,
-            tensors.digest(found.local),
-            parts,
-            renamed,
-        )
+            _restore(tree, ["generator"], average, source.prefix)
+        digest = tensors.digest(source.local)
+        return Taken(source.prefix, source.tree.step, digest, parts, renamed)
 
 
 def _restore(
     tree: Tree, names: list[str], target: tf.train.Checkpoint, prefix: str
 ) -> None:
-    """Restores parts of a tree by way of a file, as all else is restored."""
+    """Writes parts of a tree to a file, and restores it as any checkpoint."""
     others = [name for name in tree if name.partition("/")[0] not in names]
-    with tempfile.TemporaryDirectory(prefix="dtrain-") as place:
-        with files.storage_errors(place):
-            writing.Written(tree.without(others)).write(f"{place}/ckpt")
+    with tempfile.TemporaryDirectory(prefix="dtrain-") as path:
+        with files.storage_errors(path):
+            writing.WritableTree(tree.without(others)).write(f"{path}/ckpt")
         restore.restore(
             target,
-            f"{place}/ckpt",
+            f"{path}/ckpt",
             prefix,
             what="this run",
             remedy="make the model as it was, or map names by --init_map; "
@@ -124,11 +112,6 @@ def _restore(
 
 
 def _parse_map(text: str) -> dict[str, str]:
-    """Reads `--init_map`.
-
-    Raises:
-        UserError: it is no list of names.
-    """
     pairs: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         old, equals, new = part.partition("=")

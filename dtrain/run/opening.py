@@ -1,9 +1,8 @@
-"""Opens a run: all that the loop works with, at the newest state there is.
+"""Opens a run: builds all that the loop works with, at the newest state.
 
-In this order, so that a mistake leaves nothing behind: what was asked for is
-checked, the data and the directory are looked at, the GAN is built, the
-directory is claimed, the newest state is restored, and only then is anything
-written.
+The order is such that a mistake leaves nothing behind: the flags are checked,
+the data and the directory are looked at, the GAN is built, the directory is
+claimed, the newest state is restored, and only then is anything written.
 """
 
 from __future__ import annotations
@@ -14,6 +13,10 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
 
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
@@ -35,7 +38,7 @@ from dtrain.run import checkpointer, identity, init_from, places
 from dtrain.run.resuming import Restored
 from dtrain.storage import access, claim, files
 
-# May differ between the workers of a run, whose disks may.
+# Flags that may differ between the workers of a run, as their disks do.
 _OF_A_WORKER = (
     "run_dir",
     "backup_dir",
@@ -51,21 +54,21 @@ class Run(NamedTuple):
 
     Attributes:
         config: the run's settings.
-        workers: all of them.
+        workers: all of them, and which this is.
         source: the real images.
         gan: the state.
-        step: what changes it.
+        step: changes the state.
         replicas: compares the state over all replicas.
-        checkpointer: saves it.
+        checkpointer: saves the state.
         recorder: writes the metrics.
         progress: shows how far the run is.
-        periodic: what is done every N steps beside.
-        watcher: sees the notices.
-        watchdog: sees the progress.
+        periodic: what else is done every N steps.
+        watcher: sees the notices that tell this process to end.
+        watchdog: ends this process if the run makes no progress.
         ledger: counts where the time goes.
-        claims: what this worker alone may write to.
-        inputs: all that have been read from. Kept to the end: taking one down
-            may wait for threads for half a minute.
+        claims: on the directories that this worker alone may write to.
+        inputs: the input pipelines so far. They are kept to the end: to take
+            one down may wait for its threads for half a minute.
     """
 
     config: Config
@@ -103,12 +106,9 @@ def open_run(
     Args:
         config: the run's settings.
         workers: all of them, with the strategy of the run.
-        watcher: sees the notices.
-        dog: sees the progress.
-        stack: takes what is to be closed at the end.
-
-    Returns:
-        What the loop works with, and what was restored.
+        watcher: sees the notices that tell this process to end.
+        dog: ends this process if the run makes no progress.
+        stack: is given what is to be closed at the end.
 
     Raises:
         UserError: the settings do not fit data, machine or run directory.
@@ -121,7 +121,7 @@ def open_run(
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
-    tiers, recorder, restored = _restore(gan, description, workers, book, stack)
+    saver, recorder, restored = _restore(gan, description, workers, book, stack)
     run = Run(
         config=config,
         workers=workers,
@@ -129,9 +129,11 @@ def open_run(
         gan=gan,
         step=step,
         replicas=Comparison(workers.strategy, gan.variables),
-        checkpointer=tiers,
+        checkpointer=saver,
         recorder=recorder,
-        progress=_make_progress(config, workers),
+        progress=Progress(
+            config.num_steps, config.batch_size, is_chief=workers.is_chief
+        ),
         periodic=_make_periodic(gan, source, recorder, watcher, workers),
         watcher=watcher,
         watchdog=dog,
@@ -143,12 +145,6 @@ def open_run(
     return run, restored._replace(notes=notes)
 
 
-def _make_progress(config: RunSettings, workers: Workers) -> Progress:
-    return Progress(
-        config.num_steps, config.batch_size, is_chief=workers.is_chief
-    )
-
-
 def _make_periodic(
     gan: GAN,
     source: sources.Source,
@@ -156,7 +152,7 @@ def _make_periodic(
     watcher: Watcher,
     workers: Workers,
 ) -> tuple[Periodic, ...]:
-    """Makes what is done every N steps; one that is added gets a row here."""
+    """Makes what is done every N steps; a new one gets a row here."""
     return (
         Samples(
             gan.config,
@@ -176,10 +172,10 @@ def _make_periodic(
 
 
 def _check_same_flags(config: Config, workers: Workers) -> None:
-    """Checks that all workers were told the same.
+    """Checks that all workers have the same flags. Every worker calls this.
 
     Raises:
-        UserError: on every worker, if they were not.
+        UserError: they do not; on every worker.
     """
     strategy_lib.check_batch(config, workers.strategy)
     flags = config.to_dict()
@@ -198,8 +194,7 @@ def _look(
 ) -> tuple[sources.Source, identity.Description, str]:
     """Opens the data and looks at the run's directory; changes nothing.
 
-    Returns:
-        The data, what the run is, and a line if the directory is damaged.
+    The last value is a note if the directory is damaged, and otherwise empty.
     """
     for name in ("run_dir", "checkpoint_dir", "backup_dir"):
         access.check(name, getattr(config, name))
@@ -218,7 +213,7 @@ def _look(
 def _claim(
     config: Config, workers: Workers, stack: contextlib.ExitStack
 ) -> list[claim.Claim]:
-    """Claims what the chief alone may write to."""
+    """Claims the directories that the chief alone may write to."""
     if not workers.is_chief:
         return []
     claims = [
@@ -238,7 +233,7 @@ def _claim(
 def _open_ledger(
     config: RunSettings, workers: Workers, watcher: Watcher
 ) -> Iterator[ledger.Ledger]:
-    """Keeps the ledger of this attempt; an error that leaves ends it."""
+    """Keeps the ledger of this start; an error closes it with its code."""
     book = ledger.Ledger(
         config.run_dir,
         is_chief=workers.is_chief,
@@ -263,14 +258,14 @@ def _restore(
 ) -> tuple[checkpointer.Checkpointer, metrics.Recorder, Restored]:
     """Restores the newest state, and opens what is written from there on."""
     config, taken = description.config, None
-    tiers = checkpointer.Checkpointer(
+    saver = checkpointer.Checkpointer(
         gan.checkpoint,
         config,
         workers.cluster,
         run=identity.to_dict(description),
     )
     with book.spending("restore"):
-        restored = tiers.restore(workers)
+        restored = saver.restore(workers)
         if config.init_from and restored.manifest is None:
             taken = workers.together(
                 lambda: init_from.take(gan.checkpoint, config)
@@ -279,14 +274,14 @@ def _restore(
         lambda: _begin(restored, description, gan, workers)
     )
     stack.callback(recorder.close)
-    # Before the recorder, which a save that is being written still needs.
-    stack.callback(tiers.close)
+    # Closed before the recorder, which a save that still runs needs.
+    stack.callback(saver.close)
     book.restored(int(gan.step.numpy()))
     if taken:
         if workers.is_chief:
             taken.write(config.run_dir)
         restored = restored._replace(notes=[str(taken), *restored.notes])
-    return tiers, recorder, restored
+    return saver, recorder, restored
 
 
 def _begin(
@@ -295,12 +290,7 @@ def _begin(
     gan: GAN,
     workers: Workers,
 ) -> metrics.Recorder:
-    """Describes the run in its directory, and opens its metrics.
-
-    Raises:
-        UserError: what was restored is another run's.
-        StorageError: the directory cannot be written to.
-    """
+    """Describes the run in its directory, and opens its metrics."""
     _check_restored(restored, description)
     run_dir = description.config.run_dir
     if not workers.is_chief:
@@ -317,10 +307,10 @@ def _begin(
 def _check_restored(
     restored: Restored, description: identity.Description
 ) -> None:
-    """Checks that what was restored is of this run, and not of its future.
+    """Checks that what was restored is of this run, and within its length.
 
     Raises:
-        UserError: it is another run's, or beyond `num_steps`.
+        UserError: it is beyond `num_steps`.
     """
     if restored.manifest is None:
         return
@@ -332,3 +322,34 @@ def _check_restored(
             f"{config.run_dir} ({saved.step}); raise it, or name another "
             "run_dir"
         )
+
+
+def introduce(run: Run, restored: Restored) -> None:
+    """Prints what the run is about to do, and what was found on the way."""
+    config, source, gan = run.config, run.source, run.gan
+    height, width, channels = source.image_shape
+    classes = f", {source.num_classes} classes" if source.num_classes else ""
+    replicas = run.workers.strategy.num_replicas_in_sync
+    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    prefix = restored.prefix
+    start = f"resumed from {prefix}" if prefix else "a fresh start"
+    run.progress.say(
+        f"data      {source.name}: {source.num_images:,} images "
+        f"{height}x{width}x{channels}{classes}\n"
+        f"model     {config.model}: generator "
+        f"{_count(gan.networks.generator)}, discriminator "
+        f"{_count(gan.networks.discriminator)} parameters\n"
+        f"devices   {config.strategy}: {replicas} "
+        f"replica{'s' if replicas > 1 else ''} on "
+        f"{kind}, batch {config.batch_size}, {config.precision}\n"
+        f"run       {config.run_dir}: {start}, "
+        f"{config.num_steps:,} steps in all"
+    )
+    say(restored.notes)
+
+
+def _count(network: keras.Model) -> str:
+    count = sum(
+        int(np.prod(weight.shape)) for weight in network.trainable_weights
+    )
+    return f"{count:,}"

@@ -1,4 +1,4 @@
-"""Where the states of a run are: by its flags, and by what it was told before.
+"""Where the checkpoints of a run are, by its flags and those of earlier starts.
 
 `run_dir/saved.json` names the directories that the run has saved to. So a flag
 that is forgotten, or a disk that is not mounted, is no reason to start over.
@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from typing import NamedTuple
 
+from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.going_on import Place
 from dtrain.cluster.environment import Cluster
 from dtrain.config import Config
 from dtrain.storage import files, sealed
-
-
-class Place(NamedTuple):
-    """A directory of checkpoints that this worker may be able to read.
-
-    Attributes:
-        path: of the directory; it need not be there.
-        is_mine: whether this worker, and it alone, may change it.
-    """
-
-    path: str
-    is_mine: bool
 
 
 def checkpoint_dir(config: Config) -> str:
@@ -41,7 +29,7 @@ def backup_root(config: Config) -> str:
 
 
 def backup(config: Config, cluster: Cluster) -> str | None:
-    """Returns where a worker backs up; None if it does not."""
+    """Returns where a worker keeps its backups; None if it makes none."""
     if config.backup_dir:
         return f"{backup_root(config)}/worker-{cluster.index}"
     return f"{config.run_dir}/backup" if cluster.is_chief else None
@@ -49,10 +37,6 @@ def backup(config: Config, cluster: Cluster) -> str | None:
 
 def find(config: Config, cluster: Cluster) -> list[Place]:
     """Lists where a state of the run may be, in order of preference.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
 
     Raises:
         OSError: a directory cannot be listed.
@@ -68,7 +52,10 @@ def find(config: Config, cluster: Cluster) -> list[Place]:
     chiefs = {paths[0], f"{config.run_dir}/backup"}
     distinct = {_absolute(path): path for path in reversed(paths)}
     return [
-        Place(path, path == own or (cluster.is_chief and path in chiefs))
+        Place(
+            CheckpointDirectory(path),
+            is_mine=path == own or (cluster.is_chief and path in chiefs),
+        )
         for path in reversed(distinct.values())
     ]
 
@@ -80,12 +67,9 @@ def _absolute(path: str) -> str:
 def recorded(run_dir: str) -> list[str] | None:
     """Reads which directories a run has saved to.
 
-    Args:
-        run_dir: the run's directory.
-
     Returns:
-        Their paths; none if they cannot be told any more, and None if the run
-        has not saved anything.
+        Their paths; none if saved.json is damaged, and None if the run has not
+        saved anything.
 
     Raises:
         OSError: the directory cannot be read.
@@ -97,34 +81,28 @@ def recorded(run_dir: str) -> list[str] | None:
         directories = sealed.loads(data)["directories"]
     except sealed.DamagedError:
         return []
-    return [_join(run_dir, path) for path in directories]
-
-
-def _join(run_dir: str, path: str) -> str:
-    is_whole = files.is_remote(path) or os.path.isabs(path)
-    return path if is_whole else f"{run_dir}/{path}"
+    return [
+        path
+        if files.is_remote(path) or os.path.isabs(path)
+        else f"{run_dir}/{path}"
+        for path in directories
+    ]
 
 
 def record(config: Config, cluster: Cluster) -> None:
     """Notes where a run has saved to; the chief calls this after a commit.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers.
 
     Raises:
         OSError: the directory cannot be written to.
     """
     before = recorded(config.run_dir) or []
     now = [checkpoint_dir(config), backup(config, cluster) or ""]
-    directories = {_relative(config.run_dir, path) for path in (*before, *now)}
-    content: Mapping[str, list[str]] = {"directories": sorted(directories)}
-    path, data = f"{config.run_dir}/saved.json", sealed.dumps(content)
+    # What is in the run's directory is named from there: it may be moved.
+    start = f"{_absolute(config.run_dir)}/"
+    directories = {
+        _absolute(path).removeprefix(start) for path in (*before, *now)
+    }
+    path = f"{config.run_dir}/saved.json"
+    data = sealed.dumps({"directories": sorted(directories)})
     if files.read(path) != data:
         files.write(path, data)
-
-
-def _relative(run_dir: str, path: str) -> str:
-    """Names what is in the run's directory from there: it may be moved."""
-    run_dir, path = _absolute(run_dir), _absolute(path)
-    return path.removeprefix(f"{run_dir}/")

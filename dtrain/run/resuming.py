@@ -1,4 +1,4 @@
-"""Where a run goes on: from its newest state, or from its last good one."""
+"""Restores a run: its newest state, or its last good one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtrain.cluster.workers import Workers
 from dtrain.config import Config, ModelSettings, RunSettings
 from dtrain.errors import UserError
 from dtrain.run import places
-from dtrain.run.tiers import Tiers, readable_places
+from dtrain.run.tiers import Tiers
 from dtrain.storage import files
 
 
@@ -26,8 +26,8 @@ class Restored(NamedTuple):
     Attributes:
         prefix: of the checkpoint; empty for a run that starts.
         manifest: of the checkpoint; None for a run that starts.
-        notes: a line for each state that does not verify, and for a list of
-            pins that does not.
+        notes: lines for the user: of each checkpoint that does not verify, and
+            of a damaged list of pins.
     """
 
     prefix: str
@@ -49,19 +49,19 @@ def restore(
         What was restored.
 
     Raises:
-        UserError: there is one and `resume` is never, there is none and it is
-            must, none can be used, or it does not fit the networks.
+        UserError: there is a state and `resume` is never, there is none and
+            it is must, none can be used, or it does not fit the networks.
         StorageError: a disk or the store failed.
     """
     config = tiers.config
-    mine = workers.together(lambda: _search(tiers))
+    seen = workers.together(lambda: _search(tiers))
     with contextlib.ExitStack() as stack:
-        found = exchange.agree(workers, mine, _own(tiers), stack)
-        _check_resume(config, found)
-        if found is None:
-            return Restored("", None, mine.notes)
-        workers.together(lambda: _restore(checkpoint, found, config))
-    return Restored(found.prefix, found.manifest, mine.notes)
+        newest = exchange.agree(workers, seen, _own(tiers), stack)
+        _check_resume(config, newest)
+        if newest is None:
+            return Restored("", None, seen.notes)
+        workers.together(lambda: _restore(checkpoint, newest, config))
+    return Restored(newest.prefix, newest.manifest, seen.notes)
 
 
 def roll_back(
@@ -74,61 +74,57 @@ def roll_back(
     """Restores the last good state of a run that has diverged.
 
     Every worker calls this, when nothing is being written. A checkpoint that
-    was due by its step is preferred to what was saved by the clock, so that a
-    run goes back to the same one however it was killed before.
+    was due by its step is preferred to one saved by the clock, so that a run
+    goes back to the same one however often it was killed before.
 
     Args:
         checkpoint: what is restored into.
         tiers: of this worker.
         workers: of the run.
         step: at which it diverged.
-        limits: a state is good below one of these steps, the first for which
-            there is one.
+        limits: steps; the state is the newest below the first of them that
+            has any.
 
     Returns:
-        What was restored.
+        The manifest of what was restored.
 
     Raises:
         UserError: nothing was saved before, or it cannot be used.
         StorageError: a disk or the store failed.
     """
     config = tiers.config
-
-    mine = workers.together(lambda: _search_below(tiers, limits))
+    seen = workers.together(lambda: _search_below(tiers, limits))
     with contextlib.ExitStack() as stack:
-        found = exchange.agree(workers, mine, _own(tiers), stack)
-        if found is None:
+        good = exchange.agree(workers, seen, _own(tiers), stack)
+        if good is None:
             raise UserError(
                 f"the run diverged at step {step}, before anything was saved; "
                 "lower the learning rates, or look at the data"
             )
-        workers.together(lambda: _restore(checkpoint, found, config))
-        tiers.forget_after(found.manifest.step)
-        # A run that is killed now would go on from there, and come back here.
-        for place in readable_places(config, tiers.cluster):
+        workers.together(lambda: _restore(checkpoint, good, config))
+        tiers.forget_after(good.manifest.step)
+        # A run that is killed now would go on from these, and diverge again.
+        for place in places.find(config, tiers.cluster):
             if place.is_mine:
                 going_on.put_aside_after(
                     place.directory,
-                    found.manifest.step,
+                    good.manifest.step,
                     f"the run diverged at step {step}",
                 )
-    return found.manifest
+    return good.manifest
 
 
 def restore_step(
     checkpoint: tf.train.Checkpoint,
     config: Config,
     step: int | None = None,
-) -> str:
-    """Restores one state of a run that is only looked at.
+) -> None:
+    """Restores a state of a run, in whose directories nothing is changed.
 
     Args:
         checkpoint: what is restored into.
         config: the run's settings.
         step: which; None is the newest that verifies.
-
-    Returns:
-        The prefix that was restored.
 
     Raises:
         UserError: there is none, it is damaged, or it does not fit the
@@ -136,25 +132,26 @@ def restore_step(
         StorageError: the disk or the store cannot be read.
     """
     with files.storage_errors(config.run_dir):
-        readable = [
-            place._replace(is_mine=False)
-            for place in readable_places(config, ALONE)
-        ]
-        found, _ = going_on.choose(
-            readable, config.run_dir, config.verify, step
+        chosen, _ = going_on.choose(
+            _read_only(places.find(config, ALONE)),
+            config.run_dir,
+            config.verify,
+            step,
         )
-    _restore(checkpoint, found, config)
-    return found.prefix
+    _restore(checkpoint, chosen, config)
+
+
+def _read_only(readable: list[going_on.Place]) -> list[going_on.Place]:
+    return [place._replace(is_mine=False) for place in readable]
 
 
 def _restore(
     checkpoint: tf.train.Checkpoint,
-    found: going_on.Found,
+    verified: going_on.Verified,
     config: ModelSettings,
 ) -> None:
-    """Restores what verifies; see `going_on.restore`."""
     going_on.restore(
-        found,
+        verified,
         checkpoint,
         what=f"the networks of --model={config.model}",
         remedy="make the model as it was, or name another run_dir",
@@ -167,16 +164,16 @@ def _own(tiers: Tiers) -> going_on.CheckpointDirectory | None:
 
 
 def _search(tiers: Tiers) -> going_on.Search:
-    """Finds what this worker can offer; see `going_on.search`."""
+    """Finds the newest state that this worker has, with notes for the user."""
     config = tiers.config
     with files.storage_errors(config.run_dir):
-        there = readable_places(config, tiers.cluster)
+        readable = places.find(config, tiers.cluster)
         if config.resume == "never":
-            # It is refused, so nothing in it may be touched.
-            there = [place._replace(is_mine=False) for place in there]
+            # A state is refused, so nothing may be moved.
+            readable = _read_only(readable)
         else:
             tiers.clean()
-        seen = going_on.search(there, config.verify)
+        seen = going_on.search(readable, config.verify)
         recorded = places.recorded(config.run_dir)
     pin_notes = _pin_notes(tiers)
     if recorded is None or seen.holds_something:
@@ -189,15 +186,15 @@ def _search(tiers: Tiers) -> going_on.Search:
 
 
 def _search_below(tiers: Tiers, limits: Sequence[int]) -> going_on.Search:
-    """Finds a state below one of some steps; one due by its step first."""
+    """Finds a state below the first possible limit; see `roll_back`."""
     config = tiers.config
     seen = going_on.Search(None, [], holds_something=False)
     with files.storage_errors(config.run_dir):
-        there = readable_places(config, tiers.cluster)
+        readable = places.find(config, tiers.cluster)
         intervals = (config.checkpoint_every_steps, 1)
         for below, every_steps in itertools.product(limits, intervals):
-            seen = going_on.search(there, config.verify, below, every_steps)
-            if seen.found:
+            seen = going_on.search(readable, config.verify, below, every_steps)
+            if seen.newest:
                 break
     return seen
 
@@ -211,21 +208,18 @@ def _pin_notes(tiers: Tiers) -> list[str]:
     return []
 
 
-def _check_resume(config: RunSettings, found: going_on.Found | None) -> None:
-    """Compares what was found with what `--resume` asked for.
-
-    Raises:
-        UserError: there is a state and there must be none, or the reverse.
-    """
+def _check_resume(
+    config: RunSettings, newest: going_on.Verified | None
+) -> None:
     resume, run_dir = config.resume, config.run_dir
-    if found is None and resume == "must":
+    if newest is None and resume == "must":
         raise UserError(
             f"resume (must): {run_dir} holds no checkpoint to go on from; "
             "use --resume=auto"
         )
-    if found and resume == "never":
+    if newest and resume == "never":
         raise UserError(
             f"resume (never): {run_dir} holds checkpoints up to step "
-            f"{found.manifest.step}; name another run_dir, or use "
+            f"{newest.manifest.step}; name another run_dir, or use "
             "--resume=auto"
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dtrain.checkpoint import going_on, retention
-from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint import retention
 from dtrain.checkpoint.tier import Backup, Tier
 from dtrain.cluster.environment import Cluster
 from dtrain.config import Config
@@ -20,7 +19,7 @@ class Tiers(NamedTuple):
         config: the run's settings.
         cluster: the workers, and which of them this is.
         history: what is kept; the chief writes there.
-        backup: this worker's newest state; None if it has no place for it.
+        backup: this worker's newest state; None if it makes no backups.
     """
 
     config: Config
@@ -49,13 +48,7 @@ class Tiers(NamedTuple):
 def open_tiers(
     config: Config, cluster: Cluster, run: Mapping[str, Any] | None = None
 ) -> Tiers:
-    """Names the directories; each is made at the first save.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
-        run: what config.json holds; written into each manifest.
-    """
+    """Makes the tiers of a worker; their directories are made by a save."""
     history = Tier(
         places.checkpoint_dir(config),
         policies(config),
@@ -67,28 +60,12 @@ def open_tiers(
     return Tiers(config, cluster, history, backup)
 
 
-def readable_places(config: Config, cluster: Cluster) -> list[going_on.Place]:
-    """Lists the directories that may hold a state of the run.
-
-    Args:
-        config: the run's settings.
-        cluster: the workers, and which of them this is.
-
-    Raises:
-        OSError: a directory cannot be listed.
-    """
-    return [
-        going_on.Place(CheckpointDirectory(place.path), place.is_mine)
-        for place in places.find(config, cluster)
-    ]
-
-
 def policies(config: Config) -> list[retention.Policy]:
-    """Returns what the flags say about which checkpoints stay."""
+    """Returns the policies by which checkpoints of the history stay."""
     chosen = retention.of_flags(config)
     every_steps = config.checkpoint_every_steps
     if every_steps and config.max_rollbacks:
-        # Where a run that diverges goes back to, however often it was told to
-        # end and saved in between; two, for a collapse is as long as one lasts.
+        # A run that diverges goes back to one of these, however often it has
+        # saved in between; two, because a collapse is seen late.
         chosen.append(retention.Last(2, of_steps=every_steps))
     return chosen

@@ -103,10 +103,10 @@ def dtrain_manager(directory: str, sender: Sender) -> None:
     )
     place = going_on.Place(CheckpointDirectory(directory), is_mine=True)
     manager.directory.clean()
-    found = going_on.search([place], "full")
-    if found.found:
-        state.restore(found.found.prefix).assert_consumed()
-    elif found.holds_something:
+    search = going_on.search([place], "full")
+    if search.newest:
+        state.restore(search.newest.prefix).assert_consumed()
+    elif search.holds_something:
         raise RuntimeError("nothing verifies")
     sender.send(Start(counts(model, int(step))))
     while True:

@@ -81,7 +81,7 @@ def timed(action: Callable[[], object]) -> float:
 def measure(megabytes: int, rounds: int, directory: str) -> str:
     """Measures one size; returns a line of the table."""
     trainer = Trainer(megabytes * 1_000_000)
-    plan = snapshot.Plan(trainer.state)
+    taker = snapshot.SnapshotTaker(trainer.state)
     durable = directory_lib.CheckpointDirectory(f"{directory}/durable")
     background = background_lib.Writer()
     plain, stock, commit, blocked, overlap = [], [], [], [], []
@@ -91,13 +91,13 @@ def measure(megabytes: int, rounds: int, directory: str) -> str:
         stock.append(timed(lambda: trainer.state.write(f"{directory}/stock")))
 
         def save(number: int = number) -> None:
-            durable.commit(1, plan.take(number))
+            durable.commit(1, taker.take(number))
 
         commit.append(timed(save))
         trainer.step()
 
         def submit(number: int = number) -> None:
-            taken = plan.take(number)
+            taken = taker.take(number)
             background.submit(lambda: durable.commit(1, taken), keep=True)
 
         blocked.append(timed(submit))
