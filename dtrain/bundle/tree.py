@@ -58,6 +58,10 @@ class Tensor:
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
+    def __str__(self) -> str:
+        """Returns the dtype and the shape, as in `float32[3, 4]`."""
+        return f"{self.dtype}{list(self.shape)}"
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the value; of strings those of their lengths alone."""
