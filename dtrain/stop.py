@@ -15,7 +15,7 @@ from dtrain import errors, flags
 from dtrain.resilience import stop_file
 from dtrain.storage import files, locks
 
-# What a run has in its directory, from its very beginning on.
+# One of these a run has in its directory from its very beginning on.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
 
 
@@ -45,7 +45,7 @@ def _is_running(run_dir: str) -> bool:
     """Tells whether a process has claimed the run; see `claim`.
 
     Raises:
-        StorageError: the disk or the store failed, or the disk has no locks.
+        StorageError: the disk has no locks.
     """
     with files.storage_errors(run_dir):
         if files.is_remote(run_dir):

@@ -33,7 +33,7 @@ The images are stored in their order, as --image_size and --channels make
 them: a run on the copy ends with the bits of a run on the original. Worth it
 for many small files, and for images that do not fit in memory.""",
     Config,
-    # It is told of a data set as a run is.
+    # It reads a data set by the flags by which a run does.
     (config_module.DATA,),
     usage="NAME --data_dir=DIR [--flag=value ...]",
 )
@@ -45,7 +45,7 @@ _SPLIT = re.compile(r"\w+")
 def store(source: Source, name: str, split: str, data_dir: str) -> str:
     """Writes a data set that TFDS, and so --dataset=NAME, can read.
 
-    A killed `store` leaves nothing that looks like a data set.
+    If it is killed, nothing is left that looks like a data set.
 
     Args:
         source: of the images.
@@ -94,11 +94,6 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
 
 
 def _check_name(name: str, data_dir: str) -> None:
-    """Checks that a data set of this name can be made.
-
-    Raises:
-        UserError: it is no name, or there is one.
-    """
     if not _NAME.fullmatch(name):
         raise UserError(
             f"name ({name}) must be of small letters, digits and _, and start "
@@ -146,7 +141,13 @@ def run(argv: Sequence[str]) -> int:
             "no name; usage: python -m dtrain.store NAME "
             "--dataset=folder:/path --data_dir=DIR"
         )
-    config = _checked(config_module.parse([argv[0], *argv[2:]]))
+    config = config_module.parse([argv[0], *argv[2:]])
+    if not config.data_dir:
+        raise UserError("data_dir is empty; name a directory for the copy")
+    if not _SPLIT.fullmatch(config.split):
+        raise UserError(
+            f"split ({config.split}) must be one whole split to be stored"
+        )
     startup.import_tensorflow()
     from dtrain.data.sources import open_source
 
@@ -158,16 +159,6 @@ def run(argv: Sequence[str]) -> int:
     )
     print(f"stored as {path}")
     return errors.FINISHED
-
-
-def _checked(config: Config) -> Config:
-    if not config.data_dir:
-        raise UserError("data_dir is empty; name a directory for the copy")
-    if not _SPLIT.fullmatch(config.split):
-        raise UserError(
-            f"split ({config.split}) must be one whole split to be stored"
-        )
-    return config
 
 
 if __name__ == "__main__":
