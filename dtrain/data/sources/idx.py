@@ -1,9 +1,9 @@
 """IDX files: the layout of MNIST and of the sets made after it.
 
 A directory holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and
-for --split=test the same with `t10k`; each may be gzipped (`.gz`). Without a
-file of labels there are none. An uncompressed file of images is mapped, not
-read. The format: https://yann.lecun.org/exdb/mnist/
+for --split=test the same with `t10k`; each may be gzipped (`.gz`), and the
+labels may be missing. A file of images that is not gzipped is mapped, not read.
+The format: https://yann.lecun.org/exdb/mnist/
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
 
 
 def _find(directory: str, stem: str, kind: str) -> str | None:
-    names = [
-        f"{stem}{separator}{kind}{ending}"
-        for separator in "-."
-        for ending in ("", ".gz")
-    ]
-    there = set(files.names(directory))
-    paths = (os.path.join(directory, name) for name in names if name in there)
-    return next((path for path in paths if not files.is_directory(path)), None)
+    names = set(files.names(directory))
+    for separator in "-.":
+        for ending in ("", ".gz"):
+            name = f"{stem}{separator}{kind}{ending}"
+            path = os.path.join(directory, name)
+            if name in names and not files.is_directory(path):
+                return path
+    return None
 
 
 def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
