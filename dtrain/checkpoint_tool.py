@@ -320,13 +320,10 @@ def _add_keeping(commands: Any) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command.
+    """Runs one command; returns the exit code of the process.
 
     Args:
         arguments: the command and what it is applied to.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong, or a checkpoint cannot be read.
@@ -349,11 +346,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _list(directory: str, metric: str) -> int:
-    """Lists checkpoints, without TensorFlow.
-
-    Raises:
-        UserError: there are none.
-    """
+    # Without TensorFlow, which takes seconds to import.
     from dtrain.checkpoint import listing
 
     rows = listing.find(directory)

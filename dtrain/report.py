@@ -189,13 +189,10 @@ def _end(attempt: goodput.Attempt) -> str:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Reports on a run as a command line says.
+    """Reports on a run as a command line says; returns the exit code.
 
     Args:
         arguments: the command line, the program's name first.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong, or there is nothing to report.

@@ -43,7 +43,7 @@ _SPLIT = re.compile(r"\w+")
 
 
 def store(source: Source, name: str, split: str, data_dir: str) -> str:
-    """Writes a data set that TFDS, and so --dataset=NAME, can read.
+    """Writes a data set for --dataset=NAME; returns its directory.
 
     If it is killed, nothing is left that looks like a data set.
 
@@ -52,9 +52,6 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
         name: of the new data set: small letters, digits and `_`.
         split: that it will have, as its only one.
         data_dir: directory of data sets that it is put into.
-
-    Returns:
-        The directory of the new data set.
 
     Raises:
         UserError: the name is not one, there is such a data set already, or
@@ -122,13 +119,10 @@ def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Stores the data set that a command line names.
+    """Stores the data set of a command line; returns the exit code.
 
     Args:
         argv: the command line, the program's name first.
-
-    Returns:
-        The exit code.
 
     Raises:
         UserError: the command line is malformed, the data set cannot be read

@@ -48,7 +48,7 @@ _MOST_BYTES = 64 << 20
 
 
 def find(workdir: str) -> dict[str, pathlib.Path]:
-    """Finds the code that a run may import.
+    """Finds the code that a run may import, by its path in the copy.
 
     It is the packages of dtrain, the lock of its requirements, and all Python
     files in and below a directory, but for copies of earlier jobs: those that
@@ -57,9 +57,6 @@ def find(workdir: str) -> dict[str, pathlib.Path]:
 
     Args:
         workdir: the directory, in which a user's own model may be.
-
-    Returns:
-        Each file by its path in the copy.
 
     Raises:
         UserError: there is too much of it.

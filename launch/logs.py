@@ -22,15 +22,12 @@ class _NobodyListensError(Exception):
 def show(
     patterns: Sequence[str], follow: bool, is_over: Callable[[], bool]
 ) -> int:
-    """Prints the files that patterns match, each line once.
+    """Prints the lines of files, each once; returns how many files.
 
     Args:
         patterns: of files; those of a job that is started again are added to.
         follow: whether to go on as they grow, until the job is over.
         is_over: whether nothing is written any more; asked now and then.
-
-    Returns:
-        How many files there are.
     """
     offsets: dict[str, int] = {}
     ends = False
@@ -70,12 +67,6 @@ def _print_from(path: str, offset: int, is_last: bool) -> int:
 
 
 def _say(line: str) -> None:
-    """Prints a line.
-
-    Raises:
-        _NobodyListensError: nobody reads the lines any more.
-        StorageError: the disk is full, or has failed.
-    """
     try:
         print(line, flush=True)
     except OSError as error:

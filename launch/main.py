@@ -63,14 +63,11 @@ _VERBS = ("submit", "status", "logs", "stop", "list")
 def run(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Does what a command line says.
+    """Does what a command line says; returns the exit code.
 
     Args:
         arguments: the command line, the program's name first.
         environment: the environment variables of the process.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong.
@@ -183,11 +180,7 @@ def _check(
 
 
 def _share_gpus(options: Options, environment: Mapping[str, str]) -> list[str]:
-    """Returns the CUDA_VISIBLE_DEVICES of each worker; none if not asked to.
-
-    Raises:
-        UserError: there are not enough.
-    """
+    # Of each worker CUDA_VISIBLE_DEVICES; nothing if it is not asked for.
     share = options.devices_per_worker
     total = options.num_workers * share
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")

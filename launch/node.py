@@ -121,11 +121,6 @@ def run(
 
 
 def _log_to(directory: str, index: int) -> None:
-    """Sends what is printed from now on to the end of a file.
-
-    Raises:
-        StorageError: it cannot be written to.
-    """
     path = os.path.join(directory, f"worker-{index}.log")
     try:
         os.makedirs(directory, exist_ok=True)

@@ -106,11 +106,6 @@ def _workdir() -> str:
 
 
 def _check_alone(record_dir: str) -> None:
-    """Checks that no other job trains this run.
-
-    Raises:
-        UserError: one waits, or runs.
-    """
     earlier = submission.read(record_dir)
     if earlier is None:
         return

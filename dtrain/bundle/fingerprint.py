@@ -99,13 +99,10 @@ def of(value: np.ndarray) -> Fingerprint:
 
 
 def checksum(array: np.ndarray) -> str:
-    """Computes the SHA-256 of a tensor's bytes; strings have their lengths.
+    """Computes the SHA-256, 64 hexadecimal digits, of a tensor's bytes.
 
     Args:
-        array: in C order.
-
-    Returns:
-        64 hexadecimal digits.
+        array: in C order; a string counts with its length.
     """
     total = hashlib.sha256()
     for part in _bytes(array):

@@ -18,13 +18,10 @@ from dtrain.storage import files
 
 
 def read(prefix: str) -> Tree:
-    """Reads the names of a checkpoint; each value is read when it is asked for.
+    """Reads the names of a checkpoint, and each value when it is asked for.
 
     Args:
         prefix: a local path, without `.index`.
-
-    Returns:
-        The tree.
 
     Raises:
         UserError: it is damaged, or no checkpoint of TensorFlow 2.

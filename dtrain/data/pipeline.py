@@ -221,7 +221,7 @@ def make_dataset_of_part(
 def explain(
     error: Exception, source: Source, config: Config, step: int
 ) -> UserError | None:
-    """Finds out whether an image made a step fail, and which.
+    """Finds the image that made a step fail; None if it was none.
 
     TensorFlow does not say which file it could not decode. Since it is known
     which images the failed steps have, they are tried again one by one.
@@ -231,9 +231,6 @@ def explain(
         source: of the images.
         config: of the run.
         step: number of steps taken before the loop that failed.
-
-    Returns:
-        An error that names the image, or None if it was something else.
     """
     if source.in_memory or not isinstance(error, tf.errors.OpError):
         return None

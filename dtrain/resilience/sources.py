@@ -33,8 +33,8 @@ _GCE_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
 _GCE_HEADERS = {"Metadata-Flavor": "Google"}
 _GCE_EVERY_SECS = 1.0
 _GCE_BACKOFF_SECS = 30.0
-# The value of each key that means the end. MIGRATE_ON_HOST_MAINTENANCE does not:
-# the machine runs while it is moved.
+# The value of each key that means the end. MIGRATE_ON_HOST_MAINTENANCE does
+# not: the machine runs while it is moved.
 _GCE_KEYS = {
     "instance/preempted": "TRUE",
     "instance/maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",

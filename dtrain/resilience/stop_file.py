@@ -43,7 +43,7 @@ def exists(name: str, since_secs: float = 0.0) -> bool:
 def since_secs(
     start_secs: float, environment: Mapping[str, str] = os.environ
 ) -> float:
-    """Returns how old a file may be that is meant for this process.
+    """Returns the time, in seconds since 1970, before which no file counts.
 
     When a person starts a run, older files do not count; when a supervisor
     starts its workers again, they do. A scheduler starts a job any time: files
@@ -52,9 +52,6 @@ def since_secs(
     Args:
         start_secs: when this process began, in seconds since 1970.
         environment: the variables of the process.
-
-    Returns:
-        Seconds since 1970; files that are older do not count.
     """
     submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
     if submitted.isascii() and submitted.isdigit():

@@ -71,10 +71,6 @@ class _Stacks(NamedTuple):
     file: int
 
 
-def _nothing() -> tuple[str, bool]:
-    return "", False
-
-
 class Watchdog:
     """Watches the progress of this process, from `start` to `close`.
 
@@ -101,7 +97,7 @@ class Watchdog:
         stacks_path: str,
         hang_timeout_secs: float,
         status_file: str = "",
-        describe: Callable[[], tuple[str, bool]] = _nothing,
+        describe: Callable[[], tuple[str, bool]] = lambda: ("", False),
         *,
         steps_per_loop: int = 1,
         start_up_secs: float = START_UP_SECS,

@@ -1,9 +1,8 @@
 """Notices that this process is to end, and what becomes of them.
 
-A notice is a signal, or comes from one of the `sources`. It sets a flag and does
-nothing else: the training loop asks `requested`, saves, and exits with
-`errors.RUN_AGAIN`. Before there is anything to save, a notice ends the process
-at once.
+A notice is a signal, or comes from one of the `sources`. It only sets a flag:
+the training loop asks `requested`, saves, and exits with `errors.RUN_AGAIN`.
+Before there is anything to save, a notice ends the process at once.
 
 A thread sees the signals and asks the sources that answer at once; each that
 may take long, as a disk or a server, is asked on a thread of its own.
@@ -211,7 +210,7 @@ class Watcher:
         return thread
 
     def _watch(self) -> None:
-        """Sees signals at once, and asks the quick sources every half second."""
+        """Sees signals at once; asks the quick sources every half second."""
         while not self._closed.is_set():
             for number in self._signals.read():
                 self._count(number)

@@ -130,11 +130,6 @@ def _locked(
 def _lock(
     file: int, run_dir: str, name: str, report: Callable[[str], object]
 ) -> None:
-    """Locks a file, if its disk has locks.
-
-    Raises:
-        UserError: another process has it.
-    """
     # If a supervisor was killed, its workers are about to save and end.
     is_supervised = bool(os.environ.get("DTRAIN_SUPERVISOR_PID"))
     end = time.monotonic() + (_ORPHAN_SECS if is_supervised else 0.0)

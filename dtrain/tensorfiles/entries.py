@@ -239,14 +239,13 @@ def check_bools(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def plain(entry: Entry, held: Collection[str]) -> Entry | None:
-    """Returns the dtype and shape that a tensor has in a container.
+    """Returns the dtype and shape of a tensor in a container.
+
+    None for strings, whose lengths decide.
 
     Args:
         entry: its dtype and shape.
         held: the dtypes that the container has.
-
-    Returns:
-        None for strings, whose lengths decide.
     """
     if entry.dtype in held:
         return entry

@@ -97,11 +97,6 @@ def look(path: str) -> dict[str, Any]:
 
 
 def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
-    """Checks that what is listed is in the file.
-
-    Raises:
-        RefusedError: it is not.
-    """
     datasets: dict[str, _Dataset] = {}
     for row in listed:
         name, offset = row["name"], row["offset"] or 0
@@ -120,11 +115,7 @@ def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
 
 
 def _check_apart(datasets: Mapping[str, _Dataset]) -> None:
-    """Checks that no byte is of two tensors: they may be huge together.
-
-    Raises:
-        RefusedError: one is.
-    """
+    # If bytes were of two tensors, a small file could fill the memory.
     end, before = 0, ""
     for name, dataset in sorted(
         datasets.items(), key=lambda item: item[1].offset

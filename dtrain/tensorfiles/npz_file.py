@@ -163,11 +163,6 @@ def _sound(name: str = "") -> Iterator[None]:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, _Member]:
-    """Reads the headers of all arrays.
-
-    Raises:
-        RefusedError: a member is no array, or not what the archive says.
-    """
     infos = archive.infolist()
     if len(infos) > entries_lib.MAX_ENTRIES:
         raise RefusedError(f"it has {len(infos)} members")
@@ -207,11 +202,7 @@ def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
 
 
 def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
-    """Reads the header of an array, as numpy.lib.format describes it.
-
-    Raises:
-        RefusedError: it has none, or one that lies.
-    """
+    # As numpy.lib.format describes it.
     magic = _exactly(stream, 8)
     version = magic[6]
     if magic[:6] != b"\x93NUMPY" or magic[7] or version not in (1, 2, 3):
@@ -261,11 +252,7 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def _read(name: str, archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
-    """Reads an array in pieces: nothing else in memory is as large.
-
-    Raises:
-        BadZipFile: it is not as the archive says.
-    """
+    # In pieces, so that nothing else in memory is as large as the array.
     data = np.empty(member.info.file_size - member.header_bytes, np.uint8)
     with archive.open(member.info) as stream:
         _exactly(stream, member.header_bytes)

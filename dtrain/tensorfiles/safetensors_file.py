@@ -148,11 +148,6 @@ def _check_header(file: BinaryIO, size: int) -> None:
 
 
 def _read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Returns the tensors in the order of their bytes, and the metadata.
-
-    Raises:
-        RefusedError: it is no header, or what it says cannot be.
-    """
     try:
         # Maps nothing into memory.
         with safetensors.safe_open(path, "np", backend="pread") as opened_file:

@@ -103,11 +103,6 @@ def opened(path: str) -> Iterator[Tree]:
 def _with_graph(
     path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Tree:
-    """Makes the tree that `write` wrote.
-
-    Raises:
-        UserError: the graph is damaged, or not that of the tensors.
-    """
     try:
         encoded = base64.b64decode(metadata[_GRAPH], validate=True)
         graph = Graph.FromString(encoded)
@@ -168,11 +163,7 @@ def place(
 
 
 def _new_names(source: Tree, names: Mapping[str, str]) -> dict[str, str]:
-    """Returns the name in the source by that in the target.
-
-    Raises:
-        UserError: two would have one name.
-    """
+    # Names in the source by those in the target.
     changes: dict[str, str] = {}
     for name in source:
         # The longest name that is mapped counts.

@@ -115,11 +115,6 @@ def load(data: bytes, path: str) -> list[Wish]:
 
 
 def _wishes(entry: Any, path: str) -> list[Wish]:
-    """Reads what one entry of a file names: a verb, and what it is applied to.
-
-    Raises:
-        UserError: it is no edit.
-    """
     if not isinstance(entry, dict) or len(entry) != 1:
         raise UserError(
             f"{path}: {reprlib.repr(entry)} must be one edit: its value"
@@ -165,11 +160,6 @@ def make(wishes: Sequence[Wish], source: Callable[[str], Tree]) -> list[Edit]:
 
 
 def _make(group: Sequence[Wish], source: Callable[[str], Tree]) -> Edit:
-    """Makes an edit of wishes in a row of one verb.
-
-    Raises:
-        UserError: see `make`.
-    """
     verb, name, value = group[0]
     if verb == "rename":
         return edits.rename(_changes(group))
@@ -201,11 +191,6 @@ def _make(group: Sequence[Wish], source: Callable[[str], Tree]) -> Edit:
 
 
 def _changes(group: Sequence[Wish]) -> dict[str, str]:
-    """Returns new names by old ones.
-
-    Raises:
-        UserError: one is renamed twice, or two to the same.
-    """
     changes = {one.name: one.value for one in group}
     if len(changes) < len(group) or len(set(changes.values())) < len(group):
         pairs = ", ".join(f"{one.name}={one.value}" for one in group)

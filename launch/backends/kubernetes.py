@@ -58,11 +58,6 @@ def plan(job: Job) -> Plan:
 
 
 def _check_flags(job: Job) -> None:
-    """Checks what the flags say of each other.
-
-    Raises:
-        UserError: one is missing, or contradicts another.
-    """
     options, parsed = job.options, job.parsed
     job.require_image()
     mounts = [path for _, path in workload.claims(job)]

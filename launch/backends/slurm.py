@@ -164,11 +164,7 @@ def _arguments(runs: Sequence[Sequence[str]]) -> str:
 
 
 def _lead_secs(options: Options) -> int:
-    """Returns how long before the time limit the notice comes.
-
-    Raises:
-        UserError: there is no time left to train.
-    """
+    # How long before the time limit the notice comes.
     lead_secs = max(_LEAST_LEAD_SECS, int(2 * options.grace_secs))
     if 0 < 3600 * options.max_hours < 2 * lead_secs:
         raise UserError(
@@ -218,11 +214,6 @@ def _sbatch_arguments(job: Job) -> tuple[str, ...]:
 
 
 def _srun_arguments(job: Job) -> tuple[str, ...]:
-    """Returns the flags of srun.
-
-    Raises:
-        UserError: a directory cannot be mounted in a container.
-    """
     options = job.options
     # Since 22.05 a step does not inherit what sbatch was told.
     cpus = options.cpus_per_node

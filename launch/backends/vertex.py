@@ -256,11 +256,6 @@ def _call(
 
 
 def _library(name: str) -> ModuleType:
-    """Imports a module of the client library, which is optional.
-
-    Raises:
-        UserError: it is not installed.
-    """
     try:
         # Takes seconds, and `--dry_run` does without.
         return importlib.import_module(name)

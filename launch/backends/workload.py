@@ -285,11 +285,6 @@ def _resources(job: Job) -> dict[str, Any]:
 
 
 def _node_selector(job: Job) -> dict[str, str]:
-    """Returns the labels that a node must have.
-
-    Raises:
-        UserError: one is malformed.
-    """
     labels = {}
     if job.options.gpu_type:
         labels["cloud.google.com/gke-accelerator"] = job.options.gpu_type

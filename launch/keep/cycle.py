@@ -270,7 +270,7 @@ def run(
     grace_secs: float = 0.0,
     leave_secs: float = LAST_LEAVE_SECS,
 ) -> Result:
-    """Starts the workers and waits for all of them.
+    """Starts the workers and waits for all; returns how they ended.
 
     The first notice is handed on as SIGTERM, the second one kills. When a
     worker fails, the others have `leave_secs` to see it and end.
@@ -281,9 +281,6 @@ def run(
         grace_secs: how long they may take to save after a notice; 0 is as
             long as they need.
         leave_secs: how long they may take to end when one has failed.
-
-    Returns:
-        How they ended.
     """
     cycle = _Cycle(notices, grace_secs, leave_secs)
     try:

@@ -108,13 +108,10 @@ class Record:
         )
 
     def next(self, result: cycle.Result) -> Decision:
-        """Decides what follows a start of the workers.
+        """Decides what follows a start, and takes note of how it ended.
 
         Args:
             result: how they ended.
-
-        Returns:
-            What to do; this record has then taken note of it.
         """
         end = _end(result, self._options.is_of_a_job)
         if end is not None:
@@ -263,7 +260,7 @@ def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:
 
 
 def run(options: Options, plan: Plan) -> int:
-    """Starts the workers, again and again, until the run is finished.
+    """Starts the workers until the run is finished; returns the exit code.
 
     Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 let all workers save and end; a second
     one ends them at once.
@@ -271,9 +268,6 @@ def run(options: Options, plan: Plan) -> int:
     Args:
         options: how the run is kept alive.
         plan: makes the processes of a start.
-
-    Returns:
-        The exit code of the process.
     """
     record = Record(options)
     with (

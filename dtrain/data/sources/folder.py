@@ -94,11 +94,6 @@ class FolderSource(EncodedSource):
         )
 
     def _shape(self, path: str) -> tuple[int, int, int]:
-        """Decodes a file for its height, width and channels.
-
-        Raises:
-            UserError: it cannot be decoded.
-        """
         try:
             image = self._decode_file(tf.constant(os.fsencode(path)))
         except tf.errors.OpError as error:
@@ -116,14 +111,11 @@ class FolderSource(EncodedSource):
 
 
 def open_folder(path: str, config: DataSettings) -> FolderSource:
-    """Opens a folder of images.
+    """Opens a folder of images; each folder in it is a class.
 
     Args:
         path: of the folder, which may be gs://.
         config: `dataset`, `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, with a class for each folder in the folder.
 
     Raises:
         UserError: there is no such folder, it holds no images or is not laid

@@ -24,14 +24,11 @@ _UINT8 = 0x08
 
 
 def open_idx(directory: str, config: DataSettings) -> arrays.ArraySource:
-    """Opens a directory of IDX files.
+    """Opens a directory of IDX files: grey images, and labels if any.
 
     Args:
         directory: its path, which may be gs://.
         config: `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, grey, with the labels if there are any.
 
     Raises:
         UserError: there are no such files, or one is malformed.
@@ -87,14 +84,11 @@ def _find(directory: str, stem: str, kind: str) -> str | None:
 
 
 def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
-    """Reads one IDX file of bytes.
+    """Reads one IDX file of bytes, as a read-only array of uint8.
 
     Args:
         path: of the file, gzipped if it ends in .gz.
         rank: number of dimensions that it must have.
-
-    Returns:
-        uint8 of that rank, read-only.
 
     Raises:
         UserError: the file cannot be read, is not IDX, is of another type or

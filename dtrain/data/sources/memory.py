@@ -94,16 +94,13 @@ def fits(origin: Source, cache_gib: float) -> bool:
 
 
 def load(origin: Source, report: Report = to_stderr) -> MemorySource:
-    """Reads all images of a source, decoding them in C++ threads.
+    """Reads all images of a source, in their order and by C++ threads.
 
     An image that cannot be read is a UserError that names it.
 
     Args:
         origin: the source.
         report: called with a line of progress every few seconds.
-
-    Returns:
-        A source of the same images in the same order.
     """
     chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(origin.image_shape))))
     num_images = origin.num_images
@@ -127,15 +124,12 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
 def collect(
     origin: Source, batches: tf.data.Dataset, report: Report = to_stderr
 ) -> MemorySource:
-    """Copies batches of images one after another into memory.
+    """Copies batches of images, one after another, into memory.
 
     Args:
         origin: says how many images there are, and of which shape.
         batches: of images uint8 [b, H, W, C] and labels int32 [b], in order.
         report: called with a line of progress every few seconds.
-
-    Returns:
-        A source of these images.
 
     Raises:
         UserError: an image cannot be read; it is named if it is known.

@@ -30,14 +30,11 @@ _MAX_CLASSES = 100_000
 
 
 def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
-    """Opens an npz file.
+    """Opens an npz file: images, and labels if there are any.
 
     Args:
         path: of the file; gs:// is read into memory.
         config: `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, with the labels if there are any.
 
     Raises:
         UserError: there is no such file, it is malformed, or its arrays are

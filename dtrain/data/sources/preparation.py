@@ -34,7 +34,7 @@ _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def prepared_builder(config: DataSettings, name: str) -> Any:
-    """Returns the builder of a data set that is prepared on disk.
+    """Returns the TFDS builder of a data set that is prepared on disk.
 
     The embedded digits are prepared if they are not, another set only with
     --download. Workers that start together on one disk wait for the first.
@@ -42,9 +42,6 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
     Args:
         config: `dataset`, `data_dir`, `manual_dir` and `download` count.
         name: as TFDS writes it: name[/config][:version].
-
-    Returns:
-        A `tfds.core.DatasetBuilder`.
 
     Raises:
         UserError: TFDS knows no such set, it is not prepared and may not be,

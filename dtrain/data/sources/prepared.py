@@ -155,14 +155,11 @@ class PreparedSource(EncodedSource):
 
 
 def open_prepared(config: DataSettings, report: memory.Report) -> Source:
-    """Opens a data set of TFDS, preparing it first where that is allowed.
+    """Opens a data set of TFDS, in memory where its format asks for it.
 
     Args:
         config: the fields of the group Data count.
         report: called with a line of progress every few seconds.
-
-    Returns:
-        The images; already in memory where the format asks for it.
 
     Raises:
         UserError: TFDS knows no such set, or it is not prepared, has no

@@ -58,15 +58,12 @@ atexit.register(_GATE.shut)
 def numpy_function(
     function: Callable[..., Any], inputs: Sequence[tf.Tensor], types: Any
 ) -> Any:
-    """Calls a pure Python function from a graph, as `tf.numpy_function` does.
+    """Calls a pure Python function as `tf.numpy_function` does.
 
     Args:
         function: takes and returns NumPy arrays.
         inputs: its arguments.
         types: dtype of each result, or of the only one.
-
-    Returns:
-        The results, of unknown shape.
     """
 
     @tf.autograph.experimental.do_not_convert

@@ -47,13 +47,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> Any:
-        """Fetches what `decode` needs; the part that may run Python.
+        """Fetches the tensors for `decode`; the part that may run Python.
 
         Args:
             indices: int64 [b] in [0, num_images).
-
-        Returns:
-            Tensors that `decode` takes.
         """
 
     @abc.abstractmethod
@@ -69,24 +66,18 @@ class Source(abc.ABC):
         """
 
     def read(self, indices: tf.Tensor) -> Images:
-        """Reads images by their indices, in a tf.data map or eagerly.
+        """Fetches and decodes images, in a tf.data map or eagerly.
 
         Args:
             indices: int64 [b] in [0, num_images).
-
-        Returns:
-            As `decode` does.
         """
         return self.decode(self.fetch(indices))
 
     def find_fault(self, indices: Iterable[int]) -> UserError | None:
-        """Looks for the first image that cannot be read.
+        """Names the first image that cannot be read; None if all can be.
 
         Args:
             indices: of the images to try, each in [0, num_images).
-
-        Returns:
-            An error that names the image, or None if all can be read.
         """
         if self.in_memory:
             return None
