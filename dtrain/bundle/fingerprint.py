@@ -46,7 +46,7 @@ class State:
         self._digest = hashlib.sha256()
 
     def add(self, key: str, value: np.ndarray) -> None:
-        """Takes in one tensor; the digest is of the order of these calls.
+        """Takes in one tensor; the digest depends on the order of the calls.
 
         Args:
             key: in the checkpoint; the tensors come sorted by it.
@@ -54,7 +54,7 @@ class State:
         """
         array = np.asarray(value)
         self.tensors[key] = of(array)
-        # The graph has the order in which a program made its objects.
+        # The graph depends on the order in which a program made its objects.
         if key == GRAPH_KEY:
             return
         name, parts = key.removesuffix(VALUE), list(_bytes(array))

@@ -301,12 +301,12 @@ def _main_frames() -> str:
     ident = threading.main_thread().ident or 0
     last, *others = traceback.walk_stack(sys._current_frames().get(ident))
     # TensorFlow's calls between them say little, and are in the file.
-    ours = [
+    own = [
         call for call in others if _PACKAGES not in call[0].f_code.co_filename
     ]
     return "\n".join(
         f"  {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-        for frame, line in (last, *ours[: _NUM_FRAMES - 1])
+        for frame, line in (last, *own[: _NUM_FRAMES - 1])
     )
 
 

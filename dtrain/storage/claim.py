@@ -213,7 +213,7 @@ def _started(pid: int) -> str:
     return text.rpartition(")")[2].split()[19]
 
 
-class _Found(NamedTuple):
+class _Written(NamedTuple):
     """A lease as it was read.
 
     Attributes:
@@ -229,7 +229,7 @@ class _Found(NamedTuple):
     lease_secs: float = _LEASE_SECS
 
     @classmethod
-    def parse(cls, data: bytes) -> _Found:
+    def parse(cls, data: bytes) -> _Written:
         """Reads a lease, or as much of it as can be read."""
         try:
             values = json.loads(data)
@@ -274,18 +274,18 @@ class _Lease:
 
     def acquire(self) -> None:
         """Takes the lease, or raises UserError or StorageError."""
-        found = self._try(self._read)
-        if found and not (found.holder and found.holder.is_gone()):
-            found = self._watch(found)
-        self._term = found.term + 1 if found else 1
+        lease = self._try(self._read)
+        if lease and not (lease.holder and lease.holder.is_gone()):
+            lease = self._watch(lease)
+        self._term = lease.term + 1 if lease else 1
         self._try(self._write)
         self._clock.sleep(min(_SETTLE_SECS, self._lease_secs / 10))
-        found = self._try(self._read)
-        if found is None or found.holder != self._holder:
-            raise self._refusal(found)
+        lease = self._try(self._read)
+        if lease is None or lease.holder != self._holder:
+            raise self._refusal(lease)
         self._thread.start()
 
-    def _watch(self, first: _Found) -> _Found | None:
+    def _watch(self, first: _Written) -> _Written | None:
         """Waits until a lease is released, which gives None, or is dead.
 
         Raises:
@@ -296,20 +296,20 @@ class _Lease:
             f"{first.holder or 'an unknown process'} on {self._run_dir}"
         )
         until = self._clock.now() + first.lease_secs
-        found: _Found | None = first
+        lease: _Written | None = first
         # A look before the time is over does not show that it is dead.
         is_over = False
         while not is_over:
             self._clock.sleep(min(1.0, first.lease_secs / 10))
             is_over = self._clock.now() >= until
-            found = self._try(self._read)
-            if found is None:
+            lease = self._try(self._read)
+            if lease is None:
                 return None
-            if found.data != first.data:
-                raise self._refusal(found)
-        return found
+            if lease.data != first.data:
+                raise self._refusal(lease)
+        return lease
 
-    def _refusal(self, lease: _Found | None) -> UserError:
+    def _refusal(self, lease: _Written | None) -> UserError:
         who = lease.holder if lease and lease.holder else "an unknown process"
         return UserError(
             f"another process trains in {self._name} ({self._run_dir}): {who} "
@@ -334,11 +334,11 @@ class _Lease:
             self._clock.sleep(float(number))
             number += 1
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _Written | None:
         try:
             # As a part, for which TensorFlow needs no size: the one that it
             # remembers is seconds old, and another process writes here.
-            return _Found.parse(files.read_part(self._path, 0, _MAX_BYTES))
+            return _Written.parse(files.read_part(self._path, 0, _MAX_BYTES))
         except FileNotFoundError:
             return None
 
@@ -374,11 +374,11 @@ class _Lease:
         Raises:
             OSError: the store fails.
         """
-        found = self._read()
+        lease = self._read()
         # One of an earlier term, whose holder wrote late, is overwritten.
-        is_newer = found and found.holder and found.term >= self._term
-        if found and is_newer and found.holder != self._holder:
-            self._taken_by = found.holder
+        is_newer = lease and lease.holder and lease.term >= self._term
+        if lease and is_newer and lease.holder != self._holder:
+            self._taken_by = lease.holder
         else:
             self._write()
 
@@ -418,6 +418,6 @@ class _Lease:
         self._thread.join(self._lease_secs / 3)
         # If this fails, the next process waits until the lease is over.
         with contextlib.suppress(OSError):
-            found = self._read()
-            if found and found.holder == self._holder:
+            lease = self._read()
+            if lease and lease.holder == self._holder:
                 files.remove(self._path)
