@@ -77,12 +77,8 @@ def _candidates(
     have: Tree, want: Tree, problems: Problems
 ) -> Iterator[dict[str, str]]:
     """Yields renames that may repair something, the likeliest first."""
-    bad = {
-        *problems.missing,
-        *problems.shapes,
-        *problems.dtypes,
-        *problems.others,
-    }
+    bad = {*problems.missing, *problems.shapes}
+    bad |= {*problems.dtypes, *problems.others}
     targets = _inside(bad, want)
     mixed = {name for pair in problems.others.values() for name in pair}
     sources = _inside({*problems.left_over, *mixed, *(bad & set(have))}, have)
