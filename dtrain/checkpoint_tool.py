@@ -95,16 +95,14 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            allow_abbrev=False,
-            formatter_class=_Formatter,
-            **options,
+            allow_abbrev=False, formatter_class=_Formatter, **options
         )
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with a command line.
 
         Args:
-            message: of argparse.
+            message: what argparse says.
 
         Raises:
             UserError: always.
@@ -131,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m dtrain.checkpoint_tool", add_help=False)
     commands = parser.add_subparsers(dest="command", parser_class=_Parser)
     _add_looking(commands)
+    _add_comparing(commands)
     _add_changing(commands)
     _add_carrying(commands)
     _add_keeping(commands)
@@ -163,8 +162,6 @@ def _add_looking(commands: Any) -> None:
     command.add_argument(
         "--slice", default="", help="as NumPy writes it: 0,:5,...,-1"
     )
-
-    _add_comparing(commands)
 
 
 def _add_comparing(commands: Any) -> None:
@@ -217,13 +214,9 @@ def _add_changing(commands: Any) -> None:
     command.add_argument(
         "--edits", default="", metavar="FILE", help="YAML, before the others"
     )
-    for verb, (value, told) in EDITS.items():
+    for verb, (value, words) in EDITS.items():
         command.add_argument(
-            f"--{verb}",
-            action=_Wish,
-            dest="wishes",
-            metavar=value,
-            help=told,
+            f"--{verb}", action=_Wish, dest="wishes", metavar=value, help=words
         )
 
     command = commands.add_parser(
@@ -327,13 +320,10 @@ def _add_keeping(commands: Any) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command.
+    """Runs one command; returns the exit code of the process.
 
     Args:
         arguments: the command and what it is applied to.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong, or a checkpoint cannot be read.
@@ -356,11 +346,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _list(directory: str, metric: str) -> int:
-    """Lists checkpoints, without TensorFlow.
-
-    Raises:
-        UserError: there are none.
-    """
+    # Without TensorFlow, which takes seconds to import.
     from dtrain.checkpoint import listing
 
     rows = listing.find(directory)

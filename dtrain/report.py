@@ -26,6 +26,7 @@ _WORDS = {
     errors.FINISHED: "finished",
 }
 
+# What each kind of time is called in the table, in its order.
 _LABELS = {
     "useful": "useful steps",
     "redone": "steps redone",
@@ -65,23 +66,15 @@ throughput and its restarts on one time line. See docs/goodput.md.""",
 
 
 def _read(path: str) -> bytes:
-    """Reads a file; nothing if it is not there.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
     with files.storage_errors(path):
         return files.read(path) or b""
 
 
 def read(run_dir: str) -> list[goodput.Attempt]:
-    """Reads the ledger of a run; what is damaged is told and left out.
+    """Reads the attempts of a run, at least one; says which are damaged.
 
     Args:
-        run_dir: local or remote.
-
-    Returns:
-        The attempts, one at least.
+        run_dir: on a disk or gs://.
 
     Raises:
         UserError: there is no run, no ledger, or none that can be read.
@@ -117,7 +110,7 @@ def read(run_dir: str) -> list[goodput.Attempt]:
 
 
 def read_losses(run_dir: str) -> dict[str, tuple[Floats, Floats]]:
-    """Reads the losses of a run; a line that is no line is left out.
+    """Reads the losses of a run; lines that cannot be read are left out.
 
     Args:
         run_dir: see `read`.
@@ -154,8 +147,7 @@ def table(account: goodput.Account, run_dir: str) -> str:
         account: of the run.
         run_dir: to be named.
     """
-    wall = max(account.wall_secs, 1e-9)
-    seconds = account.seconds
+    seconds, wall = account.seconds, max(account.wall_secs, 1e-9)
     train = max(seconds["useful"], 1e-9)
     rows = [
         f"{label:<14}{_clock(seconds[kind]):>11}{seconds[kind] / wall:>9.1%}"
@@ -186,25 +178,21 @@ def _clock(secs: float) -> str:
 def _ends(account: goodput.Account) -> str:
     """Says how the attempts ended, and how many did so."""
     ends = collections.Counter(
-        _end(each.attempt) for each in account.placed
+        _end(placed.attempt) for placed in account.placed
     ).most_common()
     return ", ".join(f"{count:,} {words}" for words, count in ends)
 
 
 def _end(attempt: goodput.Attempt) -> str:
-    code = attempt.exit_code
-    words = _WORDS.get(code, f"crashed ({code})")
+    words = _WORDS.get(attempt.exit_code, f"crashed ({attempt.exit_code})")
     return f"{words}: {attempt.notice}" if attempt.notice else words
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Reports on a run as a command line says.
+    """Reports on a run as a command line says; returns the exit code.
 
     Args:
         arguments: the command line, the program's name first.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong, or there is nothing to report.

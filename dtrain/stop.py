@@ -15,7 +15,7 @@ from dtrain import errors, flags
 from dtrain.resilience import stop_file
 from dtrain.storage import files, locks
 
-# What a run has in its directory, from its very beginning on.
+# One of these a run has in its directory from its very beginning on.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
 
 
@@ -42,11 +42,6 @@ start it again. The command that started it goes on from there.""",
 
 
 def _is_running(run_dir: str) -> bool:
-    """Tells whether a process has claimed the run; see `claim`.
-
-    Raises:
-        StorageError: the disk or the store failed, or the disk has no locks.
-    """
     with files.storage_errors(run_dir):
         if files.is_remote(run_dir):
             return files.exists(f"{run_dir}/lease.json")
@@ -68,13 +63,10 @@ def _is_running(run_dir: str) -> bool:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Stops a run as a command line says.
+    """Stops a run as a command line says; returns the exit code.
 
     Args:
         arguments: the command line, the program's name first.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong, or there is no such run.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain import config as config_module
 from dtrain import errors, flags
-from dtrain.config import Config, DataSettings
+from dtrain.config import DataSettings
 from dtrain.errors import UserError
 from dtrain.storage import startup
 
@@ -32,7 +32,7 @@ Stores any data set as ArrayRecord, the form that TFDS reads at random.
 The images are stored in their order, as --image_size and --channels make
 them: a run on the copy ends with the bits of a run on the original. Worth it
 for many small files, and for images that do not fit in memory.""",
-    # It is told of a data set as a run is.
+    # It reads a data set by the flags by which a run does.
     DataSettings,
     usage="NAME --data_dir=DIR [--flag=value ...]",
 )
@@ -42,18 +42,15 @@ _SPLIT = re.compile(r"\w+")
 
 
 def store(source: Source, name: str, split: str, data_dir: str) -> str:
-    """Writes a data set that TFDS, and so --dataset=NAME, can read.
+    """Writes a data set for --dataset=NAME; returns its directory.
 
-    A killed `store` leaves nothing that looks like a data set.
+    If it is killed, nothing is left that looks like a data set.
 
     Args:
         source: of the images.
         name: of the new data set: small letters, digits and `_`.
         split: that it will have, as its only one.
         data_dir: directory of data sets that it is put into.
-
-    Returns:
-        The directory of the new data set.
 
     Raises:
         UserError: the name is not one, there is such a data set already, or
@@ -93,11 +90,6 @@ def store(source: Source, name: str, split: str, data_dir: str) -> str:
 
 
 def _check_name(name: str, data_dir: str) -> None:
-    """Checks that a data set of this name can be made.
-
-    Raises:
-        UserError: it is no name, or there is one.
-    """
     if not _NAME.fullmatch(name):
         raise UserError(
             f"name ({name}) must be of small letters, digits and _, and start "
@@ -126,13 +118,10 @@ def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Stores the data set that a command line names.
+    """Stores the data set of a command line; returns the exit code.
 
     Args:
         argv: the command line, the program's name first.
-
-    Returns:
-        The exit code.
 
     Raises:
         UserError: the command line is malformed, the data set cannot be read
@@ -145,7 +134,13 @@ def run(argv: Sequence[str]) -> int:
             "no name; usage: python -m dtrain.store NAME "
             "--dataset=folder:/path --data_dir=DIR"
         )
-    config = _checked(config_module.parse([argv[0], *argv[2:]]))
+    config = config_module.parse([argv[0], *argv[2:]])
+    if not config.data_dir:
+        raise UserError("data_dir is empty; name a directory for the copy")
+    if not _SPLIT.fullmatch(config.split):
+        raise UserError(
+            f"split ({config.split}) must be one whole split to be stored"
+        )
     startup.import_tensorflow()
     from dtrain.data.sources import open_source
 
@@ -157,16 +152,6 @@ def run(argv: Sequence[str]) -> int:
     )
     print(f"stored as {path}")
     return errors.FINISHED
-
-
-def _checked(config: Config) -> Config:
-    if not config.data_dir:
-        raise UserError("data_dir is empty; name a directory for the copy")
-    if not _SPLIT.fullmatch(config.split):
-        raise UserError(
-            f"split ({config.split}) must be one whole split to be stored"
-        )
-    return config
 
 
 if __name__ == "__main__":

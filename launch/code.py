@@ -1,7 +1,7 @@
 """The code of a job, as it was when the job was submitted.
 
-A job that is queued again days later, with code that has been changed
-meanwhile, would end with other bits. So it runs a copy.
+A job may be queued again days later, when the code has been changed, and would
+end with other bits. So it runs a copy.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dtrain.storage import files
 
 # What dtrain imports, in versions and hashes.
 LOCK = "requirements.lock"
-# Starts a module of the copy: `python -m` would take the one of the directory
-# that the job was submitted from. People call files of theirs run.py.
+# Starts a module of the copy, where `python -m` would take the one of the
+# submission's directory. People give this name to no file of theirs.
 RUNNER = "dtrain_runner.py"
 _RUNNER = """\
 import os, runpy, sys
@@ -37,29 +37,26 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _OF_TENSORFLOW = ("CUDA_", "NCCL_", "OMP_", "TF_", "XLA_")
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|CONFIG")
 
-# What `write` has made of earlier jobs, where runs are beside the code: each
-# copy would hold all that were before it.
+# The copies of earlier jobs, if runs are beside the code: each would hold all
+# copies before it.
 _COPY = re.compile(r"(^|/)launch/[0-9]{8}-[0-9]{6}/code(/|$)")
 
-# Code is small; a directory with more is one of data, or a home.
+# Code is small; a directory with more has data in it, or is a home.
 _MOST_DIRECTORIES = 20_000
 _MOST_FILES = 5000
 _MOST_BYTES = 64 << 20
 
 
 def find(workdir: str) -> dict[str, pathlib.Path]:
-    """Finds the code that a run may import.
+    """Finds the code that a run may import, by its path in the copy.
 
-    These are the packages of dtrain, the lock of its requirements, and all
-    Python files in and below a directory: those that git does not ignore or,
-    without git, those in no hidden directory and no virtual environment; but
-    not the copies of earlier jobs.
+    It is the packages of dtrain, the lock of its requirements, and all Python
+    files in and below a directory, but for copies of earlier jobs: those that
+    git does not ignore or, without git, those in no hidden directory and no
+    virtual environment.
 
     Args:
-        workdir: the directory, from which a run takes a model of one's own.
-
-    Returns:
-        Each file by its path in the copy.
+        workdir: the directory, in which a user's own model may be.
 
     Raises:
         UserError: there is too much of it.
@@ -75,28 +72,31 @@ def find(workdir: str) -> dict[str, pathlib.Path]:
 
 
 def write(sources: Mapping[str, pathlib.Path], directory: str) -> None:
-    """Copies what `find` has found, and what starts it.
+    """Copies what `find` has found, and writes what starts it.
 
     Args:
         sources: each file by its path in the copy.
-        directory: where to, also `gs://`; it is made.
+        directory: of the copy, on a disk or gs://; it is made.
 
     Raises:
         OSError: a file cannot be read or written.
     """
     contents = {name: path.read_bytes() for name, path in sources.items()}
     for name, content in {**contents, RUNNER: _RUNNER.encode()}.items():
-        # A copy that a power cut leaves incomplete is of no job yet.
+        # If a power cut leaves it incomplete, no job is queued yet.
         files.write(
             f"{directory}/{name}", content, is_durable=False, make_parents=True
         )
 
 
 def versions(workdir: str) -> dict[str, Any]:
-    """Describes what the job was submitted with: versions, and the commit.
+    """Describes what a job is submitted with: versions, and the commit.
 
-    Of the environment only what changes how TensorFlow computes is among it:
-    any other variable may be a secret.
+    Of the environment it has only what changes how TensorFlow computes: any
+    other variable may be a secret.
+
+    Args:
+        workdir: the directory of the submission.
     """
     packages = {
         package.metadata["Name"]: package.version
@@ -120,15 +120,14 @@ def versions(workdir: str) -> dict[str, Any]:
 def _files(
     workdir: pathlib.Path,
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Yields the root and path of each file; ours last, for they win."""
+    """Yields the root and path of each file; dtrain's last, for they win."""
     listed = _git(
         str(workdir),
         *("ls-files", "-z", "--cached", "--others", "--exclude-standard"),
         *("--", "*.py"),
     )
     if listed:
-        names = [name for name in listed.split("\0") if name]
-        paths = [workdir / name for name in names]
+        paths = [workdir / name for name in listed.split("\0") if name]
     else:
         paths = list(_walk(workdir))
     for path in sorted(paths):
@@ -138,7 +137,7 @@ def _files(
     for package in (dtrain, launch):
         directory = pathlib.Path(package.__path__[0])
         for path in sorted(directory.rglob("*")):
-            # The digits are among it.
+            # The digits belong to it.
             is_code = path.suffix in (".py", ".npz")
             if is_code and "__pycache__" not in path.parts:
                 yield directory.parent, path
@@ -176,7 +175,7 @@ def _refuse(workdir: str | pathlib.Path) -> NoReturn:
 
 
 def _git(workdir: str, *arguments: str) -> str:
-    """Asks git; empty where there is none."""
+    """Returns what git prints; nothing without git or a repository."""
     try:
         return subprocess.run(
             ["git", "-C", workdir, *arguments],

@@ -1,11 +1,20 @@
 """What is submitted, and what becomes of it: a job, and the plan of a backend.
 
-A backend is a module with a pure function, `plan(job) -> Plan`, which
-`--dry_run` prints, that the tests compare, and that is handed to
-`submit(job, plan)`, which returns the id by which the scheduler knows the job.
-Of a job that was submitted, `states(submission)` tells how it is,
-`cancel(submission)` ends it, and `show_logs(submission, follow, is_over)`
-prints what its workers say.
+A backend is a module with these functions. Each raises a UserError where the
+scheduler, or what asks it, is missing, refuses or does not answer.
+
+    plan(job)         the files and commands that submit it: pure, so that
+                      --dry_run prints it and the tests compare it; a UserError
+                      where a flag is missing, malformed, or fits no other
+    submit(job, plan) submits it, when the files of the plan are written;
+                      returns the id by which the scheduler knows it
+    states(submission)
+                      how a job is; a state for each run of a sweep
+    cancel(submission)
+                      ends it
+    show_logs(submission, follow, is_over)
+                      prints what its workers say; if `follow`, until the job
+                      is over, which is_over() tells
 """
 
 from __future__ import annotations
@@ -13,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dtrain import config
@@ -28,8 +37,8 @@ class Job:
 
     Attributes:
         options: the flags in front of the --.
-        arguments: those behind it, as they were typed.
-        parsed: what they mean.
+        arguments: the flags behind it, as they were typed.
+        parsed: what those mean.
         directory: where the files of the plan go, absolute or `gs://`.
         workdir: the directory that the job was submitted from.
         python: the Python of the submission.
@@ -52,7 +61,7 @@ class Job:
     @property
     def record_dir(self) -> str:
         """Where the job is written down."""
-        # No shell does it behind an equals sign.
+        # No shell writes out a ~ behind an equals sign.
         named = os.path.expanduser(self.options.record_dir)
         return named or self.parsed.run_dir
 
@@ -89,10 +98,10 @@ class Job:
                 )
 
     def require_image(self) -> None:
-        """Checks that there is an image, where nothing else has the code.
+        """Checks that an image is named, which alone has the code.
 
         Raises:
-            UserError: there is none.
+            UserError: none is.
         """
         if not self.options.image:
             raise UserError(
@@ -101,7 +110,7 @@ class Job:
             )
 
     def require_store(self) -> None:
-        """Checks that the run is where machines that come and go find it.
+        """Checks that the run is on a store, where other machines find it.
 
         Raises:
             UserError: it is on a disk.
@@ -131,14 +140,14 @@ class Job:
         """Says what one allocation costs at most."""
         options = self.options
         gpus = options.num_nodes * options.gpus_per_node
-        what = f"{options.num_nodes} node{'s' * (options.num_nodes > 1)}"
+        size = f"{options.num_nodes} node{'s' * (options.num_nodes > 1)}"
         if gpus:
-            what += f" x {options.gpus_per_node} GPUs"
+            size += f" x {options.gpus_per_node} GPUs"
         if not options.max_hours:
-            return f"{what}, without a time limit of its own"
+            return f"{size}, without a time limit of its own"
         total = (gpus or options.num_nodes) * options.max_hours
         unit = "GPU hours" if gpus else "node hours"
-        return f"{what} x {options.max_hours:g} h = {total:,.0f} {unit} at most"
+        return f"{size} x {options.max_hours:g} h = {total:,.0f} {unit} at most"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +158,13 @@ class Plan:
         files: text by name, relative to the job's directory; written there
             before the commands run.
         run_dirs: directories of the runs, more than one of a sweep.
-        submit: the command that submits it, or what stands for the call of a
-            client library.
+        submit: the command that submits it; with a client library, words that
+            stand for the call.
         check: a command that asks the scheduler whether it would take the job;
             empty where there is none.
         stdin: name of the file that both commands read; empty if none.
-        has_code: whether a copy of the code is written beside the files; not
-            where it comes in an image.
+        has_code: whether a copy of the code is written beside the files; else
+            it comes in an image.
     """
 
     files: Mapping[str, str]
@@ -198,3 +207,22 @@ class State(NamedTuple):
 
     phase: str
     details: str
+
+
+def read_state(
+    word: str, phases: Mapping[str, Sequence[str]], details: Iterable[str]
+) -> State:
+    """Makes a state of what a scheduler says.
+
+    Args:
+        word: what it calls the state.
+        phases: such words, by the phase; any other word is a failure.
+        details: for people.
+    """
+    known = (phase for phase, words in phases.items() if word in words)
+    return State(next(known, FAILED), ", ".join(details))
+
+
+def forgotten(scheduler: str, job: str) -> list[State]:
+    """Says that a scheduler knows a job no more, for `states`."""
+    return [State(UNKNOWN, f"{scheduler} has forgotten {job}")]

@@ -1,4 +1,4 @@
-"""What a launcher prints, wherever it goes."""
+"""Prints the lines of a launcher, wherever they go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 def print_what_cannot_be_shown() -> None:
-    """Lets a worker print what the terminal of this process cannot show."""
+    """Escapes what a worker prints and the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -18,9 +18,12 @@ def print_what_cannot_be_shown() -> None:
 def say(line: str, stream: TextIO) -> None:
     """Prints a line in one piece, if anybody listens.
 
-    Where nobody does, as behind `| head` or on a disk that is full, it is lost:
-    a run must not end for it, and a worker would wait for ever to write into a
-    pipe that nobody reads.
+    Else, as behind `| head` or on a full disk, it is lost: a run must not end
+    for that, nor a worker wait for ever until somebody reads its pipe.
+
+    Args:
+        line: without its end.
+        stream: where to.
     """
     with contextlib.suppress(OSError, ValueError):
         stream.write(f"{line}\n")

@@ -22,39 +22,27 @@ class _NobodyListensError(Exception):
 def show(
     patterns: Sequence[str], follow: bool, is_over: Callable[[], bool]
 ) -> int:
-    """Prints the files that patterns match, each line once.
+    """Prints the lines of files, each once; returns how many files.
 
     Args:
         patterns: of files; those of a job that is started again are added to.
         follow: whether to go on as they grow, until the job is over.
         is_over: whether nothing is written any more; asked now and then.
-
-    Returns:
-        How many files there are.
     """
     offsets: dict[str, int] = {}
+    ends = False
     with contextlib.suppress(_NobodyListensError):
-        _show(patterns, follow, is_over, offsets)
+        while not ends:
+            # Before the last look: what is written until then is seen.
+            ends = not follow or is_over()
+            for path in sorted(
+                path for pattern in patterns for path in glob.glob(pattern)
+            ):
+                offset = offsets.setdefault(path, 0)
+                offsets[path] = _print_from(path, offset, ends)
+            if not ends:
+                time.sleep(_POLL_SECS)
     return len(offsets)
-
-
-def _show(
-    patterns: Sequence[str],
-    follow: bool,
-    is_over: Callable[[], bool],
-    offsets: dict[str, int],
-) -> None:
-    while True:
-        # Before the last look: what is written until then is seen.
-        ends = not follow or is_over()
-        for path in sorted(
-            path for pattern in patterns for path in glob.glob(pattern)
-        ):
-            offset = offsets.setdefault(path, 0)
-            offsets[path] = _print_from(path, offset, ends)
-        if ends:
-            return
-        time.sleep(_POLL_SECS)
 
 
 def _print_from(path: str, offset: int, is_last: bool) -> int:
@@ -65,7 +53,7 @@ def _print_from(path: str, offset: int, is_last: bool) -> int:
         while True:
             data = file.read(_CHUNK)
             end = data.rfind(b"\n") + 1
-            # A line without an end, or one that is longer than all of it.
+            # A line longer than the chunk, or one that gets no end any more.
             if (not end and len(data) == _CHUNK) or (is_last and data):
                 end = end or len(data)
             if not end:
@@ -73,22 +61,16 @@ def _print_from(path: str, offset: int, is_last: bool) -> int:
             offset += end
             file.seek(offset)
             for line in data[:end].decode(errors="replace").splitlines():
-                # What a supervisor hands on has its worker's name in front.
+                # A line that a supervisor handed on has its worker's name.
                 prefix = "" if line.startswith("[worker ") else f"[{name}] "
                 _say(f"{prefix}{line}")
 
 
 def _say(line: str) -> None:
-    """Prints a line.
-
-    Raises:
-        _NobodyListensError: there is no use in another one.
-        StorageError: the disk is full, or has failed.
-    """
     try:
         print(line, flush=True)
     except OSError as error:
-        # What is left in the buffer would fail once more at the end.
+        # Or what is left in the buffer fails once more at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise _NobodyListensError from error

@@ -20,7 +20,7 @@ from launch.options import BACKENDS, GROUPS, TITLES, Options
 
 
 def _mark(metadata: Mapping[str, Any]) -> str:
-    """Says for which backends a flag is, if its title does not."""
+    """Says which backends a flag is for, if its title does not."""
     backends = metadata["backends"]
     own = TITLES.get(metadata["group"])
     is_general = backends in (BACKENDS, (own,))
@@ -63,14 +63,11 @@ _VERBS = ("submit", "status", "logs", "stop", "list")
 def run(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Does what a command line says.
+    """Does what a command line says; returns the exit code.
 
     Args:
         arguments: the command line, the program's name first.
         environment: the environment variables of the process.
-
-    Returns:
-        The exit code of the process.
 
     Raises:
         UserError: the command line is wrong.
@@ -92,20 +89,20 @@ def run(
         options = Options(**_parse(ours))
         if options.backend == "local":
             return _run_here(options, theirs, environment)
-        # Not before it is needed: what follows takes a tenth of a second.
+        # Not at the top: it takes a tenth of a second, and few need it.
         from launch import submit
 
         submit.run(options, theirs)
         return errors.FINISHED
     from launch import verbs
 
-    do = {
+    actions = {
         "status": verbs.status,
         "logs": verbs.logs,
         "stop": verbs.stop,
         "list": verbs.list_jobs,
     }
-    return do[verb](ours)
+    return actions[verb](ours)
 
 
 def _parse(ours: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +131,7 @@ def _run_here(
     def plan(workers: Sequence[int]) -> tuple[worker.Process, ...]:
         names = [f"worker {index}" for index in workers]
         ports = worker.free_ports(len(workers))
-        # Each keeps its own, also when others are left out.
+        # Each keeps its GPUs, even if others are left out.
         visible = [gpus[index] for index in workers] if gpus else []
         return worker.plan(ports, theirs, names, visible)
 
@@ -157,11 +154,6 @@ def _run_here(
 def _check(
     options: Options, parsed: config.Config, workers: environment_lib.Cluster
 ) -> None:
-    """Checks what the flags say of each other.
-
-    Raises:
-        UserError: one contradicts another.
-    """
     if options.min_workers > options.num_workers:
         raise errors.UserError(
             f"min_workers ({options.min_workers}) must be between 0 and "
@@ -188,15 +180,11 @@ def _check(
 
 
 def _share_gpus(options: Options, environment: Mapping[str, str]) -> list[str]:
-    """Returns the CUDA_VISIBLE_DEVICES of each worker; none if not asked to.
-
-    Raises:
-        UserError: there are not enough.
-    """
+    # Of each worker CUDA_VISIBLE_DEVICES; nothing if it is not asked for.
     share = options.devices_per_worker
     total = options.num_workers * share
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    # Of more than there are, TensorFlow tells the worker.
+    # If the machine has fewer, TensorFlow tells the worker.
     devices = visible.split(",") if visible else [*map(str, range(total))]
     if len(devices) < total:
         raise errors.UserError(
@@ -212,7 +200,7 @@ def _share_gpus(options: Options, environment: Mapping[str, str]) -> list[str]:
 
 
 def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
-    """Tells which numbers of workers can share a batch."""
+    """Makes what tells whether so many workers can share a batch."""
     devices = options.devices_per_worker or parsed.num_devices or 1
 
     def fits(num_workers: int) -> bool:

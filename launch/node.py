@@ -79,8 +79,8 @@ def run(
         environment: the variables of this process.
 
     Returns:
-        The exit code: as of the supervisor, but a run that a person has
-        stopped is finished to a scheduler, which would start it again.
+        The exit code of the supervisor; but that of a finished run if a person
+        has stopped it, for the scheduler would start it again.
 
     Raises:
         UserError: the command line or the environment is wrong.
@@ -112,7 +112,7 @@ def run(
     )
     if code not in (errors.RUN_AGAIN, errors.LOST_WORKER):
         return code
-    # A person has ended the job, whatever became of this worker of it.
+    # A person has ended the run, whatever became of this worker.
     since_secs = stop_file.since_secs(start_secs, environment)
     if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
         lines.say(f"{name} ends: the stop file is there", sys.stderr)
@@ -121,11 +121,6 @@ def run(
 
 
 def _log_to(directory: str, index: int) -> None:
-    """Writes from here on what is printed to a file, behind what is there.
-
-    Raises:
-        StorageError: it cannot be written to.
-    """
     path = os.path.join(directory, f"worker-{index}.log")
     try:
         os.makedirs(directory, exist_ok=True)

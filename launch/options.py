@@ -1,4 +1,4 @@
-"""The flags of `launch.main`, which describe a job, and whose each is."""
+"""The flags of `launch.main`, which describe a job, and their backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLURM = "Slurm"
 KUBERNETES = "Kubernetes"
 VERTEX = "Vertex AI"
 SKYPILOT = "SkyPilot"
-# Flags of one backend.
+# The backend of the flags in a group; one that has others says so.
 TITLES = {
     SLURM: "slurm",
     KUBERNETES: "kubernetes",
@@ -28,6 +28,7 @@ GROUPS = (JOB, NODES, ALIVE, *TITLES)
 BACKENDS = ("local", "slurm", "kubernetes", "vertex", "skypilot")
 _IMAGES = ("kubernetes", "vertex", "skypilot")
 _CLUSTERS = BACKENDS[1:]
+_NOT_VERTEX = ("slurm", "kubernetes", "skypilot")
 
 # A label of DNS, which is what the strictest backend takes for a name.
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -37,8 +38,9 @@ MAX_NAME = 50
 def _field(
     default: Any, group: str, help_text: str, *backends: str, **more: Any
 ) -> Any:
+    own = (TITLES[group],) if group in TITLES else BACKENDS
     return flags.field(
-        default, group, help_text, backends=backends or BACKENDS, **more
+        default, group, help_text, backends=backends or own, **more
     )
 
 
@@ -114,9 +116,7 @@ class Options:
         0,
         NODES,
         "CPU cores of each; 0 is the backend's default.",
-        "slurm",
-        "kubernetes",
-        "skypilot",
+        *_NOT_VERTEX,
         minimum=0,
         below=10001,
     )
@@ -124,9 +124,7 @@ class Options:
         0,
         NODES,
         "Memory of each; 0 is the backend's default.",
-        "slurm",
-        "kubernetes",
-        "skypilot",
+        *_NOT_VERTEX,
         minimum=0,
         below=100001,
     )
@@ -168,7 +166,7 @@ class Options:
         ALIVE,
         "How often the job is queued again because a node was lost, with "
         "SkyPilot after any failure; preemptions and time limits do not count.",
-        *("slurm", "kubernetes", "skypilot"),
+        *_NOT_VERTEX,
         minimum=0,
     )
     grace_secs: float = _field(
@@ -180,38 +178,33 @@ class Options:
         below=1e9,
     )
 
-    partition: str = _field("", SLURM, "Partition.", "slurm")
-    account: str = _field("", SLURM, "Account that is charged.", "slurm")
-    qos: str = _field("", SLURM, "Quality of service.", "slurm")
-    constraint: str = _field("", SLURM, "Features of the nodes.", "slurm")
+    partition: str = _field("", SLURM, "Partition.")
+    account: str = _field("", SLURM, "Account that is charged.")
+    qos: str = _field("", SLURM, "Quality of service.")
+    constraint: str = _field("", SLURM, "Features of the nodes.")
     sbatch_arg: tuple[str, ...] = _field(
-        (), SLURM, "Any further argument of sbatch.", "slurm"
+        (), SLURM, "Any further argument of sbatch."
     )
     module: tuple[str, ...] = _field(
-        (), SLURM, "Module to load before the workers start.", "slurm"
+        (), SLURM, "Module to load before the workers start."
     )
-    container_image: str = _field(
-        "", SLURM, "Image for srun's pyxis plugin.", "slurm"
-    )
+    container_image: str = _field("", SLURM, "Image for srun's pyxis plugin.")
     container_mount: tuple[str, ...] = _field(
         (),
         SLURM,
         "Further mounts of the container, as /from:/to. The run directory and "
         "the directory of the submission are mounted.",
-        "slurm",
     )
     sweep: tuple[str, ...] = _field(
         (),
         SLURM,
         "flag=value,value,...: one run for each combination, in "
         "run_dir/flag=value, as a job array.",
-        "slurm",
     )
     max_parallel: int = _field(
         0,
         SLURM,
         "Runs of a sweep at the same time; 0 is all.",
-        "slurm",
         minimum=0,
     )
 
@@ -222,20 +215,18 @@ class Options:
         "do without one, and brings dtrain itself.",
         *_IMAGES,
     )
-    namespace: str = _field("", KUBERNETES, "Namespace.", "kubernetes")
+    namespace: str = _field("", KUBERNETES, "Namespace.")
     gang: str = _field(
         "job",
         KUBERNETES,
         "job: an Indexed Job, which any cluster runs. jobset: a JobSet, which "
         "restarts all pods together and needs its operator.",
-        "kubernetes",
         choices=("job", "jobset"),
     )
     volume_claim: tuple[str, ...] = _field(
         (),
         KUBERNETES,
         "claim:/path, a PersistentVolumeClaim and where it is mounted.",
-        "kubernetes",
     )
     service_account: str = _field(
         "",
@@ -245,18 +236,16 @@ class Options:
         "vertex",
     )
     node_selector: tuple[str, ...] = _field(
-        (), KUBERNETES, "label=value that the nodes must have.", "kubernetes"
+        (), KUBERNETES, "label=value that the nodes must have."
     )
 
-    project: str = _field("", VERTEX, "Google Cloud project.", "vertex")
+    project: str = _field("", VERTEX, "Google Cloud project.")
     region: str = _field("", VERTEX, "Region of the job.", "vertex", "skypilot")
     machine_type: str = _field(
         "", VERTEX, "As in a2-highgpu-8g.", "vertex", "skypilot"
     )
 
-    cloud: str = _field(
-        "", SKYPILOT, "Cloud; empty takes the cheapest.", "skypilot"
-    )
+    cloud: str = _field("", SKYPILOT, "Cloud; empty takes the cheapest.")
 
     def __post_init__(self) -> None:
         flags.check(self)

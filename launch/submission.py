@@ -1,17 +1,18 @@
 """A job that was submitted, as it is written down in its run's directory.
 
-`launch/job.json` below that directory names the job; what was submitted lies
-beside it, in a directory for each submission.
+There launch/job.json describes the newest job; the files of each submission are
+beside it, in a directory of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dtrain.errors import StorageError, UserError
@@ -20,7 +21,7 @@ from launch.job import Job, Plan
 from launch.options import BACKENDS
 
 _VERSION = 1
-# What a scheduler says in its defence fits into one line of this length.
+# Characters of what a scheduler says that are shown.
 _MAX_WORDS = 500
 _REMEDY = "is this a machine from which jobs are submitted?"
 
@@ -36,10 +37,10 @@ class Submission:
         run_dirs: of the runs; more than one of a sweep.
         directory: where the files of the plan are.
         submitted_secs: when, in seconds since 1970.
-        options: the flags in front of the -- that are no defaults.
-        arguments: those behind it.
+        options: values of the flags in front of the --, but for defaults.
+        arguments: the flags behind it.
         submit: the command that submitted it.
-        versions: see `snapshot.versions`.
+        versions: see `code.versions`.
     """
 
     backend: str
@@ -133,11 +134,8 @@ def read(record_dir: str) -> Submission | None:
             )
         return _check(Submission(**values))
     except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
+        *(ValueError, TypeError, KeyError),
+        *(AttributeError, RecursionError),
     ) as error:
         raise StorageError(
             f"{path} is damaged ({error}); the scheduler's own commands still "
@@ -151,17 +149,13 @@ def _check(submission: Submission) -> Submission:
     Raises:
         ValueError: it is not what `make` makes.
     """
-    words = [
-        submission.backend,
-        submission.job_id,
-        submission.name,
-        submission.directory,
-    ]
     if not isinstance(submission.run_dirs, list) or not submission.run_dirs:
         raise ValueError("it has no run_dirs")
-    if not all(
-        isinstance(word, str) for word in (*words, *submission.run_dirs)
-    ):
+    texts = [
+        *(submission.backend, submission.job_id, submission.name),
+        *(submission.directory, *submission.run_dirs),
+    ]
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("what is to be text is none")
     if (
         submission.backend not in BACKENDS[1:]
@@ -181,13 +175,12 @@ def find(directory: str) -> list[Submission]:
     with files.storage_errors(directory):
         if not files.is_directory(directory):
             raise UserError(f"{directory} is no directory; use --run_dir=DIR")
-        names = sorted(
-            name
+        run_dirs = sorted(
+            os.path.join(directory, name)
             for name, is_directory in files.entries(directory)
             if is_directory
         )
-    run_dirs = [directory, *(os.path.join(directory, name) for name in names)]
-    submissions = [read(run_dir) for run_dir in run_dirs]
+    submissions = [read(run_dir) for run_dir in (directory, *run_dirs)]
     return [submission for submission in submissions if submission]
 
 
@@ -202,7 +195,7 @@ def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
     Raises:
         UserError: there is no such program, or it fails; with its last words.
     """
-    try:
+    with _program(command, remedy):
         done = subprocess.run(
             command,
             input=stdin,
@@ -210,14 +203,10 @@ def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
             encoding="utf-8",
             errors="replace",
         )
-    except OSError as error:
-        raise UserError(
-            f"{command[0]} cannot be run ({error.strerror}); {remedy}"
-        ) from error
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[-_MAX_WORDS:]
+        words = " ".join((done.stderr or done.stdout).split())[-_MAX_WORDS:]
         raise UserError(
-            f"{command[0]} failed with {done.returncode}: {said or 'no word'}"
+            f"{command[0]} failed with {done.returncode}: {words or 'no word'}"
         )
     return done.stdout
 
@@ -232,8 +221,14 @@ def show(command: Sequence[str], remedy: str) -> None:
     Raises:
         UserError: there is none.
     """
-    try:
+    with _program(command, remedy):
         subprocess.run(command)
+
+
+@contextlib.contextmanager
+def _program(command: Sequence[str], remedy: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{command[0]} cannot be run ({error.strerror}); {remedy}"

@@ -18,7 +18,7 @@ from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Plan
 from launch.options import Options
 
-# What each of them has is in `job`.
+# What each of them has is said in `job`.
 BACKENDS: dict[str, ModuleType] = {
     "slurm": slurm,
     "kubernetes": kubernetes,
@@ -32,7 +32,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
 
     Args:
         options: the flags in front of the --.
-        arguments: those behind it.
+        arguments: the flags behind it.
 
     Raises:
         UserError: the job cannot be, or its scheduler does not take it.
@@ -46,11 +46,11 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         return
     _check_alone(job.record_dir)
     print(job.estimate(), flush=True)
-    # Takes seconds in a large repository, and the job would not be written down
-    # if it was interrupted.
+    # Before it is submitted: it takes seconds in a large repository, and a job
+    # must be written down before anybody presses Ctrl-C.
     versions = code.versions(job.workdir)
     job_id = _submit(job, plan)
-    # First of all, for nobody else knows its number.
+    # At once: nobody else knows its number.
     print(
         f"submitted {job.name} as job {job_id}; python -m launch.main status, "
         f"logs or stop --run_dir={shlex.quote(job.record_dir)}",
@@ -67,14 +67,19 @@ def make_job(
 
     Args:
         options: the flags in front of the --.
-        arguments: those behind it.
+        arguments: the flags behind it.
         submitted_secs: when, in seconds since 1970.
 
     Raises:
         UserError: a flag behind the -- is wrong, or contradicts one of ours.
     """
     parsed = config.parse(["dtrain.main", *arguments])
-    _check_strategy(options, parsed)
+    is_of_many = parsed.strategy in ("default", "multi_worker")
+    if options.num_nodes > 1 and not is_of_many:
+        raise UserError(
+            f"strategy ({parsed.strategy}) runs on one machine; with "
+            f"num_nodes ({options.num_nodes}) leave it out"
+        )
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(submitted_secs))
     job = Job(
         options=options,
@@ -91,11 +96,6 @@ def make_job(
 
 
 def _workdir() -> str:
-    """Returns the directory that the job is submitted from.
-
-    Raises:
-        UserError: it has been removed.
-    """
     try:
         return os.getcwd()
     except OSError as error:
@@ -105,23 +105,7 @@ def _workdir() -> str:
         ) from error
 
 
-def _check_strategy(options: Options, parsed: config.Config) -> None:
-    if options.num_nodes > 1 and parsed.strategy not in (
-        "default",
-        "multi_worker",
-    ):
-        raise UserError(
-            f"strategy ({parsed.strategy}) runs on one machine; with "
-            f"num_nodes ({options.num_nodes}) leave it out"
-        )
-
-
 def _check_alone(record_dir: str) -> None:
-    """Checks that no other job trains this run.
-
-    Raises:
-        UserError: one waits, or runs.
-    """
     earlier = submission.read(record_dir)
     if earlier is None:
         return
@@ -144,7 +128,7 @@ def _submit(job: Job, plan: Plan) -> str:
     """
     record = submission.directory_of(job.record_dir)
     with files.storage_errors(record):
-        # The run's directory too, if it is made for this.
+        # The run's directory, too, if this makes it.
         new = [
             directory
             for directory in (record, os.path.dirname(record))
@@ -167,7 +151,7 @@ def _remove(job: Job, new: Sequence[str]) -> None:
     """Removes the files of a job, and what is empty of new directories."""
     with files.storage_errors(job.directory):
         files.remove_tree(job.directory)
-        # A store has none.
+        # A store has no directories.
         for directory in new:
             if os.path.isdir(directory) and not os.listdir(directory):
                 os.rmdir(directory)
@@ -177,7 +161,7 @@ def _write(job: Job, plan: Plan) -> None:
     sources = code.find(job.workdir) if plan.has_code else {}
     with files.storage_errors(job.directory):
         for name, text in plan.files.items():
-            # A name that the file system has may be no UTF-8.
+            # The name of a file may be no UTF-8.
             content = os.fsencode(text)
             files.write(f"{job.directory}/{name}", content, make_parents=True)
         if plan.has_code:

@@ -41,7 +41,7 @@ def logs(arguments: Sequence[str]) -> int:
     known = {**_RUN_DIR, "follow": (False, "Goes on until the job is over.")}
     values = flags.parse_flags(arguments, known)
     job = _find(values["run_dir"])
-    # A scheduler does not like to be asked twice a second.
+    # Schedulers should not be asked twice a second.
     asked_at, over = -math.inf, False
 
     def is_over() -> bool:
@@ -60,7 +60,7 @@ def stop(arguments: Sequence[str]) -> int:
     record_dir = flags.parse_flags(arguments, _RUN_DIR)["run_dir"]
     job = _find(record_dir)
     if len(job.run_dirs) > 1 and _is_any(job, QUEUED):
-        # Of a sweep: else one that ends lets the next one start.
+        # Or a run of a sweep that ends would let the next one start.
         slurm.cancel_queued(job)
     run_dirs = job.run_dirs if _is_any(job, RUNNING) else ()
     untold = [run_dir for run_dir in run_dirs if not _tell(run_dir)]
@@ -68,7 +68,7 @@ def stop(arguments: Sequence[str]) -> int:
         print(f"{job.name} saves and ends", flush=True)
         while _is_any(job, RUNNING, missed=True):
             time.sleep(_POLL_SECS)
-            # One of a sweep that had no directory yet.
+            # A run of a sweep may have had no directory yet.
             untold = [run_dir for run_dir in untold if not _tell(run_dir)]
     if _is_any(job, QUEUED, RUNNING):
         BACKENDS[job.backend].cancel(job)
@@ -133,14 +133,9 @@ def _states(job: Submission) -> list[State]:
 def _is_any(job: Submission, *phases: str, missed: bool | None = None) -> bool:
     """Tells whether a run of a job is in one of some phases.
 
-    Args:
-        job: the job.
-        phases: which.
-        missed: what is returned while the scheduler does not answer, which a
-            line tells; None raises.
-
     Raises:
-        UserError: the scheduler does not answer.
+        UserError: the scheduler does not answer, and `missed` is None; else
+            that is returned, and a line says so.
     """
     try:
         return any(state.phase in phases for state in _states(job))
@@ -169,12 +164,12 @@ def _tell(run_dir: str) -> bool:
 
 
 def _progress(run_dir: str) -> str:
-    """Says how far a run on a disk is; empty where that cannot be seen."""
+    """Says how far a run on a disk is; empty if that cannot be seen."""
     path = os.path.join(run_dir, "metrics.jsonl")
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - (1 << 16)))
-            # The last one may be written at this moment.
+            # Behind the last end of a line one may just be written.
             lines = file.read().split(b"\n")[-3:]
         ago = time.time() - os.path.getmtime(path)
         step = max(json.loads(line)["step"] for line in lines[:-1] if line)

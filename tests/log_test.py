@@ -93,7 +93,7 @@ def test_a_flipped_bit_is_always_found() -> None:
         damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
         found = log.find([bytes(damaged)], 20, state(content))
         assert not found.is_whole
-        assert found.content.count(b"\n") >= 17
+        assert found.lines.count(b"\n") >= 17
 
 
 def test_a_damaged_line_is_found_without_a_checksum() -> None:

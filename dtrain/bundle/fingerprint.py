@@ -46,7 +46,7 @@ class State:
         self._digest = hashlib.sha256()
 
     def add(self, key: str, value: np.ndarray) -> None:
-        """Takes in one tensor; the digest is of the order of these calls.
+        """Takes in one tensor; the digest depends on the order of the calls.
 
         Args:
             key: in the checkpoint; the tensors come sorted by it.
@@ -54,7 +54,7 @@ class State:
         """
         array = np.asarray(value)
         self.tensors[key] = of(array)
-        # The graph has the order in which a program made its objects.
+        # The graph depends on the order in which a program made its objects.
         if key == GRAPH_KEY:
             return
         name, parts = key.removesuffix(VALUE), list(_bytes(array))
@@ -99,13 +99,10 @@ def of(value: np.ndarray) -> Fingerprint:
 
 
 def checksum(array: np.ndarray) -> str:
-    """Computes the SHA-256 of a tensor's bytes; strings have their lengths.
+    """Computes the SHA-256, 64 hexadecimal digits, of a tensor's bytes.
 
     Args:
-        array: in C order.
-
-    Returns:
-        64 hexadecimal digits.
+        array: in C order; a string counts with its length.
     """
     total = hashlib.sha256()
     for part in _bytes(array):

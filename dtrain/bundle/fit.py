@@ -1,9 +1,9 @@
 """Whether a checkpoint fits the objects it is to be restored into.
 
-TensorFlow restores as it goes: it has written to half of the variables when it
-finds that one does not fit, and says of a name that leads nowhere nothing at
-all unless it is asked. Here both graphs are walked first, in the way a restore
-would, and what does not fit is told with what would repair it.
+TensorFlow restores as it goes: when it finds a variable that does not fit, it
+has written to half of the others; and names that it finds no object for it
+passes over, unless it is asked. Here both graphs are walked first, as a restore
+would walk them, and what does not fit is named with the edit that repairs it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-# Not public; see `snapshot`.
-from tensorflow.python.checkpoint import graph_view, save_util
-
-from dtrain.bundle import fingerprint
+from dtrain.bundle import fingerprint, objects
 from dtrain.bundle.problems import Problems, find_problems, tops
 from dtrain.bundle.repair import find_renames
 from dtrain.bundle.tree import Tensor, Tree
@@ -37,21 +33,13 @@ def of_objects(checkpoint: tf.train.Checkpoint) -> Tree:
     Args:
         checkpoint: its variables exist.
     """
-    # TensorFlow makes it at the first save, or when it restores.
-    assert checkpoint.save_counter is not None
-    view = graph_view.ObjectGraphView(checkpoint)
-    owners, _ = view.breadth_first_traversal()
-    graph = save_util.serialize_graph_view(view)[-1]
-    tensors = {}
-    for owner, node in zip(owners, graph.nodes, strict=True):
-        for attribute in node.attributes:
-            tensors[attribute.checkpoint_key] = _tensor(owner)
-    return Tree(graph, tensors)
+    owners, graph, _ = objects.walk(checkpoint)
+    return Tree(graph, {key: _tensor(owner) for key, owner in owners.items()})
 
 
 def _tensor(owner: Any) -> Tensor:
     """Describes the value of an object; of a table only that there is one."""
-    variable = owner.value if isinstance(owner, keras.Variable) else owner
+    variable = objects.unwrapped(owner)
     dtype = getattr(variable, "dtype", None)
     shape = getattr(variable, "shape", None)
     if dtype is None or shape is None:
@@ -69,14 +57,14 @@ class Misfit(NamedTuple):
     Attributes:
         missing: names, as the program has them, that are not in it.
         left_over: names, as in the checkpoint, that have no place.
-        differing: what is of another shape or dtype, or of another variable,
-            by the program's name.
-        renames: old names and new ones that repair it, or a part of it.
+        differing: how a tensor differs that both have, in shape, dtype or the
+            variable that it is, by the program's name.
+        renames: new names by old ones, which repair it or a part of it.
         casts: dtypes by names, after the renaming.
-        drops: names without a place that can be left out.
-        is_repaired: whether these repair all of it.
-        summary: a line for what is missing and so on, with names that stand
-            for all below them.
+        drops: names that the program has nothing for and that can be dropped.
+        is_repaired: whether these three repair all of it.
+        summary: lines that say what is missing, left over and differing; a
+            name stands for all below it.
     """
 
     missing: tuple[str, ...]
@@ -91,33 +79,33 @@ class Misfit(NamedTuple):
     def counts(self) -> str:
         """Says how much of it there is."""
         return ", ".join(
-            f"{len(found)} {what}"
-            for found, what in (
+            f"{len(names)} {problem}"
+            for names, problem in (
                 (self.missing, "missing"),
                 (self.left_over, "left over"),
                 (self.differing, "differing"),
             )
-            if found
+            if names
         )
 
     def lines(self, prefix: str) -> list[str]:
         """Says all of it in at most 24 lines.
 
         Args:
-            prefix: of the checkpoint.
+            prefix: path of the checkpoint.
         """
-        told = list(self.summary)
+        lines = list(self.summary)
         command = self.command(prefix)
         if command:
-            much = "it" if self.is_repaired else "a part of it"
-            told += [f"this would repair {much}:", f"  {command}"]
-        return told
+            what = "it" if self.is_repaired else "a part of it"
+            lines += [f"this would repair {what}:", f"  {command}"]
+        return lines
 
     def command(self, prefix: str) -> str:
         """Returns the edit that repairs it; empty if none is known.
 
         Args:
-            prefix: of the checkpoint.
+            prefix: path of the checkpoint.
         """
         flags = [f"--rename={old}={new}" for old, new in self.renames.items()]
         flags += [f"--cast={name}={to}" for name, to in self.casts.items()]
@@ -133,98 +121,86 @@ class Misfit(NamedTuple):
 
 
 def compare(have: Tree, want: Tree) -> Misfit | None:
-    """Tells what keeps a checkpoint from being restored.
+    """Tells why a checkpoint cannot be restored; None if it can.
 
     Args:
         have: the checkpoint.
-        want: the objects; see `of_objects`.
-
-    Returns:
-        None if all of the checkpoint has a place, and all objects a value.
+        want: the objects of the program; see `of_objects`.
     """
-    found = find_problems(have, want)
-    if not found:
+    problems = find_problems(have, want)
+    if not problems:
         return None
-    renames = find_renames(have, want, found)
+    renames = find_renames(have, want, problems)
     repaired = have.renamed(renames) if renames else have
-    left = find_problems(repaired, want)
-    casts = dict(left.dtypes)
+    rest = find_problems(repaired, want)
     drops: list[str] = []
-    if not left.missing and not left.others:
-        drops = tops(left.left_over, repaired)
-    rest = len(left) - len(casts) - (len(left.left_over) if drops else 0)
+    if not rest.missing and not rest.others:
+        drops = tops(rest.left_over, repaired)
+    # One cast for all below a name, where they all need the same.
+    casts = {
+        top: dtype
+        for dtype in sorted(set(rest.dtypes.values()))
+        for top in tops(
+            [name for name in rest.dtypes if rest.dtypes[name] == dtype],
+            repaired,
+        )
+    }
+    num_repaired = len(rest.dtypes) + (len(rest.left_over) if drops else 0)
+    differing = _differing(problems, have)
     return Misfit(
-        tuple(sorted(found.missing)),
-        tuple(sorted(found.left_over)),
-        _differing(found, have),
+        tuple(sorted(problems.missing)),
+        tuple(sorted(problems.left_over)),
+        differing,
         renames,
-        _grouped_casts(casts, repaired),
+        casts,
         tuple(drops),
-        not rest,
-        tuple(_summary(found, have, want)),
+        len(rest) == num_repaired,
+        tuple(_summary(problems, differing, have, want)),
     )
 
 
-def _grouped_casts(casts: Mapping[str, str], tree: Tree) -> dict[str, str]:
-    """Gives one dtype to all below a name, where they are all cast to it."""
-    return {
-        name: dtype
-        for dtype in sorted(set(casts.values()))
-        for name in tops([each for each in casts if casts[each] == dtype], tree)
-    }
-
-
-# What is said.
-
-
-def _differing(found: Problems, have: Tree) -> dict[str, str]:
-    """Says of each tensor that has a place how it differs."""
+def _differing(problems: Problems, have: Tree) -> dict[str, str]:
+    """Says of each tensor that both have how it differs."""
     others = {
         name: f"{one} by one way, {two} by another"
-        for name, (one, two) in found.others.items()
+        for name, (one, two) in problems.others.items()
     }
     dtypes = {
         name: f"{have[name].dtype} in the checkpoint, {dtype} in the program"
-        for name, dtype in found.dtypes.items()
+        for name, dtype in problems.dtypes.items()
         if name in have.keys
     }
-    return {**found.shapes, **others, **dtypes}
+    return {**problems.shapes, **others, **dtypes}
 
 
-def _summary(found: Problems, have: Tree, want: Tree) -> Iterator[str]:
+def _summary(
+    problems: Problems, differing: Mapping[str, str], have: Tree, want: Tree
+) -> Iterator[str]:
     """Yields the lines below the head, without the command."""
     room = _MAX_LINES - 3
-    differing = _differing(found, have)
-    sections = [
-        ("missing", _told(found.missing, want)),
-        ("left over", _told(found.left_over, have)),
-        (
-            "differs",
-            [
-                f"{name}: {differing[name]}"
-                # What an optimizer keeps is as its variable is.
-                for name in sorted(
-                    differing, key=lambda n: (n in want.slots, n)
-                )
-            ],
-        ),
-    ]
-    sections = [(what, told) for what, told in sections if told]
-    for number, (what, told) in enumerate(sections):
+    # Slots last: they differ as their variables do.
+    names = sorted(differing, key=lambda name: (name in want.slots, name))
+    sections = {
+        "missing": _lines(problems.missing, want),
+        "left over": _lines(problems.left_over, have),
+        "differs": [f"{name}: {differing[name]}" for name in names],
+    }
+    sections = {title: lines for title, lines in sections.items() if lines}
+    for number, (title, lines) in enumerate(sections.items()):
         share = room // (len(sections) - number)
-        shown = told if len(told) <= share else told[: share - 1]
+        shown = lines if len(lines) <= share else lines[: share - 1]
         room -= len(shown)
-        for each in shown:
-            yield f"  {what:10} {each}"
-        if len(told) > len(shown):
-            yield f"  {what:10} and {len(told) - len(shown)} more"
+        for line in shown:
+            yield f"  {title:10} {line}"
+        if len(lines) > len(shown):
+            yield f"  {title:10} and {len(lines) - len(shown)} more"
             room -= 1
 
 
-def _told(names: Collection[str], tree: Tree) -> list[str]:
+def _lines(names: Collection[str], tree: Tree) -> list[str]:
     """Writes names, one for all below it where all of them are meant."""
     return [
-        f"{top}: {tree[top].dtype}{list(tree[top].shape)}"
+        f"{top}: {tree[top]}"
         if top in tree.keys
         else f"{top}/*: {len(tree.below(top))} tensors"
         for top in tops(names, tree)

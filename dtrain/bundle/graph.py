@@ -16,9 +16,9 @@ GraphNode = Graph.TrackableObject
 Attribute = GraphNode.SerializedTensor
 ROOT = 0
 VALUE = "VARIABLE_VALUE"
-# What a Keras model holds its layers in; a name is readable without them.
+# What a Keras model holds its layers in, and readable names leave out.
 CONTAINERS = ("_functional", "_operations", "_layers")
-# What a Keras optimizer holds that is somebody else's, or is named better.
+# What a Keras optimizer holds that belongs to a model, or has a better name.
 OPTIMIZER_LISTS = ("_variables", "_trainable_variables")
 
 
@@ -57,16 +57,16 @@ def holding_tensors(graph: Graph) -> set[int]:
     for number, node in enumerate(graph.nodes):
         for child in node.children:
             above[child.node_id].append(number)
-    found = {
+    holding = {
         number for number, node in enumerate(graph.nodes) if node.attributes
     }
-    queue = list(found)
+    queue = list(holding)
     while queue:
         for number in above[queue.pop()]:
-            if number not in found:
-                found.add(number)
+            if number not in holding:
+                holding.add(number)
                 queue.append(number)
-    return found
+    return holding
 
 
 def cut(node: GraphNode, edge: str) -> None:
@@ -97,14 +97,16 @@ def pruned(graph: Graph) -> Graph:
     holding = holding_tensors(graph) | {
         number
         for number, node in enumerate(graph.nodes)
-        # Objects that never held one stay: who restores may ask for them.
+        # Objects that never held one stay: a restore may ask for them.
         if not node.has_checkpoint_values.value
     }
     for number, node in enumerate(graph.nodes):
-        children = [each for each in node.children if each.node_id in holding]
+        children = [
+            child for child in node.children if child.node_id in holding
+        ]
         if number == ROOT:
             # As `tf.train.Checkpoint` does.
-            children.sort(key=lambda each: each.local_name)
+            children.sort(key=lambda child: child.local_name)
         del node.children[:]
         node.children.extend(children)
     kept = list(ways_to_objects(graph))

@@ -2,8 +2,8 @@
 
 TensorFlow verifies the checksums of a file and then believes it: a shape with
 a dimension below zero ends the process by a failed CHECK, and a shape of a
-terabyte takes the memory. So what the index says is compared with what there
-is, in the format that TensorFlow has it in: a table of LevelDB
+terabyte takes that much memory. So what the index says is first compared with
+the data files. It is a table of LevelDB
 (https://github.com/google/leveldb/blob/main/doc/table_format.md) whose values
 are BundleEntryProtos (tensorflow/core/protobuf/tensor_bundle.proto).
 """
@@ -21,14 +21,13 @@ from dtrain.errors import UserError
 
 _FOOTER_BYTES = 48
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-# An index holds names and places of tensors, and no more; one of a million
-# tensors has 100 MB.
+# An index of a million tensors has 100 MB.
 _MAX_BYTES = 256 << 20
 _MAX_SHARDS = 100_000
 
 
 def check(prefix: str) -> None:
-    """Refuses an index that says of the data what cannot be.
+    """Refuses an index that says of the data files what cannot be.
 
     Args:
         prefix: a local path, without `.index`.
@@ -37,11 +36,10 @@ def check(prefix: str) -> None:
         UserError: there is none, it is no index, or it promises more than the
             data files hold.
     """
-    path = f"{prefix}.index"
     try:
-        _check(prefix, path)
+        _check(prefix, f"{prefix}.index")
     except (IndexError, ValueError, OSError) as error:
-        # A ValueError is a UserError of below, or a proto that is none.
+        # A ValueError is a UserError of this file, or of a damaged proto.
         reason = str(error) if isinstance(error, UserError) else "it is cut"
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
@@ -54,20 +52,19 @@ def _check(prefix: str, path: str) -> None:
     if os.path.getsize(path) > _MAX_BYTES:
         raise UserError(f"its index has more than {_MAX_BYTES >> 20} MB")
     with open(path, "rb") as file:
-        found = entries(file.read())
-    key, value = next(found, (b"", b""))
+        rows = entries(file.read())
+    key, value = next(rows, (b"", b""))
     if key:
         raise UserError("its index has no header")
-    num_shards = tensor_bundle_pb2.BundleHeaderProto.FromString(
-        value
-    ).num_shards
+    header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
+    num_shards = header.num_shards
     if not 1 <= num_shards <= _MAX_SHARDS:
         raise UserError(f"its index tells of {num_shards} data files")
     sizes = [
         os.path.getsize(f"{prefix}.data-{shard:05}-of-{num_shards:05}")
         for shard in range(num_shards)
     ]
-    for key, value in found:
+    for key, value in rows:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         reason = _fault(entry, sizes)
         if reason:
@@ -78,9 +75,9 @@ def _check(prefix: str, path: str) -> None:
 def _fault(
     entry: tensor_bundle_pb2.BundleEntryProto, sizes: list[int]
 ) -> str | None:
-    """Says what cannot be of an entry; None if all can."""
-    shape = [each.size for each in entry.shape.dim]
-    if entry.shape.unknown_rank or any(each < 0 for each in shape):
+    """Says what is impossible in an entry; None if nothing is."""
+    shape = [side.size for side in entry.shape.dim]
+    if entry.shape.unknown_rank or any(side < 0 for side in shape):
         return f"has the shape {shape}"
     if len(shape) > 254:
         return f"has {len(shape)} dimensions"
@@ -93,14 +90,11 @@ def _fault(
     end = entry.offset + entry.size
     if min(entry.offset, entry.size) < 0 or end > sizes[entry.shard_id]:
         return f"ends at byte {end} of {sizes[entry.shard_id]}"
-    # At least a byte for the length of a string, or for what is unlike both.
+    # A string, and what has no size, takes at least a byte.
     least = math.prod(shape) * max(dtype.size or 1, 1)
     if entry.slices:
-        return (
-            None
-            if least <= sum(sizes)
-            else f"of the shape {shape} is not there"
-        )
+        is_there = least <= sum(sizes)
+        return None if is_there else f"of the shape {shape} is not there"
     is_plain = dtype not in (tf.string, tf.variant, tf.resource)
     if (is_plain and entry.size != least) or entry.size < math.prod(shape):
         return f"has {entry.size} bytes and the shape {shape}"
@@ -119,23 +113,18 @@ def entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if data[-8:] != _MAGIC:
         raise UserError("its index has no end")
     footer = data[-_FOOTER_BYTES:]
-    _, place = _handle(footer, 0)
-    handle, _ = _handle(footer, place)
-    for _, value in _block(data, handle):
+    _, position = _handle(footer, 0)
+    index, _ = _handle(footer, position)
+    for _, value in _block(data, index):
         block, _ = _handle(value, 0)
         yield from _block(data, block)
 
 
 def _block(
-    data: bytes, place: tuple[int, int]
+    data: bytes, extent: tuple[int, int]
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the keys and values of a block.
-
-    Raises:
-        UserError: there is none.
-    """
-    start, length = place
-    # The byte after it tells how it is compressed; TensorFlow never does.
+    start, length = extent
+    # The byte behind it says how it is compressed; TensorFlow's never are.
     if data[start + length]:
         raise UserError("its index is compressed")
     block = data[start : start + length]
@@ -164,11 +153,7 @@ def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Reads a number of up to 64 bits; returns it and the position after.
-
-    Raises:
-        UserError: there is none.
-    """
+    # LEB128: seven bits of a byte, the lowest first, up to 64 in all.
     value = 0
     for shift in range(0, 64, 7):
         byte = data[position]

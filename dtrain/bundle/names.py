@@ -36,7 +36,7 @@ class Names:
             return
         holding = holding_tensors(graph)
         self._walk(holding)
-        # Named after their variables, so when all of those have a name.
+        # Slots are named after their variables, which have their names by now.
         for name, optimizer in self.optimizers.items():
             self._name_slots(name, optimizer)
         self.places = {
@@ -45,7 +45,7 @@ class Names:
             if place.node in holding and place.node not in self.slots
         }
 
-    def found(self) -> Iterator[tuple[int, str]]:
+    def all(self) -> Iterator[tuple[int, str]]:
         """Yields the number and the name of each object that has one."""
         yield ROOT, ""
         yield from self._by_node.items()
@@ -69,10 +69,10 @@ class Names:
 
     def _parts(self, node: int) -> Iterator[tuple[str, Place]]:
         """Yields the last part of the names of what an object holds."""
-        found = list(self._children(node, is_inside=False))
-        shown = [self._label(place) for place in found]
-        counts = collections.Counter(shown)
-        for place, label in zip(found, shown, strict=True):
+        places = list(self._children(node, is_inside=False))
+        labels = [self._label(place) for place in places]
+        counts = collections.Counter(labels)
+        for place, label in zip(places, labels, strict=True):
             yield (label if counts[label] == 1 else place.edge), place
 
     def _children(self, node: int, *, is_inside: bool) -> Iterator[Place]:
@@ -120,30 +120,32 @@ class Names:
                 self.slots.add(slot.slot_variable_node_id)
         lists = {
             child.local_name: [
-                each.node_id
-                for each in self._graph.nodes[child.node_id].children
+                item.node_id
+                for item in self._graph.nodes[child.node_id].children
             ]
             for child in node.children
         }
         own = set(lists.get("_variables", ()))
         variables = lists.get("_trainable_variables", [])
-        # Of an optimizer that is saved without its model.
-        for position, each in enumerate(variables):
+        # If an optimizer is saved without its model, nothing else names them.
+        for position, number in enumerate(variables):
             self._by_node.setdefault(
-                each, f"{name}/trainable_variables/{position}"
+                number, f"{name}/trainable_variables/{position}"
             )
         for edge, nodes in lists.items():
             if edge in OPTIMIZER_LISTS or not own.issuperset(nodes):
                 continue
-            for position, each in enumerate(nodes):
-                self.slots.add(each)
-                if len(nodes) == len(variables):
-                    variable = self._by_node.get(variables[position])
-                    part = edge.lstrip("_")
-                    if variable:
-                        self._by_node[each] = f"{name}/{part}/{variable}"
-        # What an optimizer of one's own keeps in no list.
-        for position, each in enumerate(lists.get("_variables", ())):
-            if each not in self._by_node:
-                self._by_node[each] = f"{name}/variables/{position}"
-                self.slots.add(each)
+            self.slots.update(nodes)
+            if len(nodes) != len(variables):
+                continue
+            for number, owner in zip(nodes, variables, strict=True):
+                variable = self._by_node.get(owner)
+                if variable:
+                    self._by_node[number] = (
+                        f"{name}/{edge.lstrip('_')}/{variable}"
+                    )
+        # What a user's own optimizer keeps in no list.
+        for position, number in enumerate(lists.get("_variables", ())):
+            if number not in self._by_node:
+                self._by_node[number] = f"{name}/variables/{position}"
+                self.slots.add(number)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-# Not public. What a save is made of, key by key, is told nowhere else without
-# saving, and many variables are read at once by no public operation; tests
-# compare the result with a stock save.
+# Not public. Nothing public tells what a save would write without saving, or
+# reads many variables at once; tests compare the result with a stock save.
 from tensorflow.python.checkpoint import graph_view, save_util
 from tensorflow.python.eager import context, execute
 
 from dtrain.bundle import fingerprint
+from dtrain.bundle.graph import Graph
 from dtrain.errors import UserError
 
 
 class Read(NamedTuple):
     """Reads the variables of a device, all at once.
 
-    A read for each takes twice the time, and a `tf.function` waits, now and
-    then, for a thread of TensorFlow's.
+    To read one after the other takes twice the time, and to read them in a
+    `tf.function` is to wait, now and then, for a thread of TensorFlow's.
     """
 
     handles: list[tf.Tensor]
@@ -47,6 +48,37 @@ class Read(NamedTuple):
         )
 
 
+def walk(
+    checkpoint: tf.train.Checkpoint,
+) -> tuple[dict[str, Any], Graph, Collection[str]]:
+    """Finds what a save would write.
+
+    Args:
+        checkpoint: its variables exist.
+
+    Returns:
+        The object of each key, TensorFlow's graph of all objects, and the
+        names of those that have a saver of their own.
+    """
+    # TensorFlow makes it at the first save, or when it restores; it would be
+    # missing here.
+    assert checkpoint.save_counter is not None
+    view = graph_view.ObjectGraphView(checkpoint)
+    owners, _ = view.breadth_first_traversal()
+    *_, registered, graph = save_util.serialize_graph_view(view)
+    by_key = {
+        attribute.checkpoint_key: owner
+        for owner, node in zip(owners, graph.nodes, strict=True)
+        for attribute in node.attributes
+    }
+    return by_key, graph, registered
+
+
+def unwrapped(owner: Any) -> Any:
+    """Returns TensorFlow's variable of one of Keras'; else what it is given."""
+    return owner.value if isinstance(owner, keras.Variable) else owner
+
+
 def variables_of(
     checkpoint: tf.train.Checkpoint,
 ) -> tuple[dict[str, tf.Variable], bytes]:
@@ -65,22 +97,14 @@ def variables_of(
             variable.
     """
     _refuse_on_read(checkpoint)
-    # TensorFlow makes it at the first save; before, it would be missing.
-    assert checkpoint.save_counter is not None
-    view = graph_view.ObjectGraphView(checkpoint)
-    owners, _ = view.breadth_first_traversal()
-    *_, registered, graph = save_util.serialize_graph_view(view)
+    owners, graph, registered = walk(checkpoint)
     if registered:
         raise UserError(
             f"{', '.join(registered)}: what has a saver of its own cannot "
             "be saved while training goes on; leave it out"
         )
     variables = {
-        attribute.checkpoint_key: _on_this_worker(
-            attribute.checkpoint_key, owner
-        )
-        for owner, node in zip(owners, graph.nodes, strict=True)
-        for attribute in node.attributes
+        key: _on_this_worker(key, owner) for key, owner in owners.items()
     }
     return variables, graph.SerializeToString()
 
@@ -93,8 +117,8 @@ def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
             others for ever.
     """
     on_read = tf.VariableSynchronization.ON_READ
-    for each in tf.train.TrackableView(checkpoint).descendants():
-        variable = each.value if isinstance(each, keras.Variable) else each
+    for owner in tf.train.TrackableView(checkpoint).descendants():
+        variable = unwrapped(owner)
         if getattr(variable, "synchronization", None) == on_read:
             raise UserError(
                 f"{variable.name}: a variable with ON_READ synchronization "
@@ -104,12 +128,7 @@ def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
 
 
 def _on_this_worker(key: str, owner: Any) -> tf.Variable:
-    """Finds the variable of this worker's first replica.
-
-    Raises:
-        UserError: it is no variable.
-    """
-    variable = owner.value if isinstance(owner, keras.Variable) else owner
+    variable = unwrapped(owner)
     if isinstance(variable, tf.distribute.DistributedValues):
         variable = variable.values[0]  # type: ignore[attr-defined]
     if not isinstance(variable, tf.Variable):
@@ -124,26 +143,23 @@ def _on_this_worker(key: str, owner: Any) -> tf.Variable:
 def untracked_variables(parts: dict[str, Any]) -> dict[str, tf.Variable]:
     """Finds the Keras variables that a checkpoint of `parts` would leave out.
 
-    They are those of SeedGenerators, and of layers that a subclassed model
-    holds in a list or a dict: TensorFlow's object graph reaches neither.
+    TensorFlow's graph of objects does not reach those of SeedGenerators, and
+    of layers that a subclassed model holds in a list or a dict.
 
     Args:
         parts: what `tf.train.Checkpoint` is to be made of, by name.
 
     Returns:
-        tf.Variable by a name made of the part's and its place in the part.
+        tf.Variable by the name of its part and its position in the part.
     """
     root = tf.train.Checkpoint(**parts)
     reached = set()
     for trackable in tf.train.TrackableView(root).descendants():
-        reached.add(id(trackable))
-        if isinstance(trackable, keras.Variable):
-            reached.add(id(trackable.value))
+        reached |= {id(trackable), id(unwrapped(trackable))}
     untracked: dict[str, Any] = {}
     for part, owner in parts.items():
-        variables = getattr(owner, "variables", ())
-        for place, variable in enumerate(variables):
+        for position, variable in enumerate(getattr(owner, "variables", ())):
             if not {id(variable), id(variable.value)} & reached:
                 reached.add(id(variable))
-                untracked[f"{part}_{place}"] = variable.value
+                untracked[f"{part}_{position}"] = variable.value
     return untracked

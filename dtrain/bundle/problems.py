@@ -29,77 +29,76 @@ class Problems(NamedTuple):
 def find_problems(have: Tree, want: Tree) -> Problems:
     """Walks both graphs as a restore does."""
     matched, others = _matched(have, want)
-    found = Problems(set(), set(), {}, {}, {})
-    found.others.update(others)
+    problems = Problems(set(), set(), {}, {}, others)
     used = set()
-    here, there = _by_node(have), _by_node(want)
-    for number, attributes in there.items():
-        ours = here.get(matched.get(number, -1), {})
+    saved = _names_by_node(have)
+    for number, attributes in _names_by_node(want).items():
+        values = saved.get(matched.get(number, -1), {})
         for attribute, names in attributes.items():
-            used.update(ours.get(attribute, ()))
-            if attribute not in ours:
-                found.missing.update(names)
+            used.update(values.get(attribute, ()))
+            if attribute not in values:
+                problems.missing.update(names)
             elif attribute == VALUE:
-                mine, theirs = ours[attribute][0], names[0]
-                _check(theirs, have[mine], want[theirs], found)
+                name = names[0]
+                _check(name, have[values[attribute][0]], want[name], problems)
     # An optimizer may lead to the variables of a network that itself is not
     # found.
     for name, place in want.places.items():
         if place.node not in matched:
-            found.missing.update(want.below(name))
-    ours = set(matched.values())
+            problems.missing.update(want.below(name))
+    nodes = set(matched.values())
     for name, place in have.places.items():
-        if place.node not in ours:
-            found.left_over.update(have.below(name))
+        if place.node not in nodes:
+            problems.left_over.update(have.below(name))
+    problems.left_over.update(set(have) - used)
     # TensorFlow makes one where there is none, and numbers saves by it.
-    found.left_over.update(set(have) - used)
-    for names in (found.missing, found.left_over):
+    for names in (problems.missing, problems.left_over):
         names.discard("save_counter")
-    return found
+    return problems
 
 
-def _check(name: str, ours: Tensor, theirs: Tensor, found: Problems) -> None:
+def _check(name: str, have: Tensor, want: Tensor, problems: Problems) -> None:
     """Notes a tensor that is of another shape or dtype."""
-    if "variant" in (ours.dtype, theirs.dtype):
+    if "variant" in (have.dtype, want.dtype):
         return
-    if ours.shape != theirs.shape:
-        found.shapes[name] = (
-            f"{list(ours.shape)} in the checkpoint, {list(theirs.shape)} in "
-            "the program"
+    if have.shape != want.shape:
+        problems.shapes[name] = (
+            f"{list(have.shape)} in the checkpoint, {list(want.shape)} in the "
+            "program"
         )
-    elif ours.dtype != theirs.dtype:
-        found.dtypes[name] = theirs.dtype
+    elif have.dtype != want.dtype:
+        problems.dtypes[name] = want.dtype
 
 
 def _matched(
     have: Tree, want: Tree
 ) -> tuple[dict[int, int], dict[str, tuple[str, str]]]:
-    """Finds the object of the checkpoint for each of the program.
+    """Returns the number of the checkpoint's object by that of the program's.
 
-    Returns:
-        Numbers by numbers, and for what two ways lead to different objects,
-        both of them by its name.
+    And by the name of a program's object, that two ways lead to, both names in
+    a checkpoint where they lead to different ones.
     """
     names = {place.node: name for name, place in want.places.items()}
-    ours = {place.node: name for name, place in have.places.items()}
+    saved_names = {place.node: name for name, place in have.places.items()}
     matched = {ROOT: ROOT}
     others: dict[str, tuple[str, str]] = {}
     queue = collections.deque([ROOT])
     while queue:
         number = queue.popleft()
-        there = {
+        saved = {
             child.local_name: child.node_id
             for child in have.graph.nodes[matched[number]].children
         }
         for child in want.graph.nodes[number].children:
-            other = there.get(child.local_name)
+            other = saved.get(child.local_name)
             if other is None:
                 continue
             if child.node_id not in matched:
                 matched[child.node_id] = other
                 queue.append(child.node_id)
             elif matched[child.node_id] != other:
-                one, two = ours.get(matched[child.node_id]), ours.get(other)
+                one = saved_names.get(matched[child.node_id])
+                two = saved_names.get(other)
                 name = names.get(child.node_id)
                 if name and one and two:
                     others[name] = one, two
@@ -110,37 +109,41 @@ def _matched(
 def _match_slots(have: Tree, want: Tree, matched: dict[int, int]) -> None:
     """Adds what optimizers of TensorFlow 1 keep, which hangs on no edge."""
     for number, other in list(matched.items()):
-        there = {
-            (slot.original_variable_node_id, slot.slot_name): slot
+        saved = {
+            (
+                slot.original_variable_node_id,
+                slot.slot_name,
+            ): slot.slot_variable_node_id
             for slot in have.graph.nodes[other].slot_variables
         }
         for slot in want.graph.nodes[number].slot_variables:
             original = matched.get(slot.original_variable_node_id, -1)
-            found = there.get((original, slot.slot_name))
-            if found:
-                matched[slot.slot_variable_node_id] = (
-                    found.slot_variable_node_id
-                )
+            node = saved.get((original, slot.slot_name))
+            if node is not None:
+                matched[slot.slot_variable_node_id] = node
 
 
-def _by_node(tree: Tree) -> dict[int, dict[str, list[str]]]:
+def _names_by_node(tree: Tree) -> dict[int, dict[str, list[str]]]:
     """Returns names by the number of the object and the attribute."""
     names = {key: name for name, key in tree.keys.items()}
-    found: dict[int, dict[str, list[str]]] = {}
-    for number, node in enumerate(tree.graph.nodes):
-        for attribute in node.attributes:
-            there = [names[key] for key in keys_of(attribute, tree.tensors)]
-            found.setdefault(number, {})[attribute.name] = there
-    return found
+    return {
+        number: {
+            attribute.name: [
+                names[key] for key in keys_of(attribute, tree.tensors)
+            ]
+            for attribute in node.attributes
+        }
+        for number, node in enumerate(tree.graph.nodes)
+    }
 
 
 def tops(names: Collection[str], tree: Tree) -> list[str]:
     """Finds the fewest names that stand for exactly these tensors."""
     left = set(names) & set(tree)
-    found: list[str] = []
-    for place in sorted(tree.places, key=lambda each: each.count("/")):
-        inside = set(tree.below(place))
+    fewest: list[str] = []
+    for top in sorted(tree.places, key=lambda name: name.count("/")):
+        inside = set(tree.below(top))
         if inside and inside <= left:
-            found.append(place)
+            fewest.append(top)
             left -= inside
-    return [*found, *sorted(left)]
+    return [*fewest, *sorted(left)]

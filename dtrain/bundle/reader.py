@@ -18,13 +18,10 @@ from dtrain.storage import files
 
 
 def read(prefix: str) -> Tree:
-    """Reads the names of a checkpoint; each value is read when it is asked for.
+    """Reads the names of a checkpoint, and each value when it is asked for.
 
     Args:
         prefix: a local path, without `.index`.
-
-    Returns:
-        The tree.
 
     Raises:
         UserError: it is damaged, or no checkpoint of TensorFlow 2.
@@ -69,8 +66,8 @@ class _Value:
 
 
 def _read(prefix: str, key: str, dtype: tf.DType) -> np.ndarray:
-    # Not by the reader, which makes one error of a file that is damaged and a
-    # memory that is full.
+    # Not by the reader, which raises the same error for a file that is damaged
+    # and for a memory that is full.
     [value] = tf.raw_ops.RestoreV2(
         prefix=prefix,
         tensor_names=[key],
@@ -98,10 +95,10 @@ def damage(prefix: str) -> Iterator[None]:
 
 
 def check(path: str, graph: Graph) -> None:
-    """Refuses a graph whose edges lead nowhere.
+    """Refuses a graph with an edge to an object that is not there.
 
     Args:
-        path: where it is from, for errors.
+        path: of its file, for errors.
         graph: of a checkpoint.
 
     Raises:

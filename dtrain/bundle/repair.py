@@ -14,19 +14,19 @@ from dtrain.bundle.problems import Problems, find_problems
 from dtrain.bundle.tree import Tree
 from dtrain.errors import UserError
 
-# Each is tried, which takes milliseconds, and a tenth of a second in a large
-# network; the best of a round is kept.
+# To try one takes milliseconds, and a tenth of a second in a large network; the
+# best of a round is kept.
 _MAX_TRIES = 60
 _MAX_ROUNDS = 5
 _Kind = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def find_renames(have: Tree, want: Tree, found: Problems) -> dict[str, str]:
-    """Finds renames, each of which is tried before it is believed."""
+def find_renames(have: Tree, want: Tree, problems: Problems) -> dict[str, str]:
+    """Finds renames after which less is wrong: round by round the best one."""
     renames: dict[str, str] = {}
-    fewest = len(found)
+    fewest = len(problems)
     candidates = list(
-        itertools.islice(_candidates(have, want, found), _MAX_TRIES)
+        itertools.islice(_candidates(have, want, problems), _MAX_TRIES)
     )
     for _ in range(_MAX_ROUNDS):
         best: dict[str, str] | None = None
@@ -64,7 +64,7 @@ def _tried(
 def _needed(
     have: Tree, want: Tree, renames: dict[str, str], number: int
 ) -> dict[str, str]:
-    """Leaves out what is repaired without it, as by a later rename."""
+    """Leaves out renames that change nothing, now that there are later ones."""
     for old in list(renames):
         fewer = {name: new for name, new in renames.items() if name != old}
         rest = _tried(have, want, fewer, {})
@@ -74,22 +74,24 @@ def _needed(
 
 
 def _candidates(
-    have: Tree, want: Tree, found: Problems
+    have: Tree, want: Tree, problems: Problems
 ) -> Iterator[dict[str, str]]:
     """Yields renames that may repair something, the likeliest first."""
-    bad = {*found.missing, *found.shapes, *found.dtypes, *found.others}
+    bad = {*problems.missing, *problems.shapes}
+    bad |= {*problems.dtypes, *problems.others}
     targets = _inside(bad, want)
-    mixed = {name for pair in found.others.values() for name in pair}
-    sources = _inside({*found.left_over, *mixed, *(bad & set(have))}, have)
+    mixed = {name for pair in problems.others.values() for name in pair}
+    sources = _inside({*problems.left_over, *mixed, *(bad & set(have))}, have)
     pairs = []
     for target, source in itertools.product(targets, sources):
         if source != target and targets[target] == sources[source]:
             close = difflib.SequenceMatcher(None, source, target).ratio()
             pairs.append((target.count("/"), -close, source, target))
     pairs.sort()
-    # What has not the same below it: two optimizers, or where something is
-    # missing as well.
-    tops = {name.partition("/")[0] for name in {*bad, *found.left_over, *mixed}}
+    # Objects of other contents, as two optimizers, or one with less below it.
+    tops = {
+        name.partition("/")[0] for name in {*bad, *problems.left_over, *mixed}
+    }
     for one, two in itertools.combinations(sorted(tops & {*have.places}), 2):
         yield {one: two, two: one}
     for *_, source, target in pairs:

@@ -1,7 +1,7 @@
 """Restores a checkpoint, or changes nothing and says why.
 
-What TensorFlow says of one that does not fit comes late: it has written to half
-of the variables by then, and has no name that a person would know.
+TensorFlow finds late that a checkpoint does not fit: it has written to half of
+the variables by then, and names nothing that a person would know.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def restore(
     Args:
         checkpoint: what is restored into; its variables exist.
         prefix: where the checkpoint is, on the disk of this machine.
-        name: what it is called, which may be elsewhere.
-        what: it should fit.
-        remedy: what can be done about it if it does not.
+        name: its path for people: `prefix` may be a copy.
+        what: what it should fit, for the error.
+        remedy: what can be done if it does not fit.
 
     Raises:
         UserError: something is missing, left over, or of another shape or
@@ -39,16 +39,16 @@ def restore(
         StorageError: it is damaged.
         OSError: the disk cannot be read.
     """
-    told = f"{name} does not fit {what}: "
+    headline = f"{name} does not fit {what}: "
     try:
         tree = reader.read(prefix)
     except UserError as error:
-        # It was found to be whole a moment ago.
+        # It was whole a moment ago, so the disk is at fault.
         raise StorageError(str(error)) from error
     misfit = fit.compare(tree, fit.of_objects(checkpoint))
     if misfit:
         raise UserError(
-            f"{told}{misfit.counts()}; {remedy}".rstrip("; "),
+            f"{headline}{misfit.counts()}; {remedy}".rstrip("; "),
             misfit.lines(name),
         )
     with files.os_errors():
@@ -61,13 +61,13 @@ def restore(
         # Objects without variables have to be there, too.
         status.assert_consumed()
     except _MISFITS as error:
-        # Or TensorFlow adds, at exit, a line for each value that has no place.
+        # Or TensorFlow prints, at exit, a line for each value without a place.
         tf.get_logger().setLevel("ERROR")
         first = _first_line(error)
-        raise UserError(f"{told}{first}; {remedy}".rstrip("; ")) from error
+        raise UserError(f"{headline}{first}; {remedy}".rstrip("; ")) from error
 
 
 def _first_line(error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
-    # Without the graph of objects that TensorFlow begins to show.
+    # TensorFlow goes on with its graph of objects.
     return first.removesuffix(": attributes {").rstrip(".:")

@@ -54,9 +54,6 @@ def digest(prefix: str) -> str:
     Args:
         prefix: the checkpoint's path without `.index`.
 
-    Returns:
-        64 hexadecimal digits.
-
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """

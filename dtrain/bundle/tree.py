@@ -1,18 +1,18 @@
 """A checkpoint as a tree of readable names.
 
 TensorFlow finds a variable by the way that leads to it: `Checkpoint(g=model)`
-holds `g`, that holds `_functional`, and so on down to `_kernel`. The graph of
-these ways is saved with the values, and is all that a restore looks at; a key
-such as `g_optimizer/_variables/7/.ATTRIBUTES/VARIABLE_VALUE` is the shortest
-of them. Here each tensor has the name that its owner would give it:
+holds `g`, which holds `_functional`, and so on down to `_kernel`. The graph of
+these ways is saved with the values, and a restore looks at nothing else. A key,
+as `g_optimizer/_variables/7/.ATTRIBUTES/VARIABLE_VALUE`, is the shortest way.
+Here each tensor has the name that its owner would give it:
 
     g/conv/kernel                  by its model, not by the optimizer's list
     g_optimizer/velocities/g/conv/kernel      a slot, by the variable it is of
     g_optimizer/learning_rate
 
-What only Keras sees on the way (`_functional`, `_operations`) is left out, and
-a layer that has a number there has its Keras name. Where two would be the
-same, both keep what they are in the graph.
+What only Keras needs on the way (`_functional`, `_operations`) is left out, and
+a layer, which has a number there, has its Keras name. If two names would be the
+same, both are as in the graph.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class Tensor:
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
+    def __str__(self) -> str:
+        """Returns the dtype and the shape, as in `float32[3, 4]`."""
+        return f"{self.dtype}{list(self.shape)}"
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the value; of strings those of their lengths alone."""
@@ -91,7 +95,7 @@ class Tree:
         self.optimizers = names.optimizers
         self.slots: set[str] = set()
         keys: dict[str, str] = {}
-        for node, name in names.found():
+        for node, name in names.all():
             for attribute in graph.nodes[node].attributes:
                 for key in keys_of(attribute, self.tensors):
                     rest = key.removeprefix(attribute.checkpoint_key)
@@ -125,7 +129,7 @@ class Tree:
 
     def below(self, name: str) -> list[str]:
         """Lists the tensors that a name stands for: itself and all below."""
-        return [each for each in self if is_below(each, name)]
+        return [tensor for tensor in self if is_below(tensor, name)]
 
     def part(self, name: str) -> str:
         """Names the network or the optimizer that a tensor is counted to."""
@@ -140,7 +144,7 @@ class Tree:
         Args:
             changes: by name.
         """
-        changed = {self.keys[name]: each for name, each in changes.items()}
+        changed = {self.keys[name]: new for name, new in changes.items()}
         return Tree(self.graph, {**self.tensors, **changed})
 
     def without(self, names: Collection[str]) -> Tree:
@@ -155,16 +159,16 @@ class Tree:
         graph.CopyFrom(self.graph)
         for node in graph.nodes:
             attributes = [
-                each
-                for each in node.attributes
-                if not gone.issuperset(keys_of(each, self.tensors))
+                attribute
+                for attribute in node.attributes
+                if not gone.issuperset(keys_of(attribute, self.tensors))
             ]
             del node.attributes[:]
             node.attributes.extend(attributes)
         left = [name for name in self if name not in names]
         above = {top for name in left for top in _tops(name)}
         for name in self.places.keys() - above:
-            # An optimizer of which nothing is left still knows its variables.
+            # Or an optimizer without tensors would still lead to its variables.
             place = self.places[name]
             cut(graph.nodes[place.parent], place.edge)
         tensors = {self.keys[name]: self[name] for name in left}
@@ -190,8 +194,8 @@ class Tree:
         moved = [(self.places[old], new) for old, new in changes.items()]
         for place, _ in moved:
             cut(graph.nodes[place.parent], place.edge)
-        # The longest last: what is above it may have been renamed, too.
-        for place, new in sorted(moved, key=lambda each: len(each[1])):
+        # The longest last: what is above it may be renamed, too.
+        for place, new in sorted(moved, key=lambda move: len(move[1])):
             _connect(graph, place, new)
         return _rekeyed(pruned(graph), self.tensors)
 
@@ -200,11 +204,6 @@ class Tree:
         return sorted({name.partition("/")[0] for name in self})
 
     def _check_rename(self, old: str, new: str) -> None:
-        """Refuses a name that cannot be given.
-
-        Raises:
-            UserError: see `renamed`.
-        """
         place = self.places.get(old)
         if place is None:
             if old in self.slots:
@@ -273,7 +272,7 @@ def joined(sources: Mapping[str, Tree]) -> Tree:
     graph.nodes.add().has_checkpoint_values.value = True
     tensors: dict[str, Tensor] = {}
     for number, tree in enumerate(dict.fromkeys(sources.values())):
-        names = [name for name, each in sources.items() if each is tree]
+        names = [name for name, source in sources.items() if source is tree]
         _check_whole(tree, names)
         kept = tree.without(
             [name for name in tree if name.partition("/")[0] not in names]
@@ -287,11 +286,6 @@ def joined(sources: Mapping[str, Tree]) -> Tree:
 
 
 def _check_whole(tree: Tree, names: Collection[str]) -> None:
-    """Refuses parts that are not there, or need others.
-
-    Raises:
-        UserError: one is or does.
-    """
     owners = {key: name.partition("/")[0] for name, key in tree.keys.items()}
     for name in names:
         if name not in tree.places:
@@ -359,7 +353,7 @@ def _connect(graph: Graph, place: Place, name: str) -> None:
             node_id=len(graph.nodes) - 1, local_name=part
         )
         parent = len(graph.nodes) - 1
-    # Moved only, it is still called what its owner calls it.
+    # If only what is above it changes, its owner calls it as before.
     edge = place.edge if place.edge.lstrip("_") == last else last
     graph.nodes[parent].children.add(node_id=place.node, local_name=edge)
 
@@ -373,5 +367,5 @@ def _rekeyed(graph: Graph, tensors: Mapping[str, Tensor]) -> Tree:
             new[key] = canonical + key.removeprefix(old)
         attribute.checkpoint_key = canonical
     return Tree(
-        graph, {new.get(key, key): each for key, each in tensors.items()}
+        graph, {new.get(key, key): value for key, value in tensors.items()}
     )

@@ -1,11 +1,11 @@
 """The batches of a run: a pure function of (seed, step, worker).
 
-Position p in a run is the p-th image of all that its discriminator sees:
-draw d takes the positions from d * batch_size on, and a step takes
-`discriminator_steps` draws. Position p shows image permutation(seed,
+The images that the discriminator sees in a run are counted by their position
+p = 0, 1, 2, ...: draw d takes batch_size of them, from d * batch_size on, and a
+step takes `discriminator_steps` draws. At position p is image permutation(seed,
 epoch)(p mod n) of the n images, where epoch = p // n. So nothing of the input
-is ever saved, any step is reached at once, and however many replicas share a
-batch, the batch is the same.
+has to be saved, any step is reached at once, and a batch is the same however
+many replicas share it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dtrain.config import Config
 from dtrain.data.sources import Source
 from dtrain.errors import UserError
 
-# With the 4 rounds that are its default, RandomIndexShuffle gives the images of
-# neighbouring positions, and of neighbouring seeds, indices that correlate.
+# With its default, 4, the indices that RandomIndexShuffle gives to neighbouring
+# positions, and with neighbouring seeds, correlate.
 _ROUNDS = 8
-# Of splitmix64, the generator of java.util.SplittableRandom: Steele, Lea and
-# Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+# The constants of splitmix64: Steele, Lea and Flood, "Fast splittable
+# pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 # Threads that decode images which are not in memory.
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """What one replica sees of one draw.
 
     Attributes:
-        positions: int64 [b], consecutive, of the images in the whole run.
+        positions: int64 [b], consecutive; of the images in the run.
         images: float32 [b, H, W, C] in [-1, 1].
         labels: int32 [b] in [0, num_classes), or zeros without labels.
     """
@@ -51,8 +51,8 @@ class Part(NamedTuple):
     """The part of every draw that one worker reads.
 
     Attributes:
-        batch_size: images of a draw, over all replicas.
-        num_replicas: over all workers; divides batch_size.
+        batch_size: images of a draw, of all replicas.
+        num_replicas: of all workers; divides batch_size.
         num_workers: divides num_replicas.
         worker: in [0, num_workers).
     """
@@ -113,16 +113,9 @@ def sample_indices(
 
 
 def _permutation_seeds(seed: int, epochs: tf.Tensor) -> tf.Tensor:
-    """Returns the seeds of the permutations of some epochs.
+    """Returns seeds, uint32 [b, 3], for the permutations of epochs.
 
-    The op's key must look random: it does little to mix it itself.
-
-    Args:
-        seed: of the run.
-        epochs: int64 [b].
-
-    Returns:
-        uint32 [b, 3].
+    They have to look random, for RandomIndexShuffle itself mixes them little.
     """
     gamma = _uint64(_GOLDEN_GAMMA)
     state = _mix(_uint64(seed))
@@ -210,8 +203,8 @@ def make_dataset_of_part(
         labels = tf.ensure_shape(labels, (part.replica_batch_size,))
         return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
 
-    # Apart, because op determinism lets one thread at a time run Python:
-    # what is decoded keeps its threads.
+    # Two maps: op determinism lets only one thread at a time run Python, as
+    # `fetch` may, but many decode.
     elements = tf.data.Dataset.range(
         first_draw * part.local_replicas, tf.int64.max
     )
@@ -220,7 +213,7 @@ def make_dataset_of_part(
     dataset = elements.map(fetch, threads).map(decode, threads)
     options = tf.data.Options()
     options.deterministic = True
-    # What it would tune is set here, and its thread costs time at the end.
+    # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
 
@@ -228,19 +221,16 @@ def make_dataset_of_part(
 def explain(
     error: Exception, source: Source, config: Config, step: int
 ) -> UserError | None:
-    """Finds out whether an image made a step fail, and which.
+    """Finds the image that made a step fail; None if it was none.
 
-    TensorFlow does not say which file it could not decode. As the order of
-    the images is known, those of the failed steps are tried again one by one.
+    TensorFlow does not say which file it could not decode. Since it is known
+    which images the failed steps have, they are tried again one by one.
 
     Args:
         error: what running the steps raised.
         source: of the images.
         config: of the run.
         step: number of steps taken before the loop that failed.
-
-    Returns:
-        An error that names the image, or None if it was something else.
     """
     if source.in_memory or not isinstance(error, tf.errors.OpError):
         return None

@@ -51,13 +51,13 @@ def draw(
         float32 [n, H, W, C] in [-1, 1].
     """
     batches = []
-    # In pieces: thousands of images at once need gigabytes.
+    # Thousands of images at once need gigabytes.
     for start in range(0, latents.shape[0], 256):
         inputs = latents[start : start + 256]
         if labels is not None:
             inputs = [inputs, tf.constant(labels[start : start + 256])]
-        made = generator(inputs, training=False)
-        batches.append(tf.cast(made, tf.float32).numpy())
+        drawn = generator(inputs, training=False)
+        batches.append(tf.cast(drawn, tf.float32).numpy())
     return np.clip(np.concatenate(batches), -1.0, 1.0)
 
 
@@ -75,11 +75,10 @@ def fixed_grid(
         uint8 [height, width, C]; with `conditional` one row for each class.
     """
     rows = num_classes if config.conditional else GRID_SIZE
-    labels = class_rows(config, num_classes, rows * GRID_SIZE)
-    made = draw(
-        generator, latents(config, config.seed, rows * GRID_SIZE), labels
-    )
-    return images.make_grid(made, GRID_SIZE)
+    num_images = rows * GRID_SIZE
+    labels = class_rows(config, num_classes, num_images)
+    drawn = draw(generator, latents(config, config.seed, num_images), labels)
+    return images.make_grid(drawn, GRID_SIZE)
 
 
 def class_rows(
@@ -98,7 +97,7 @@ def class_rows(
 def class_columns(
     config: ModelSettings, num_classes: int, num_images: int
 ) -> npt.NDArray[np.int32] | None:
-    """Labels images in turn, so that every class is there as often.
+    """Labels images with all classes in turn: 0, 1, 2, ..., 0, 1, 2, ...
 
     Returns:
         int32 [num_images]; None for a model that is not conditional.
@@ -124,10 +123,10 @@ def num_columns(config: ModelSettings, num_classes: int) -> int:
 def interpolation(
     generator: keras.Model, config: ModelSettings, num_classes: int, seed: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Draws an animation without end: 16 images that walk through the latents.
+    """Draws an animation that can repeat: 16 images that change steadily.
 
-    Each walks a circle through two latents, cos(t) a + sin(t) b, all of whose
-    points are standard normal again.
+    The latents of each go round a circle, cos(t) a + sin(t) b, all of whose
+    points are standard normal, as a and b are.
 
     Args:
         generator: the EMA generator of a run.

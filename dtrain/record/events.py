@@ -19,10 +19,10 @@ _FAILURES = (OSError, tf.errors.OpError)
 class Events:
     """A file for TensorBoard.
 
-    What cannot be written is left out, for metrics.jsonl has all of it.
+    An event that cannot be written is left out: metrics.jsonl has them all.
     """
 
-    # A file that is sent to a store is sent whole each time.
+    # A run on an object store sends the whole file each time.
     _MAX_BYTES = 16 << 20
 
     def __init__(self, directory: str) -> None:
@@ -49,8 +49,7 @@ class Events:
     def _write(self, event: bytes) -> None:
         if self._num_bytes > self._MAX_BYTES:
             self._abandon()
-        writer = self._writer or self._open()
-        self._writer = writer
+        writer = self._writer = self._writer or self._open()
         writer.write(event)
         self._num_bytes += len(event)
 
@@ -67,7 +66,7 @@ class Events:
             writer.write(version.SerializeToString())
             writer.flush()
         except _FAILURES:
-            # Each event would leave another empty one on a disk that is full.
+            # On a full disk each event would leave another empty file.
             with contextlib.suppress(*_FAILURES):
                 writer.close()
             files.remove(path)
@@ -85,13 +84,13 @@ class Events:
                     self._abandon()
 
     def _abandon(self) -> None:
-        """Ends a file; after a failure another one is begun."""
+        """Ends the file, if one is open; the next event begins another."""
         if self._writer:
             with contextlib.suppress(*_FAILURES):
                 self._writer.close()
             self._writer = None
 
     def close(self) -> None:
-        """Ends the file; another one is begun by what is written then."""
+        """Ends the file; an event that is written later begins another."""
         with self._lock:
             self._abandon()

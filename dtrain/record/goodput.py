@@ -1,8 +1,8 @@
 """Accounts for all wall time of a run, from the ledgers of its attempts.
 
-A document of `ledger` tells of one attempt: when it began, the seconds that it
-spent on each kind of thing, and how far it was when. Put on one time line they
-tell which steps were done for good and which were done again.
+A document of `ledger` is of one attempt: when it began, how many seconds it
+spent on each kind of work, and at which step it was when. Put on one time line,
+the attempts show which steps were done for good and which were done again.
 
 Nothing here reads a file or imports TensorFlow.
 """
@@ -32,12 +32,12 @@ class FutureError(ValueError):
 
 
 class Point(NamedTuple):
-    """How far an attempt was.
+    """How far an attempt was at a time.
 
     Attributes:
-        secs: since the attempt began.
+        secs: since the attempt began; in a `Stretch` since the run began.
         step: the steps of the run that were done.
-        train_secs: of `secs`, those spent on training.
+        train_secs: how many of the attempt's seconds it had spent on training.
     """
 
     secs: float
@@ -58,12 +58,12 @@ class Attempt:
         num_workers: of the run.
         num_replicas: of all workers.
         batch_size: images of a step.
-        attempt: which start of its supervisor it was.
+        attempt: the number that its supervisor gave to its start; 0 without.
         num_saves: how often it saved.
-        seconds: by kind; together they are the whole attempt, up to when
-            this was written.
+        seconds: by kind, of `KINDS`; their sum is how long the attempt was
+            known to last when this was written.
         points: in the order of time. The first is where it began; one with
-            fewer steps than that before it is where it went back.
+            fewer steps than the one before it is where it went back.
         exit_code: of the process; None if no end was written.
         notice: what told it to end; "" if nothing did.
     """
@@ -103,10 +103,7 @@ def loads(data: bytes) -> Attempt:
     """Reads what `dumps` wrote.
 
     Args:
-        data: the whole text.
-
-    Returns:
-        The attempt.
+        data: the whole document.
 
     Raises:
         DamagedError: it is something else.
@@ -128,7 +125,7 @@ def loads(data: bytes) -> Attempt:
         raise
     except (
         *(ValueError, TypeError, KeyError, AttributeError),
-        # Of a step such as 1e999, and of brackets in brackets without end.
+        # A step such as 1e999 raises the one, very many brackets the other.
         *(OverflowError, RecursionError),
     ) as error:
         raise DamagedError("it is not what was written") from error
@@ -146,16 +143,16 @@ def _is_sound(attempt: Attempt) -> bool:
             *(attempt.num_workers, attempt.num_replicas, attempt.attempt),
         ]
         seconds = [attempt.seconds[kind] for kind in KINDS]
-        later = itertools.pairwise([Point(0.0, 0, 0.0), *attempt.points])
+        pairs = itertools.pairwise([Point(0.0, 0, 0.0), *attempt.points])
         return (
             all(math.isfinite(number) for number in numbers)
             and len(seconds) == len(attempt.seconds)
-            and all(0 <= each < math.inf for each in seconds)
+            and all(0 <= secs < math.inf for secs in seconds)
             and all(
                 a.secs <= b.secs < math.inf
                 and a.train_secs <= b.train_secs < math.inf
                 and b.step >= 0
-                for a, b in later
+                for a, b in pairs
             )
             # The points are rounded.
             and all(
@@ -173,16 +170,13 @@ class Stretch(NamedTuple):
     """Steps in a row, of an attempt that did not go back meanwhile.
 
     Attributes:
-        points: on the time line of the run; two at least, unless nothing was
-            done.
-        bound: the steps above it were done again, later.
-        train_secs: from the first to the last point.
-        useful_secs: of these, those whose steps were not done again.
+        points: on the time line of the run; at least two, if a step was done.
+        bound: steps above this one were done again later; inf if none were.
+        useful_secs: of training whose steps were not done again.
     """
 
     points: Sequence[Point]
     bound: float
-    train_secs: float
     useful_secs: float
 
     def secs_at(self, step: float) -> float:
@@ -196,11 +190,11 @@ class Placed(NamedTuple):
     Attributes:
         attempt: what is known of it.
         start: seconds since the run began.
-        end: likewise, of when the last was written.
-        seconds: by kind, together `end - start`.
-        stretches: of its steps.
-        unwritten_steps: steps that were done after the last was written, and
-            that the next attempt went on from.
+        end: likewise; when its document was written last.
+        seconds: by kind; their sum is `end - start`.
+        stretches: its steps, in the order of time.
+        unwritten_steps: steps that it did after its document was written last,
+            known from where the next attempt went on.
         unwritten_secs: about how long they took.
     """
 
@@ -221,8 +215,8 @@ class Account(NamedTuple):
         seconds: by kind, with `useful` and `redone` in the place of `train`,
             and `idle`; together they are `wall_secs`.
         wall_secs: from the first start to the last end.
-        num_steps: that were done for good.
-        num_redone: that were done, and done again.
+        num_steps: steps that were done for good.
+        num_redone: steps that were done, and done again later.
     """
 
     placed: Sequence[Placed]
@@ -243,30 +237,27 @@ class Account(NamedTuple):
 
 
 def account(attempts: Iterable[Attempt]) -> Account:
-    """Puts attempts on one time line, and adds up.
+    """Puts attempts on one time line, and adds up where their time went.
 
     Args:
-        attempts: one at least, in any order.
-
-    Returns:
-        Where their time went.
+        attempts: at least one, in any order.
     """
     placed = _judge(_place(attempts))
     kinds = ("useful", "redone", *KINDS, "idle")
     seconds: dict[str, float] = dict.fromkeys(kinds, 0.0)
     num_steps = num_redone = 0
-    for each, after in itertools.zip_longest(placed, placed[1:]):
+    for this, after in itertools.zip_longest(placed, placed[1:]):
         for kind in KINDS:
-            seconds[kind] += each.seconds[kind]
-        idle = after.start - each.end if after else 0.0
-        seconds["idle"] += idle - each.unwritten_secs
-        useful = sum(stretch.useful_secs for stretch in each.stretches)
-        # The points are of whole milliseconds.
-        useful = min(useful, each.seconds["train"])
-        seconds["useful"] += useful + each.unwritten_secs
-        seconds["redone"] += each.seconds["train"] - useful
-        num_steps += each.unwritten_steps
-        for stretch in each.stretches:
+            seconds[kind] += this.seconds[kind]
+        idle = after.start - this.end if after else 0.0
+        seconds["idle"] += idle - this.unwritten_secs
+        useful = sum(stretch.useful_secs for stretch in this.stretches)
+        # The points, in whole milliseconds, may add up to a little more.
+        useful = min(useful, this.seconds["train"])
+        seconds["useful"] += useful + this.unwritten_secs
+        seconds["redone"] += this.seconds["train"] - useful
+        num_steps += this.unwritten_steps
+        for stretch in this.stretches:
             first, last = stretch.points[0].step, stretch.points[-1].step
             done = int(max(0, min(last, stretch.bound) - first))
             num_steps += done
@@ -278,69 +269,71 @@ def account(attempts: Iterable[Attempt]) -> Account:
 def _place(attempts: Iterable[Attempt]) -> list[Placed]:
     """Puts attempts on a time line, one after the other.
 
-    Those of one boot of a machine are placed by its clock that nobody sets;
-    others can only be placed by the wall clock.
+    Attempts between two boots of a machine are placed by its clock that nobody
+    sets; others can only be placed by the wall clock.
     """
     attempts = list(attempts)
-    boots: dict[str, list[float]] = {}
-    for each in attempts:
-        if each.boot_id:
-            booted = each.started - each.boot_started
-            boots.setdefault(each.boot_id, []).append(booted)
-    booted = {name: statistics.median_low(all_) for name, all_ in boots.items()}
+    guesses: dict[str, list[float]] = {}
+    for attempt in attempts:
+        if attempt.boot_id:
+            booted = attempt.started - attempt.boot_started
+            guesses.setdefault(attempt.boot_id, []).append(booted)
+    boots = {name: statistics.median_low(g) for name, g in guesses.items()}
 
-    def start_of(each: Attempt) -> float:
-        known = booted.get(each.boot_id)
-        return each.started if known is None else known + each.boot_started
+    def start_of(attempt: Attempt) -> float:
+        booted = boots.get(attempt.boot_id)
+        if booted is None:
+            return attempt.started
+        return booted + attempt.boot_started
 
     attempts.sort(key=start_of)
     zero = start_of(attempts[0])
     placed: list[Placed] = []
-    for each in attempts:
-        start = start_of(each) - zero
-        seconds = dict(each.seconds)
+    for attempt in attempts:
+        start = start_of(attempt) - zero
+        seconds = dict(attempt.seconds)
         late = placed[-1].end - start if placed else 0.0
         if late > 0:
             # It waited for the one before it to end, or the clocks of two
-            # machines differ: no second is counted twice.
+            # machines differ; no second may count twice.
             cut = min(late, seconds["start"])
             seconds["start"] -= cut
             start = placed[-1].end
         end = start + sum(seconds.values())
-        placed.append(Placed(each, start, end, seconds, (), 0, 0.0))
+        placed.append(Placed(attempt, start, end, seconds, (), 0, 0.0))
     return placed
 
 
 def _judge(placed: Sequence[Placed]) -> list[Placed]:
     """Tells the useful steps from those that were done again."""
+    ahead = [
+        (b.step - a.step, b.train_secs - a.train_secs)
+        for this in placed
+        for a, b in itertools.pairwise(this.attempt.points)
+        if b.step > a.step
+    ]
+    num_steps = sum(steps for steps, _ in ahead)
+    secs_per_step = sum(secs for _, secs in ahead) / max(num_steps, 1)
     judged: list[Placed] = []
     bound = math.inf
-    steps, secs = 0, 0.0
-    for each in placed:
-        points = each.attempt.points
-        for a, b in itertools.pairwise(points):
-            if b.step > a.step:
-                steps += b.step - a.step
-                secs += b.train_secs - a.train_secs
-    secs_per_step = secs / max(steps, 1)
-    after: Placed | None = None
-    for each in reversed(placed):
+    for this in reversed(placed):
         stretches: list[Stretch] = []
         unwritten, unwritten_secs = 0, 0.0
-        for points in reversed(_split(each)):
-            if not stretches and after and bound < math.inf:
+        for points in reversed(_split(this)):
+            if not stretches and judged and bound < math.inf:
                 unwritten = max(0, int(bound) - points[-1].step)
-                gap = max(0.0, after.start - each.end)
+                gap = max(0.0, judged[0].start - this.end)
                 unwritten_secs = min(gap, unwritten * secs_per_step)
-            stretches.insert(0, _stretch(points, bound))
+            end = _interpolate(points, bound)
+            useful_secs = end.train_secs - points[0].train_secs
+            stretches.insert(0, Stretch(points, bound, useful_secs))
             bound = min(bound, points[0].step)
-        each = each._replace(
+        this = this._replace(
             stretches=stretches,
             unwritten_steps=unwritten,
             unwritten_secs=unwritten_secs,
         )
-        judged.insert(0, each)
-        after = each
+        judged.insert(0, this)
     return judged
 
 
@@ -356,12 +349,6 @@ def _split(placed: Placed) -> list[list[Point]]:
     return stretches
 
 
-def _stretch(points: Sequence[Point], bound: float) -> Stretch:
-    first, last = points[0], points[-1]
-    useful = _interpolate(points, bound).train_secs - first.train_secs
-    return Stretch(points, bound, last.train_secs - first.train_secs, useful)
-
-
 def _interpolate(points: Sequence[Point], step: float) -> Point:
     """Returns where a stretch was at a step, which may be a fraction."""
     if step <= points[0].step:
@@ -375,38 +362,3 @@ def _interpolate(points: Sequence[Point], step: float) -> Point:
                 a.train_secs + part * (b.train_secs - a.train_secs),
             )
     return points[-1]
-
-
-def allowed(
-    account: Account, num_faults: int, interval_secs: float = 0.0
-) -> float:
-    """Returns the goodput that the costs of a run allow for its faults.
-
-    The first start has its cost. A fault costs a restart and, on average, half
-    of what lies between two saves; a save costs what it keeps the training
-    waiting. What it took to see a hang is idle time, and so in the restarts.
-
-    Args:
-        account: of the run.
-        num_faults: that it suffered.
-        interval_secs: between two saves; 0 takes the mean of the run.
-
-    Returns:
-        A share of the wall time; 0 if the costs are higher than that.
-    """
-    seconds = account.seconds
-    num_saves = sum(each.attempt.num_saves for each in account.placed)
-    save_secs = seconds["save"] / max(num_saves, 1)
-    busy = seconds["useful"] + seconds["redone"] + seconds["save"]
-    interval = interval_secs or busy / max(num_saves, 1)
-    restart = restart_secs(account)
-    wall = max(account.wall_secs, 1e-9)
-    lost_secs = restart + (restart + interval / 2) * num_faults
-    return max(0.0, 1 - save_secs / max(interval, 1e-9) - lost_secs / wall)
-
-
-def restart_secs(account: Account) -> float:
-    """Returns the mean seconds from an end to the next useful step."""
-    kinds = ("start", "restore", "compile", "idle")
-    total = sum(account.seconds[kind] for kind in kinds)
-    return total / len(account.placed)

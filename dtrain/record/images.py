@@ -12,8 +12,7 @@ from PIL import Image
 
 from dtrain.storage import files
 
-# Grids narrower than this are enlarged: 8x8 digits are a few millimetres wide
-# on a screen.
+# Narrower grids are enlarged: 8x8 digits are a few millimetres on a screen.
 MIN_GRID_WIDTH = 512
 
 # Not black, on which black images would run together.
@@ -24,7 +23,7 @@ def to_uint8(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Converts images in [-1, 1] to 8 bits a channel.
 
     Args:
-        images: float, any shape, in [-1, 1]; what is outside is clipped.
+        images: float, any shape, in [-1, 1]; others are clipped.
 
     Returns:
         uint8, the same shape; -1 is 0, 1 is 255, to the nearest value.
@@ -56,19 +55,15 @@ def make_grid(
     assert num_images >= 1, "a grid of no images"
     assert columns >= 1, columns
     rows = -(-num_images // columns)
+    down, right = height + padding, width + padding
     grid = np.full(
-        (
-            rows * (height + padding) + padding,
-            columns * (width + padding) + padding,
-            channels,
-        ),
+        (rows * down + padding, columns * right + padding, channels),
         _BACKGROUND,
         np.uint8,
     )
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        top = padding + row * (height + padding)
-        left = padding + column * (width + padding)
+        top, left = padding + row * down, padding + column * right
         grid[top : top + height, left : left + width] = tile
     factor = max(1, -(-min_width // grid.shape[1]))
     return grid.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -132,10 +127,9 @@ def _to_pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def write(path: str, content: bytes) -> None:
-    """Writes a file, and makes its directory if it is not there.
+    """Writes a file, whole or not at all, and makes its directory.
 
-    A reader, such as a person's image viewer, never sees half a file. If it
-    cannot be written, nothing is left behind.
+    Who looks at it meanwhile, as by an image viewer, never sees half a file.
 
     Args:
         path: the file.

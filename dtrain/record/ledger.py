@@ -1,10 +1,10 @@
 """Records where the wall time of an attempt goes.
 
 The chief of a run keeps one small document for each attempt, in
-run_dir/ledger/. It is replaced every few seconds, so a kill loses the last of
-them; `goodput` counts these as idle. All time of an attempt is of exactly one
-kind, so the kinds add up to all of it. Durations are those of a clock that
-nobody sets.
+run_dir/ledger/. It is replaced every few seconds: of an attempt that is killed
+the last seconds are missing, and `goodput` counts them as idle. Every second
+of an attempt is of exactly one kind, so the kinds add up to all of it.
+Durations are those of a clock that nobody sets.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dtrain.record import goodput
 from dtrain.storage import files
 
 _SECS_BETWEEN_WRITES = 5.0
-# A store bills each, and may take a second for it.
+# A store bills each write, and may take a second for it.
 _SECS_BETWEEN_REMOTE_WRITES = 60.0
-# What the end of a run waits for a store.
+# How long the end of a run waits for a store.
 _LAST_SECS = 10.0
 _MAX_POINTS = 1000
 _NS = 1_000_000_000
@@ -42,7 +42,7 @@ def _process_start_ns() -> int:
     """Returns when this process began; when this was imported, if unknown."""
     try:
         with open("/proc/self/stat", "rb") as file:
-            # The name before may hold blanks and parentheses.
+            # Behind the name, which may hold blanks and parentheses.
             fields = file.read().rpartition(b")")[2].split()
         ticks = int(fields[19])
     except (OSError, ValueError, IndexError):
@@ -109,22 +109,40 @@ class Ledger:
         self._directory = f"{run_dir}/ledger"
         self._due_ns = 0
         self._thread: threading.Thread | None = None
-        booted = time.time() - clock_ns() / _NS
-        self._attempt = dataclasses.replace(
-            _new_attempt(booted, self._started_ns),
-            num_workers=num_workers,
-            num_replicas=num_replicas,
-            batch_size=batch_size,
-        )
+        self._attempt = self._begun(num_workers, num_replicas, batch_size)
         started = time.gmtime(self._attempt.started)
         name = time.strftime("%Y%m%dT%H%M%SZ", started)
         self._path = f"{self._directory}/{name}-{self._attempt.pid}.json"
 
+    def _begun(
+        self, num_workers: int, num_replicas: int, batch_size: int
+    ) -> goodput.Attempt:
+        """Describes this process, which has done nothing yet."""
+        booted = time.time() - self._clock_ns() / _NS
+        number = os.environ.get("DTRAIN_ATTEMPT", "")
+        return goodput.Attempt(
+            started=booted + self._started_ns / _NS,
+            boot_id=_boot_id(),
+            boot_started=self._started_ns / _NS,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            num_workers=num_workers,
+            num_replicas=num_replicas,
+            batch_size=batch_size,
+            attempt=int(number) if number.isdecimal() else 0,
+            num_saves=0,
+            seconds={},
+            points=(),
+            exit_code=None,
+            notice="",
+        )
+
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
-        """Counts the time of a block; one inside it takes its time off it.
+        """Counts the time of a block, less that of blocks inside it.
 
-        The first `train` is when the step is compiled.
+        The first block of `train` is counted as `compile`, for then the step
+        is compiled.
 
         Args:
             kind: one of `goodput.KINDS`.
@@ -146,8 +164,8 @@ class Ledger:
             self._kinds.pop()
 
     def _settle(self) -> int:
-        """Puts down what has passed since the last time; returns the time."""
-        # A clock that goes back, as no Linux does, must not break the sum.
+        """Counts what has passed since the last call; returns the time."""
+        # If a clock went back, as no Linux's does, the sum must hold.
         now = max(self._clock_ns(), self._settled_ns)
         self._spent_ns[self._kinds[-1]] += now - self._settled_ns
         self._settled_ns = now
@@ -156,10 +174,10 @@ class Ledger:
     def restored(self, step: int) -> None:
         """Tells which step the attempt goes on from, and writes it down.
 
-        Nothing is written before, for a mistake must leave nothing behind.
+        Nothing is written before: a start that fails leaves nothing behind.
 
         Args:
-            step: the steps that are done; 0 of a fresh start.
+            step: the steps that are done; 0 for a fresh start.
         """
         if self._is_open:
             self._settle()
@@ -184,18 +202,17 @@ class Ledger:
             self._write()
 
     def _take_step_off_compile(self, step: int) -> None:
-        """The first loop held steps too: as long ones as the second loop's."""
+        """Counts the steps of the first loop as those of the second took."""
         new = step - self._points[-1][1]
         if new <= 0 or not self._has_compiled:
             return
         if not self._first_steps:
             self._first_steps = new
         elif self._first_steps > 0:
-            spent = self._spent_ns
-            typical = spent["train"] // new * self._first_steps
-            moved = min(typical, spent["compile"])
-            spent["compile"] -= moved
-            spent["train"] += moved
+            usual = self._spent_ns["train"] // new * self._first_steps
+            moved = min(usual, self._spent_ns["compile"])
+            self._spent_ns["compile"] -= moved
+            self._spent_ns["train"] += moved
             self._first_steps = -1
 
     def _add_point(self, step: int) -> None:
@@ -205,7 +222,7 @@ class Ledger:
             self._points = _thin(self._points)
 
     def close(self, exit_code: int, notice: str = "") -> None:
-        """Writes how the attempt ended; what comes later is not recorded.
+        """Writes how the attempt ended; nothing is recorded any more.
 
         Args:
             exit_code: of the process.
@@ -222,23 +239,21 @@ class Ledger:
 
     def _write(self, exit_code: int | None = None, notice: str = "") -> None:
         """Replaces the document; on a thread if it is in a store."""
-        secs = (
-            _SECS_BETWEEN_REMOTE_WRITES
-            if self._is_remote
-            else _SECS_BETWEEN_WRITES
-        )
+        secs = _SECS_BETWEEN_WRITES
+        if self._is_remote:
+            secs = _SECS_BETWEEN_REMOTE_WRITES
         self._due_ns = self._settled_ns + int(secs * _NS)
-        values = vars(self._attempt) | {
-            "num_saves": self._num_saves,
-            "seconds": {k: v / _NS for k, v in self._spent_ns.items()},
-            "points": [
+        attempt = dataclasses.replace(
+            self._attempt,
+            num_saves=self._num_saves,
+            seconds={k: v / _NS for k, v in self._spent_ns.items()},
+            points=[
                 goodput.Point(at / _NS, step, train / _NS)
                 for at, step, train in self._points
             ],
-            "exit_code": exit_code,
-            "notice": notice,
-        }
-        attempt = goodput.Attempt(**values)
+            exit_code=exit_code,
+            notice=notice,
+        )
         if not self._is_remote:
             self._replace(goodput.dumps(attempt))
             return
@@ -255,15 +270,10 @@ class Ledger:
         self._thread.start()
 
     def _replace(self, data: bytes) -> None:
-        """Writes the document; not for certain, and without a fuss."""
-        # The run is worth more than its book-keeping.
+        # The run is worth more than its book-keeping: no error ends it.
         with contextlib.suppress(OSError):
             files.make_directory(self._directory)
             files.write(self._path, data, is_durable=False)
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
 
 
 def _thin(points: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -274,32 +284,7 @@ def _thin(points: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         for index, (a, b) in enumerate(itertools.pairwise(points))
         if b[1] < a[1]
     ]
-    # Those of old turns go in the end: the file has to stay small.
+    # Old turns go in the end: the file has to stay small.
     for index in turns[-_MAX_POINTS // 8 :]:
         kept |= {index, index + 1}
     return [points[index] for index in sorted(kept)]
-
-
-def _new_attempt(booted: float, started_ns: int) -> goodput.Attempt:
-    """Describes this process, which has done nothing yet.
-
-    Args:
-        booted: when its machine was switched on, in seconds since 1970.
-        started_ns: when it began, since then.
-    """
-    return goodput.Attempt(
-        started=booted + started_ns / _NS,
-        boot_id=_boot_id(),
-        boot_started=started_ns / _NS,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        num_workers=1,
-        num_replicas=1,
-        batch_size=1,
-        attempt=_number(os.environ.get("DTRAIN_ATTEMPT", "")),
-        num_saves=0,
-        seconds={},
-        points=(),
-        exit_code=None,
-        notice="",
-    )

@@ -1,8 +1,8 @@
-"""A file of lines, one for each step, of which none is lost, torn or twice.
+"""A file with a line for each step, of which none is lost, torn or doubled.
 
-What cannot be written waits in memory and is written with the next line. What
-a checkpoint knows of the file at its step, its size and its checksum, is
-compared when a run goes on from there.
+Lines that cannot be written wait in memory, and are written with the next. A
+checkpoint has the size and the checksum that the file had at its step, with
+which the file is compared when a run goes on from there.
 """
 
 from __future__ import annotations
@@ -22,14 +22,9 @@ from dtrain.storage import files
 
 
 class Found(NamedTuple):
-    """What there is of the lines up to a step.
+    """The lines up to a step, and whether they are all that were written."""
 
-    Attributes:
-        content: the lines.
-        is_whole: whether they are all that was written.
-    """
-
-    content: bytes
+    lines: bytes
     is_whole: bool
 
 
@@ -40,13 +35,13 @@ def find(
 
     Args:
         candidates: contents of files, any of which may have them.
-        step: later lines are left out.
+        step: lines of later steps are left out.
         expected: `bytes` and `sha256` of the lines; empty or None if that is
             not known.
 
     Returns:
-        The lines of a candidate that has them all, or else of the one that
-        has most: those that can be read, and whose steps increase.
+        The lines of a candidate that has them all; if there is none, of the
+        one with most lines that can be read and whose steps increase.
     """
     prefixes = [_prefix(data, step, expected) for data in candidates]
     whole = [lines for lines in prefixes if lines is not None]
@@ -65,8 +60,8 @@ def _prefix(
         return lines if is_right else None
     end = newest = 0
     for line in io.BytesIO(data):
+        # A kill may leave the last one unfinished.
         if not line.endswith(b"\n"):
-            # What a kill left unfinished.
             break
         number = _step_of(line)
         if number is None:
@@ -89,32 +84,28 @@ def _salvage(data: bytes, step: int) -> bytes:
 
 
 def _step_of(line: bytes) -> int | None:
-    """Returns the step of a line; None if it is none."""
+    """Returns the step of a whole line; None of anything else."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):
         return None
-    is_line = line.endswith(b"\n") and isinstance(step, int)
-    return step if is_line else None
+    return step if line.endswith(b"\n") and isinstance(step, int) else None
 
 
 def put_aside(path: str, directory: str) -> str:
-    """Moves a damaged file where nothing reads it.
+    """Moves a damaged file where nothing reads it; returns its new path.
 
     Args:
         path: of the file.
-        directory: where to; made if it is not there.
-
-    Returns:
-        Its path there.
+        directory: where it is moved to; made if it is not there.
 
     Raises:
         OSError: the disk or the store is at fault.
     """
     stem, ending = os.path.splitext(os.path.basename(path))
-    there = files.names(directory)
+    taken = files.names(directory)
     name, number = f"{stem}{ending}", 1
-    while name in there:
+    while name in taken:
         number += 1
         name = f"{stem}-{number}{ending}"
     files.make_directory(directory)
@@ -143,7 +134,7 @@ class Log:
         self.path = path
         self.failure = ""
         self._sha256 = hashlib.sha256(content)
-        # With what waits, and without.
+        # Of all lines so far, and of those that do not wait in memory.
         self._num_bytes = self._num_written = len(content)
         self._waiting = bytearray()
         self._lock = threading.Lock()
@@ -159,7 +150,7 @@ class Log:
         return {"bytes": self._num_bytes, "sha256": self._sha256.hexdigest()}
 
     def write(self, lines: bytes) -> None:
-        """Adds lines; where that fails they wait for the next call.
+        """Adds lines; if that fails they wait for the next call.
 
         Args:
             lines: whole ones.
@@ -186,7 +177,7 @@ class Log:
         self.failure = ""
 
     def _cut_off(self) -> None:
-        """Removes what a write that failed has left behind."""
+        """Removes what a write that failed left in the file."""
         if (files.size(self.path) or 0) > self._num_written:
             os.truncate(self.path, self._num_written)
 
@@ -205,8 +196,8 @@ class Log:
 class Spool:
     """A local directory that is copied to a remote one, in the background.
 
-    On an object store nothing can be added to an object: each line would send
-    the whole file again, while the training waits.
+    Nothing can be added to an object of a store: each line would send the whole
+    file again, and the training would wait for that.
 
     Attributes:
         path: of the local directory.
@@ -246,9 +237,13 @@ class Spool:
         ]
 
     def candidates(self, name: str) -> list[bytes]:
-        """Returns what there may be of a file, from before this process.
+        """Returns the versions of a file from before this process.
 
-        A process of this host that was killed may not have sent all of it.
+        A process of this host that was killed may not have sent all of its
+        own: that one is returned, too.
+
+        Args:
+            name: of the file.
         """
         paths = [os.path.join(path, name) for path in self._left]
         contents = map(files.read, [*paths, f"{self._remote}/{name}"])
@@ -268,14 +263,13 @@ class Spool:
         with self._sending:
             for directory, _, names in os.walk(self.path):
                 for name in sorted(names):
-                    path = os.path.join(directory, name)
-                    self._send_file(os.path.relpath(path, self.path))
+                    self._send_file(os.path.join(directory, name))
             self.failure = ""
 
-    def _send_file(self, name: str) -> None:
-        data = files.read(os.path.join(self.path, name)) or b""
+    def _send_file(self, path: str) -> None:
+        data, name = files.read(path) or b"", os.path.relpath(path, self.path)
         if name.endswith(".jsonl"):
-            # Another thread may be writing one.
+            # Another thread may be in the middle of a line.
             data = data[: data.rfind(b"\n") + 1]
         if self._sent.get(name) != len(data):
             files.write(f"{self._remote}/{name}", data)
@@ -297,14 +291,13 @@ class Spool:
                 self.failure = files.reason(error)
 
     def close(self, patience_secs: float = 30.0) -> None:
-        """Copies what is new, if that can be, and removes the directory.
+        """Copies what is new, and removes the local directory.
 
-        Where it cannot be, the directory stays: the next process of this
-        host finds it.
+        If it cannot be copied the directory stays, for the next process of
+        this host.
 
         Args:
-            patience_secs: how long a store that does not answer is waited
-                for.
+            patience_secs: how long it waits for a store.
         """
         self._is_closed = True
         self._is_wanted.set()

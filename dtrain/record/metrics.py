@@ -1,7 +1,8 @@
 """The metrics of a run: metrics.jsonl, and what TensorBoard shows.
 
-A line of metrics.jsonl holds the losses of one step and no time, so the file
-of a run that was killed is, at its end, the file of one that was not.
+A line of metrics.jsonl holds the metrics of one step and no time of day, so a
+run that was killed and went on has, at its end, the same file as one that was
+not.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from dtrain.storage import files
 
 
 class Recorder:
-    """Keeps the metrics of a run: here, of nothing.
+    """Keeps the metrics of a run; the chief has a `RunRecorder`.
 
-    What a worker has that is not the chief: every method does nothing.
+    The other workers have this one, whose methods do nothing.
 
     Attributes:
-        notice: what was wrong with the lines at the start; "" if nothing was.
-        last: the metrics of the newest step, by name.
+        notice: what was wrong with the file at the start; "" if nothing was.
+        last: the metrics of the newest step, by name; None if not finite.
     """
 
     def __init__(self) -> None:
@@ -39,17 +40,16 @@ class Recorder:
         metrics: Mapping[str, np.ndarray],
         figures: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes the metrics of consecutive steps; fails never.
+        """Writes the metrics of consecutive steps; never fails.
 
         Args:
-            first_step: the number of the first one; the first step of a run
-                is 1.
+            first_step: the number of the first one; a run begins with 1.
             metrics: float32 [steps] by name.
-            figures: of the last of the steps alone, by name.
+            figures: further metrics of the last step, by name; None are none.
         """
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
-        """Shows a picture in TensorBoard; fails never.
+        """Shows a picture in TensorBoard; never fails.
 
         Args:
             step: the steps that are done.
@@ -58,11 +58,11 @@ class Recorder:
         """
 
     def failure(self) -> str:
-        """Tells, once, why lines wait in memory; "" if none do."""
+        """Tells why lines wait in memory; "" if none do, or it was told."""
         return ""
 
     def state_of(self, step: int) -> dict[str, Any]:
-        """Returns `bytes` and `sha256` of metrics.jsonl, up to `step`.
+        """Returns `bytes` and `sha256` of metrics.jsonl, for a checkpoint.
 
         Args:
             step: the newest that was written, or that of the start.
@@ -87,8 +87,8 @@ class Recorder:
     def sync(self) -> None:
         """Puts every line so far on the disk; any thread may call it.
 
-        Of a run on an object store this is the disk of this host, where a
-        process that starts here again finds them; the store gets them soon.
+        If the run is on an object store, this is the disk of this host, where
+        the next process of the host finds them; the store gets them soon.
 
         Raises:
             OSError: it cannot be done.
@@ -108,8 +108,8 @@ class Recorder:
 class RunRecorder(Recorder):
     """Writes the metrics of every step to the run's directory.
 
-    The chief has it. A disk that fails stops nobody here: the lines wait in
-    memory for one that works, and `sync` says whether they are safe.
+    If the disk fails, training goes on: the lines wait in memory until it
+    works again. `sync` and `publish` raise if they are not safe.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class RunRecorder(Recorder):
         Args:
             run_dir: the run's directory.
             step: the steps that are done.
-            expected: what `state_of` returned at `step`; empty or None if
-                that is not known.
+            expected: what `state_of` returned at `step`; empty or None if it
+                is not known.
 
         Raises:
             OSError: the disk or the store is at fault.
@@ -139,42 +139,39 @@ class RunRecorder(Recorder):
         run_dir = self._run_dir
         self._spool = log.Spool(run_dir) if files.is_remote(run_dir) else None
         self._step = step
-        self._log = self._open_log(run_dir, step, expected)
+        self._log = self._open_log(step, expected)
         if self._spool:
             self._spool.forget()
-        where = self._spool.path if self._spool else run_dir
-        self._events = Events(os.path.join(where, "events"))
-        # TensorBoard drops what it has of the steps after a START.
+        directory = self._spool.path if self._spool else run_dir
+        self._events = Events(os.path.join(directory, "events"))
+        # After a START, TensorBoard drops what it has of later steps.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._events.write(step=step + 1, session_log=start)
 
     def _open_log(
-        self, run_dir: str, step: int, expected: Mapping[str, Any] | None
+        self, step: int, expected: Mapping[str, Any] | None
     ) -> log.Log:
-        path = os.path.join(run_dir, "metrics.jsonl")
+        path = os.path.join(self._run_dir, "metrics.jsonl")
         if self._spool:
             candidates = self._spool.candidates("metrics.jsonl")
         else:
-            held = files.read(path)
-            candidates = [] if held is None else [held]
-        found = log.find(candidates or [b""], step, expected)
-        if not found.is_whole:
-            where = "is gone"
+            candidates = [files.read(path) or b""]
+        lines, is_whole = log.find(candidates or [b""], step, expected)
+        if not is_whole:
+            event = "is gone"
             if files.size(path) is not None:
-                target = log.put_aside(
-                    path, os.path.join(run_dir, "quarantine")
-                )
-                where = f"was moved to {target}"
-            num_lines = found.content.count(b"\n")
+                quarantine = os.path.join(self._run_dir, "quarantine")
+                event = f"was moved to {log.put_aside(path, quarantine)}"
+            num_lines = lines.count(b"\n")
             self.notice = (
-                f"{path} is not what it was at step {step}: it {where}; "
+                f"{path} is not what it was at step {step}: it {event}; "
                 f"{num_lines:,} of its lines are kept"
             )
         if self._spool:
             path = os.path.join(self._spool.path, "metrics.jsonl")
-            # Even without a line: the store may have some of later steps.
+            # Even if it is empty it is sent: the store may have later lines.
             files.append(path, b"")
-        return log.Log(path, found.content)
+        return log.Log(path, lines)
 
     def rewind(self, step: int, expected: Mapping[str, Any] | None) -> None:
         """Begins again at an earlier step; see `Recorder.rewind`."""
@@ -202,8 +199,8 @@ class RunRecorder(Recorder):
                 }
             lines.append(json.dumps({"step": step, **self.last}) + "\n")
         self._step = first_step + len(rows) - 1
-        # Before any checkpoint of these steps: resumed from it, they would
-        # never be written again.
+        # Before any checkpoint of these steps: a run that resumes from it
+        # does not write their lines again.
         self._log.write("".join(lines).encode())
         summary = tf.compat.v1.Summary()
         newest = {name: float(column[-1]) for name, column in metrics.items()}
@@ -220,9 +217,7 @@ class RunRecorder(Recorder):
 
     def failure(self) -> str:
         """Tells of lines that wait; see `Recorder.failure`."""
-        reason = self._log.failure
-        if not reason and self._spool:
-            reason = self._spool.failure
+        reason = self._log.failure or (self._spool and self._spool.failure)
         has_told, self._has_told = self._has_told, bool(reason)
         if not reason or has_told:
             return ""
@@ -269,6 +264,6 @@ class RunRecorder(Recorder):
 def _shortest(value: np.float32) -> float | None:
     """Returns the shortest number that float32 rounds back to the value.
 
-    None stands for what JSON cannot say: infinity, and no number at all.
+    None stands for infinities and NaN, which JSON has no words for.
     """
     return float(str(value)) if np.isfinite(value) else None

@@ -1,9 +1,9 @@
 """What a run does every N steps beside training: figures and pictures.
 
-Each is a value of its own class, and one row in `run.opening`. The loop ends
-its steps where one is due, calls it on all workers, counts its time in the
-ledger, and writes its figures into the line that metrics.jsonl has of the
-step, where `--best_metric` finds them.
+Each is an object of its own class, made by a row in `run.opening`. The training
+loop stops at the steps where one is due, calls it on all workers, and counts
+its time in the ledger. Its figures are written into the step's line of
+metrics.jsonl, where `--best_metric` finds them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Periodic(abc.ABC):
 
     Attributes:
         every_steps: steps between two times; 0 is never.
-        at_end: whether it is done after the last step, too. A figure is not:
-            a run that is made longer later would have another line there.
-        spends: the kind of time that the ledger counts it as.
+        at_end: whether it is done after the last step, too. Figures are not:
+            metrics.jsonl would not be that of a longer run.
+        spends: what the ledger counts its time as, of `goodput.KINDS`.
     """
 
     at_end = False
@@ -32,9 +32,9 @@ class Periodic(abc.ABC):
     def run(self, step: int) -> Mapping[str, float]:
         """Does it. Every worker calls this, at the same step.
 
-        It may take as long as it needs, and meet the other workers. What it
-        returns must follow from the state of the run alone, or a run that was
-        killed would have other figures than one that was not.
+        It may take long, and wait for the other workers. What it returns must
+        follow from the state of the run alone: a run that was killed has to
+        have the figures of one that was not.
 
         Args:
             step: the steps that are done.

@@ -22,11 +22,7 @@ from dtrain.record.goodput import Account, Placed, Stretch
 Floats = npt.NDArray[np.float64]
 
 # Readable to those who tell few colors apart (Okabe and Ito).
-_COLORS = {
-    "starting": "#e69f00",
-    "useful": "#009e73",
-    "redone": "#d55e00",
-}
+_COLORS = {"starting": "#e69f00", "useful": "#009e73", "redone": "#d55e00"}
 # More dots than the picture has columns tell nothing.
 _MAX_DOTS = 1500
 
@@ -44,22 +40,19 @@ def draw(
     losses: Mapping[str, tuple[Floats, Floats]],
     title: str,
 ) -> bytes:
-    """Draws the picture.
+    """Returns the picture as the bytes of a PNG file.
 
     Args:
         account: of the run.
         losses: by name, two arrays [n]: the steps, ascending, and the values.
         title: of the picture.
-
-    Returns:
-        The bytes of a PNG file.
     """
     figure = Figure(figsize=(12, 7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, rate_axes, band_axes = figure.subplots(
         3, 1, sharex=True, height_ratios=(5, 3, 1)
     )
-    unit, name = _unit(account.wall_secs)
+    unit, unit_name = _unit(account.wall_secs)
     figure.suptitle(title)
     _draw_losses(loss_axes, account, losses, unit)
     _draw_rate(rate_axes, account, unit)
@@ -68,7 +61,7 @@ def draw(
         axes.grid(alpha=0.25)
         _mark_restarts(axes, account, unit)
     band_axes.set_xlim(0, max(account.wall_secs, 1e-3) / unit)
-    band_axes.set_xlabel(f"wall time since the first start ({name})")
+    band_axes.set_xlabel(f"wall time since the first start ({unit_name})")
     content = io.BytesIO()
     figure.savefig(content, format="png")
     return content.getvalue()
@@ -89,8 +82,7 @@ def _draw_losses(
     losses: Mapping[str, tuple[Floats, Floats]],
     unit: float,
 ) -> None:
-    lows: list[float] = []
-    highs: list[float] = []
+    lows, highs = [], []
     for index, (name, (steps, values)) in enumerate(losses.items()):
         label: str | None = name.replace("_", " ")
         for times, part in _on_time_line(account, steps, values):
@@ -120,44 +112,37 @@ def _draw_losses(
 def _on_time_line(
     account: Account, steps: Floats, values: Floats
 ) -> Iterable[tuple[Floats, Floats]]:
-    """Returns the times and the means of a curve, in a part for each stretch.
-
-    Args:
-        account: of the run.
-        steps: [n], ascending.
-        values: [n].
-    """
+    """Yields the times and the means of a curve, one part for each stretch."""
     block = math.ceil(max(len(steps), 1) / _MAX_DOTS)
     for placed in account.placed:
         for stretch in placed.stretches:
-            at, step = _useful_points(placed, stretch)
-            inside = (steps > step[0]) & (steps <= step[-1])
-            if not inside.any():
-                continue
-            times = np.interp(steps[inside], step, at)
-            yield _means(times, block), _means(values[inside], block)
+            known_times, known_steps = _useful_points(placed, stretch)
+            inside = (steps > known_steps[0]) & (steps <= known_steps[-1])
+            if inside.any():
+                times = np.interp(steps[inside], known_steps, known_times)
+                yield _means(times, block), _means(values[inside], block)
 
 
 def _useful_points(
     placed: Placed, stretch: Stretch
 ) -> tuple[list[float], list[float]]:
-    """Returns when a stretch was at which of its useful steps."""
-    done = [point for point in stretch.points if point.step <= stretch.bound]
+    """Returns times, and the useful steps that a stretch was at then."""
+    useful = [point for point in stretch.points if point.step <= stretch.bound]
     # It may have begun above what a later attempt went back to.
-    done = done or [stretch.points[0]]
-    at = [point.secs for point in done]
-    step = [float(point.step) for point in done]
-    if stretch.points[-1].step > stretch.bound > step[-1]:
-        at.append(stretch.secs_at(stretch.bound))
-        step.append(stretch.bound)
+    useful = useful or [stretch.points[0]]
+    times = [point.secs for point in useful]
+    steps = [float(point.step) for point in useful]
+    if stretch.points[-1].step > stretch.bound > steps[-1]:
+        times.append(stretch.secs_at(stretch.bound))
+        steps.append(stretch.bound)
     elif placed.unwritten_steps and stretch is placed.stretches[-1]:
-        at.append(at[-1] + placed.unwritten_secs)
-        step.append(step[-1] + placed.unwritten_steps)
-    return at, step
+        times.append(times[-1] + placed.unwritten_secs)
+        steps.append(steps[-1] + placed.unwritten_steps)
+    return times, steps
 
 
 def _means(values: Floats, block: int) -> Floats:
-    """Returns the means of values in blocks, the last one may be shorter."""
+    """Returns the mean of each block of values; the last may be shorter."""
     if block == 1:
         return values
     starts = np.arange(0, len(values), block)
@@ -166,23 +151,23 @@ def _means(values: Floats, block: int) -> Floats:
 
 
 def _draw_rate(axes: Axes, account: Account, unit: float) -> None:
-    """Draws the images of each second, of steps done again as well."""
-    at, images = [0.0], [0.0]
+    """Draws how many images a second were trained on, again or not."""
+    times, images = [0.0], [0.0]
     for placed in account.placed:
         for stretch in placed.stretches:
             first = images[-1]
             for point in stretch.points:
                 steps = point.step - stretch.points[0].step
-                at.append(max(point.secs, at[-1]))
+                times.append(max(point.secs, times[-1]))
                 images.append(first + steps * placed.attempt.batch_size)
         if placed.unwritten_steps:
-            at.append(at[-1] + placed.unwritten_secs)
+            times.append(times[-1] + placed.unwritten_secs)
             more = placed.unwritten_steps * placed.attempt.batch_size
             images.append(images[-1] + more)
-    # As fine as the records are, where they are coarse.
-    num_bins = max(20, min(400, len(at) // 2))
+    # Where the records are coarse, the bins are.
+    num_bins = max(20, min(400, len(times) // 2))
     edges = np.linspace(0, max(account.wall_secs, 1e-3), num_bins + 1)
-    rate = np.diff(np.interp(edges, at, images)) / np.diff(edges)
+    rate = np.diff(np.interp(edges, times, images)) / np.diff(edges)
     axes.stairs(rate, edges / unit, fill=True, alpha=0.6, color="C7")
     axes.set_ylabel("images/s")
     axes.set_ylim(bottom=0)
@@ -197,47 +182,43 @@ def _draw_band(axes: Axes, account: Account, unit: float) -> None:
             if bar.kind == kind
         ]
         axes.broken_barh(spans, (0, 1), color=color, linewidth=0)
-    shares = account.seconds
-    starting = sum(shares[kind] for kind in ("start", "restore", "compile"))
     secs = {
-        "starting": starting,
-        "useful": shares["useful"],
-        "redone": shares["redone"],
-        "idle": shares["idle"],
+        kind: account.seconds[kind] for kind in ("useful", "redone", "idle")
     }
+    starts = ("start", "restore", "compile")
+    secs = {"starting": sum(account.seconds[kind] for kind in starts), **secs}
     wall = max(account.wall_secs, 1e-9)
     axes.legend(
         handles=[
             patches.Patch(
                 facecolor=_COLORS.get(kind, "white"),
                 edgecolor="0.6",
-                label=f"{kind} {each / wall:.1%}",
+                label=f"{kind} {spent / wall:.1%}",
             )
-            for kind, each in secs.items()
+            for kind, spent in secs.items()
         ],
         loc="upper center",
         bbox_to_anchor=(0.5, -0.75),
         ncols=len(secs),
         frameon=False,
     )
-    count = len(account.placed)
     axes.set_ylabel("attempts", rotation=0, ha="right", va="center")
-    axes.set_yticks([0.5], [f"{count:,}"])
+    axes.set_yticks([0.5], [f"{len(account.placed):,}"])
     axes.set_ylim(0, 1)
     _mark_restarts(axes, account, unit)
 
 
 def _bars(placed: Placed) -> Sequence[_Bar]:
-    """Splits an attempt into what it did, roughly: starting, then steps."""
+    """Splits an attempt, roughly: starting, useful steps, redone steps."""
     if not placed.stretches:
         return [_Bar("starting", placed.start, placed.end)]
     bars = []
-    begun = placed.start
+    start = placed.start
     for index, stretch in enumerate(placed.stretches):
         points = stretch.points
-        # The first loop of an attempt is where the step is compiled.
+        # In its first loop an attempt compiles the step.
         first = points[min(1, len(points) - 1)] if not index else points[0]
-        bars.append(_Bar("starting", begun, first.secs))
+        bars.append(_Bar("starting", start, first.secs))
         last = max(first.secs, points[-1].secs)
         if index == len(placed.stretches) - 1:
             last = placed.end + placed.unwritten_secs
@@ -245,17 +226,17 @@ def _bars(placed: Placed) -> Sequence[_Bar]:
         if points[-1].step > stretch.bound:
             turn = max(first.secs, stretch.secs_at(stretch.bound))
         bars += [_Bar("useful", first.secs, turn), _Bar("redone", turn, last)]
-        begun = last
+        start = last
     return bars
 
 
 def _mark_restarts(axes: Axes, account: Account, unit: float) -> None:
-    count = len(account.placed) - 1
+    is_sparse = len(account.placed) <= 30
     for placed in account.placed[1:]:
         axes.axvline(
             placed.start / unit,
             color="0.3",
-            lw=0.8 if count < 30 else 0.4,
-            alpha=0.7 if count < 30 else 0.4,
+            lw=0.8 if is_sparse else 0.4,
+            alpha=0.7 if is_sparse else 0.4,
             ls="--",
         )

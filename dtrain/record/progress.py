@@ -13,7 +13,7 @@ import numpy as np
 
 Clock = Callable[[], float]
 
-# What fits on the line; the files have the rest.
+# Shorter names, for the line; metrics.jsonl has the full ones.
 _SHORT = {"discriminator_loss": "D loss", "generator_loss": "G loss"}
 
 
@@ -51,7 +51,7 @@ class Progress:
         self._every_secs = 0.2 if self._on_terminal else every_secs
         self._clock = clock
         self._steps_per_sec = 0.0
-        # Of the newest update, and of the newest line; None before the first.
+        # Time and step of the newest update; None before the first.
         self._seen: tuple[float, int] | None = None
         self._shown_secs = clock()
         self._is_open = False
@@ -107,8 +107,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line of its own, below the progress so far."""
-        if not self._is_chief:
-            return
-        self._stream.write(f"\n{text}\n" if self._is_open else f"{text}\n")
-        self._is_open = False
-        self._stream.flush()
+        if self._is_chief:
+            self._stream.write(f"\n{text}\n" if self._is_open else f"{text}\n")
+            self._is_open = False
+            self._stream.flush()

@@ -24,7 +24,7 @@ def grid_path(config: RunSettings, step: int) -> str:
 
 
 class Samples(Periodic):
-    """Draws the grid; the chief alone does, if it has the time."""
+    """Draws the grid: on the chief alone, and if there is time for it."""
 
     at_end = True
 
@@ -46,8 +46,8 @@ class Samples(Periodic):
             num_classes: of the data.
             generator: the EMA generator of the run.
             recorder: shows the grid in TensorBoard.
-            secs_left: until the process is killed; infinite if nobody has
-                said so.
+            secs_left: returns the seconds until the process is killed;
+                infinite if it was not told to end.
             is_chief: whether this worker draws.
         """
         super().__init__(config.sample_every_steps)

@@ -1,8 +1,8 @@
 """Signals that are seen at once, whatever the main thread is in.
 
-The main thread may be inside TensorFlow for minutes, and runs no Python
-handler there. So Python's C handler writes each number to a socket, which
-another thread reads.
+The main thread may be inside TensorFlow for minutes, and runs no handler of
+Python's there. So Python's handler in C writes the number of each signal to a
+socket, which another thread reads.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ class Signals:
 
     def wake(self) -> None:
         """Makes `read` return."""
-        # Full, or closed: then the reader is awake anyhow, or gone.
+        # If the socket is full the reader is awake; if it is closed, gone.
         with contextlib.suppress(OSError):
             if self._writer:
                 self._writer.send(b"\0")
 
     def let_go(self) -> None:
-        """Puts the handlers back; here, and in a process forked from this.
+        """Puts the handlers back; also in a process that is forked from this.
 
-        A forked one would write its own signals into the socket of this one.
+        Else that one would write its signals into the socket of this one.
         """
         if self._closed.is_set():
             return

@@ -1,8 +1,8 @@
 """What may tell a process to end: each source of notices, and where it applies.
 
-A source is a small class with one method, and a row in `SOURCES` if it is
-found in the environment. It is asked again and again, on a thread of its own
-if an answer may take long.
+A source is a small class with one method. If the environment says whether it
+applies, it has a row in `SOURCES`. It is asked again and again, on a thread of
+its own if an answer may take long.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 _TICK_SECS = 0.5
+_REQUEST_SECS = 1.0
 
 _VENDOR = pathlib.Path("/sys/class/dmi/id/sys_vendor")
 _EC2_URL = "http://169.254.169.254"
 _EC2_EVERY_SECS = 5.0
-# A word for each request would be refused after a while.
+# The longest allowed; a new token for each request would be refused in time.
 _EC2_TOKEN_SECS = 21600
 
 _GCE_HOST = "metadata.google.internal"
@@ -32,8 +33,8 @@ _GCE_PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
 _GCE_HEADERS = {"Metadata-Flavor": "Google"}
 _GCE_EVERY_SECS = 1.0
 _GCE_BACKOFF_SECS = 30.0
-# Value of each key that means the end. MIGRATE_ON_HOST_MAINTENANCE does not:
-# a machine that is moved while it runs goes on.
+# The value of each key that means the end. MIGRATE_ON_HOST_MAINTENANCE does
+# not: the machine runs while it is moved.
 _GCE_KEYS = {
     "instance/preempted": "TRUE",
     "instance/maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
@@ -49,9 +50,9 @@ class Notice(NamedTuple):
     """That this process is to end.
 
     Attributes:
-        name: what told it.
-        is_over: whether a new start on this machine makes no sense.
-        has_deadline: whether a kill follows, `grace_secs` later.
+        name: of what told it.
+        is_over: whether a new start on this machine is pointless.
+        has_deadline: whether it is killed `grace_secs` later.
     """
 
     name: str
@@ -155,39 +156,47 @@ class GceKey(Source):
 
     def look(self) -> Notice | None:
         """Asks the server; see `Source.look`."""
-        value = _read_gce(self._host, self._key)
-        if value is None:
+        path = f"/computeMetadata/v1/{self._key}"
+        status, value = _request("GET", self._host, None, path, _GCE_HEADERS)
+        if status == 200:
+            self.every_secs = self._backoff_secs = _GCE_EVERY_SECS
+        else:
             self.every_secs = self._backoff_secs
             self._backoff_secs = min(2 * self._backoff_secs, _GCE_BACKOFF_SECS)
-        else:
-            self.every_secs = self._backoff_secs = _GCE_EVERY_SECS
-        if value != self._value:
+        if status != 200 or value != self._value:
             return None
         return Notice(f"GCE: {self._key}", True, True)
 
 
-def _read_gce(host: str, key: str) -> str | None:
-    """Asks the metadata server; None if it does not answer, or with an error.
+def _request(
+    verb: str,
+    host: str,
+    port: int | None,
+    path: str,
+    headers: Mapping[str, str],
+) -> tuple[int, str]:
+    """Asks a metadata server; returns its text and its status, 0 for none.
 
     By `http.client`, which goes through no proxy.
     """
-    path = f"/computeMetadata/v1/{key}"
     try:
-        connection = http.client.HTTPConnection(host, timeout=_GCE_EVERY_SECS)
+        connection = http.client.HTTPConnection(
+            host, port, timeout=_REQUEST_SECS
+        )
         with contextlib.closing(connection):
-            connection.request("GET", path, headers=_GCE_HEADERS)
+            connection.request(verb, path, headers=headers)
             response = connection.getresponse()
             text = response.read(1000).decode(errors="replace")
-            return text.strip() if response.status == 200 else None
+            return response.status, text.strip()
     except (OSError, ValueError, http.client.HTTPException):
-        return None
+        return 0, ""
 
 
 class Ec2Spot(Source):
-    """The word that an EC2 spot instance gets two minutes before its end.
+    """The notice that an EC2 spot instance gets two minutes before its end.
 
-    `spot/instance-action` of the instance's metadata, version 2, which wants a
-    token first; there is no such document until there is an action.
+    It is `spot/instance-action` of the instance's metadata, version 2, which
+    wants a token first; the document is not there before.
     """
 
     is_slow = True
@@ -207,7 +216,9 @@ class Ec2Spot(Source):
         """Asks the server; see `Source.look`."""
         now = time.monotonic()
         if now - self._token_secs > _EC2_TOKEN_SECS / 2:
-            headers = {"X-aws-ec2-metadata-token-ttl-seconds": _EC2_TOKEN_SECS}
+            headers = {
+                "X-aws-ec2-metadata-token-ttl-seconds": str(_EC2_TOKEN_SECS)
+            }
             status, self._token = self._ask("PUT", "api/token", headers)
             if status != 200:
                 return None
@@ -224,21 +235,14 @@ class Ec2Spot(Source):
         return Notice("EC2: spot/instance-action", True, True)
 
     def _ask(
-        self, verb: str, path: str, headers: Mapping[str, object]
+        self, verb: str, path: str, headers: Mapping[str, str]
     ) -> tuple[int, str]:
-        parts = urllib.parse.urlsplit(self._url)
         try:
-            connection = http.client.HTTPConnection(
-                parts.hostname or "", parts.port, timeout=1.0
-            )
-            with contextlib.closing(connection):
-                words = {name: str(value) for name, value in headers.items()}
-                connection.request(verb, f"/latest/{path}", headers=words)
-                response = connection.getresponse()
-                text = response.read(1000).decode(errors="replace")
-                return response.status, text.strip()
-        except (OSError, ValueError, http.client.HTTPException):
+            parts = urllib.parse.urlsplit(self._url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
             return 0, ""
+        return _request(verb, host, port, f"/latest/{path}", headers)
 
 
 # Which of them the environment names.
@@ -258,7 +262,7 @@ def _slurm(environment: Environment, grace_secs: float) -> list[Source]:
     end = _number(environment, name)
     if end is None:
         return []
-    # Taken once: the clock of the wall may jump.
+    # Computed once, for the wall clock may jump.
     left = end - time.time()
     if left <= 0:
         _ignore(name, environment[name], "a time to come")
@@ -274,13 +278,8 @@ def _gce(environment: Environment, grace_secs: float) -> list[Source]:
     if environment.get("NO_GCE_CHECK", "").lower() == "true":
         return []
     host = environment.get("GCE_METADATA_HOST")
-    if not host:
-        try:
-            product = _GCE_PRODUCT.read_text(errors="replace")
-        except OSError:
-            return []
-        if "Google Compute Engine" not in product:
-            return []
+    if not host and not _holds(_GCE_PRODUCT, "Google Compute Engine"):
+        return []
     return [
         GceKey(host or _GCE_HOST, key, value)
         for key, value in _GCE_KEYS.items()
@@ -293,13 +292,16 @@ def _ec2(environment: Environment, grace_secs: float) -> list[Source]:
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return []
     url = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
-    if url:
-        return [Ec2Spot(url)]
-    try:
-        vendor = _VENDOR.read_text(errors="replace")
-    except OSError:
+    if not url and not _holds(_VENDOR, "Amazon EC2"):
         return []
-    return [Ec2Spot(_EC2_URL)] if "Amazon EC2" in vendor else []
+    return [Ec2Spot(url or _EC2_URL)]
+
+
+def _holds(path: pathlib.Path, words: str) -> bool:
+    try:
+        return words in path.read_text(errors="replace")
+    except OSError:
+        return False
 
 
 # Each is called with the environment and the seconds of grace.
@@ -324,11 +326,11 @@ def of_environment(environment: Environment, grace_secs: float) -> list[Source]:
 
 
 def _number(environment: Environment, name: str) -> int | None:
-    """Reads a positive whole number; None if there is none, with a line."""
+    """Reads a positive whole number; None, and a line, for anything else."""
     text = environment.get(name, "")
     if not text:
         return None
-    # More digits than this are no time and no process.
+    # No time and no process has more digits.
     if text.isascii() and text.isdigit() and len(text) < 16 and int(text):
         return int(text)
     _ignore(name, text, "a whole number")

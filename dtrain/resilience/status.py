@@ -1,8 +1,8 @@
 """What a worker tells its supervisor, in a small file of the local disk.
 
 The worker rewrites the file about once a second, from a thread that runs even
-while the training waits; the supervisor reads it. A file that is not rewritten
-any more is of a worker whose threads do not run: stopped by SIGSTOP, or in C
+while the training waits; the supervisor reads it. If the file is not rewritten
+any more, the worker's threads do not run: it was stopped by SIGSTOP, or is in C
 code that holds Python's lock.
 """
 
@@ -13,7 +13,7 @@ import json
 
 from dtrain.storage import files
 
-# What a worker tells that was told by the others.
+# The notice of a worker that the other workers have told to end.
 ANOTHERS_NOTICE = "another worker's notice"
 
 
@@ -50,19 +50,16 @@ def write(path: str, status: Status) -> None:
     Raises:
         OSError: the disk failed.
     """
-    # A machine that loses power loses the supervisor, too.
+    # Not durable: if the machine loses power, its supervisor is gone, too.
     text = json.dumps(dataclasses.asdict(status))
     files.write(path, text.encode(), is_durable=False)
 
 
 def read(path: str) -> Status | None:
-    """Reads the file.
+    """Reads the file; None if there is none, or it cannot be understood.
 
     Args:
         path: of the file.
-
-    Returns:
-        What it tells; None if there is none, or none that can be understood.
     """
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,8 +1,8 @@
 """The file by which a person stops a run: `run_dir/stop`.
 
-It works wherever the run's directory is, from any machine that can write there.
-It is a notice as long as it is there, to all workers, also to those that start
-again, so the next start by a person removes it.
+It works from any machine that can write to the run's directory, on a disk or a
+store. As long as it is there it is a notice to all workers, also to those that
+start again; so the next start by a person removes it.
 """
 
 from __future__ import annotations
@@ -27,33 +27,31 @@ def secs_between_looks(run_dir: str) -> float:
 
 
 def exists(name: str, since_secs: float = 0.0) -> bool:
-    """Tells whether the file is there; not, if that cannot be told.
+    """Tells whether the file is there; False if the disk or store fails.
 
     Args:
         name: what `path` returned.
-        since_secs: an older one does not count, in seconds since 1970.
+        since_secs: an older file does not count; in seconds since 1970.
     """
     try:
-        found = files.stat(name)
+        known = files.stat(name)
     except OSError:
         return False
-    return found is not None and found.changed_secs >= since_secs
+    return known is not None and known.changed_secs >= since_secs
 
 
 def since_secs(
     start_secs: float, environment: Mapping[str, str] = os.environ
 ) -> float:
-    """Returns from when on a file is meant for this process.
+    """Returns the time, in seconds since 1970, before which no file counts.
 
-    A start by a person makes older ones void, a start of a supervisor none.
-    The starts of a job are by a scheduler: it began with its submission.
+    When a person starts a run, older files do not count; when a supervisor
+    starts its workers again, they do. A scheduler starts a job any time: files
+    count that are newer than its submission.
 
     Args:
         start_secs: when this process began, in seconds since 1970.
         environment: the variables of the process.
-
-    Returns:
-        Seconds since 1970.
     """
     submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
     if submitted.isascii() and submitted.isdigit():
@@ -72,7 +70,7 @@ def write(run_dir: str) -> None:
     Raises:
         StorageError: it cannot be written to.
     """
-    # For people: the file counts, whatever is in it.
+    # The content is for people; the file counts whatever is in it.
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = json.dumps({"time": when, "host": socket.gethostname()}) + "\n"
     with files.storage_errors(run_dir):
@@ -86,14 +84,14 @@ def remove(run_dir: str, older_than_secs: float) -> None:
 
     Args:
         run_dir: the run's directory.
-        older_than_secs: a file of a later time stays, in seconds since 1970:
-            it is meant for the process that has just been started.
+        older_than_secs: a newer file stays, for it is meant for the process
+            that has just been started; in seconds since 1970.
 
     Raises:
         StorageError: it cannot be changed.
     """
     name = path(run_dir)
     with files.storage_errors(run_dir):
-        found = files.stat(name)
-        if found and found.changed_secs < older_than_secs:
+        known = files.stat(name)
+        if known and known.changed_secs < older_than_secs:
             files.remove(name)

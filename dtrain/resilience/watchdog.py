@@ -1,19 +1,18 @@
 """Ends a process that is alive and makes no progress.
 
 A peer that is stuck in Python, input that never comes, a collective that one
-worker left out: TensorFlow waits for ever, and heartbeats go on. So the
-training loop tells of its progress (`beat`), and a thread ends the process with
-`errors.HUNG` when it hears nothing for too long, after the stacks of all
-threads are in a file. The same file takes the stacks at a crash in C++ and at
-a SIGABRT.
+worker has left out: TensorFlow waits for ever, and its heartbeats go on. So the
+training loop tells of its progress (`beat`). If a thread hears of none for too
+long, it writes the stacks of all threads to a file and ends the process with
+`errors.HUNG`. After a crash in C++ and a SIGABRT the stacks are there, too.
 
     watchdog = Watchdog("runs/default/stacks/worker-0", hang_timeout_secs=0.0)
     watchdog.start()
     watchdog.beat(step=50, saved_step=0)    # after each loop of steps
     watchdog.close()                        # an empty file is removed
 
-The thread also writes the status file, by which a supervisor knows that this
-process lives, how far it is, and what it was told.
+The thread also writes the status file, which tells a supervisor that this
+process lives, how far it is, and whether it was told to end.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ _PACKAGES = f"{os.sep}site-packages{os.sep}"
 class _Clock:
     """Seconds for which this process could run.
 
-    It stands still while the process is stopped (SIGSTOP, a debugger, a laptop
-    that sleeps): a tick counts as twice its period at most.
+    It stands still while the process is stopped, as by SIGSTOP, a debugger or a
+    laptop that sleeps: between two ticks pass at most two periods.
     """
 
     def __init__(self, period_secs: float) -> None:
         self._most = 2 * period_secs
-        # One object, for two threads never to see half of it.
+        # A tuple, so that no thread sees half of a change.
         self._last = (0.0, time.monotonic())
 
     def now(self) -> float:
@@ -66,19 +65,10 @@ class _Clock:
 
 
 class _Stacks(NamedTuple):
-    """The file that the stacks go to.
-
-    Attributes:
-        path: of it.
-        file: its descriptor, open as long as a crash may need it.
-    """
+    """The file that the stacks go to, and its descriptor, open for a crash."""
 
     path: str
     file: int
-
-
-def _nothing() -> tuple[str, bool]:
-    return "", False
 
 
 class Watchdog:
@@ -86,15 +76,15 @@ class Watchdog:
 
     Args:
         stacks_path: where the stacks go, without `-<number>.txt`, in a
-            directory of the run's own directory. Before that holds a run, or
-            if it is on a store, those of a hang go to a temporary file, and
-            those of a crash to the standard error.
+            directory in the run's. If there is no run there yet, or it is on
+            a store, those of a hang go to a temporary file, and those of a
+            crash to the standard error.
         hang_timeout_secs: seconds without progress that are too many, once
             the first loop of steps is done; 0 learns them: ten times the
             longest pause, or the time of `steps_per_loop`.
         status_file: see `status`; "" writes none.
         describe: returns the notice that came, "" if none, and whether a new
-            start on this machine makes no sense.
+            start on this machine is pointless.
         steps_per_loop: most steps between two beats.
         start_up_secs: the limit before the first loop of steps is done, and
             the second where it is learned.
@@ -107,7 +97,7 @@ class Watchdog:
         stacks_path: str,
         hang_timeout_secs: float,
         status_file: str = "",
-        describe: Callable[[], tuple[str, bool]] = _nothing,
+        describe: Callable[[], tuple[str, bool]] = lambda: ("", False),
         *,
         steps_per_loop: int = 1,
         start_up_secs: float = START_UP_SECS,
@@ -126,7 +116,7 @@ class Watchdog:
         self._clock = _Clock(period_secs)
         self._last_beat = 0.0
         self._has_begun = False
-        # Of the pauses after the first loop: the longest, and all with steps.
+        # Of pauses after the first loop: the longest, and those with steps.
         self._longest = 0.0
         self._secs = 0.0
         self._num_steps = 0
@@ -178,7 +168,7 @@ class Watchdog:
         """
         now = self._clock.now()
         pause, self._last_beat = now - self._last_beat, now
-        # After a roll-back there are fewer than before.
+        # After a roll-back there are fewer steps than before.
         num_steps = max(0, step - self._step) if self._has_begun else 0
         self._has_begun = True
         self._step, self._saved_step = step, saved_step
@@ -187,9 +177,9 @@ class Watchdog:
             self._secs += pause if num_steps else 0.0
             self._num_steps += num_steps
         elif num_steps:
-            # What is compiled later, as for a picture, may take as long.
+            # What is compiled later, as for a picture, may take that long.
             self._least_secs = max(self._least_secs, 2 * pause)
-            # On this thread, for the disk may hang, and the other must not.
+            # On this thread: if the disk hangs, the watching one must not.
             if self._thread.is_alive() and not self._stacks:
                 self._record_stacks()
         self._num_loops += num_steps > 0
@@ -257,7 +247,7 @@ class Watchdog:
             try:
                 status.write(self._status_file, now)
             except OSError:
-                # A full disk: the sign of life that takes no place on it.
+                # The disk is full: this sign of life needs no space.
                 os.utime(self._status_file)
 
     def _end(self, idle: float) -> NoReturn:
@@ -271,7 +261,7 @@ class Watchdog:
         )
         writer.start()
         writer.join(_STACKS_SECS)
-        # Last the line that says it all: a supervisor repeats that one.
+        # The summary comes last: a supervisor repeats the last line.
         errors.end(
             errors.HUNG,
             f"the main thread is stuck at\n{frames}\n{what}; the stacks of all "
@@ -297,7 +287,7 @@ def _write(file: int, data: bytes) -> None:
 
 def _dump() -> str:
     """Returns the stacks of all threads."""
-    # In memory: faulthandler lets no other thread run while it writes.
+    # In memory, since no thread runs while faulthandler writes.
     file = os.memfd_create("stacks")
     try:
         faulthandler.dump_traceback(file, all_threads=True)
@@ -307,31 +297,31 @@ def _dump() -> str:
 
 
 def _main_frames() -> str:
-    """Returns where the main thread is: its last call, and our last ones."""
+    """Returns the main thread's last call, and its last outside of packages."""
     ident = threading.main_thread().ident or 0
     last, *others = traceback.walk_stack(sys._current_frames().get(ident))
-    # Those of TensorFlow between them say nothing, and are in the file.
-    ours = [
+    # TensorFlow's calls between them say little, and are in the file.
+    own = [
         call for call in others if _PACKAGES not in call[0].f_code.co_filename
     ]
     return "\n".join(
         f"  {frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
-        for frame, line in (last, *ours[: _NUM_FRAMES - 1])
+        for frame, line in (last, *own[: _NUM_FRAMES - 1])
     )
 
 
 def _open_stacks(stem: str) -> _Stacks | None:
-    """Opens an empty file that nobody else has; None where there is no run."""
+    """Opens an empty file for this process alone; None if there is no run."""
     directory = os.path.dirname(stem)
     run_dir = os.path.dirname(directory)
-    # Anything else must stay as it is, if it turns out to be a mistake.
+    # A directory that is none of a run was named by mistake: it stays as it is.
     if not os.path.exists(os.path.join(run_dir, "config.json")):
         return None
     try:
         os.makedirs(directory, exist_ok=True)
         return _open_next(stem)
     except OSError:
-        # A full disk, or one that may only be read.
+        # The disk is full, or read-only.
         return None
 
 
@@ -353,16 +343,16 @@ def _open_next(stem: str) -> _Stacks:
         except BlockingIOError:
             os.close(file)
             continue
-        found = os.fstat(file)
-        # Without a name, for whoever had it removed it just now.
-        if found.st_size == 0 and found.st_nlink:
+        known = os.fstat(file)
+        # It has no name if the process that had it removed it just now.
+        if known.st_size == 0 and known.st_nlink:
             return _Stacks(path, file)
         os.close(file)
 
 
 def _close_stacks(stacks: _Stacks) -> None:
     """Closes the file; a clean run leaves nothing of it."""
-    # A directory that holds more stays, and what is gone is gone.
+    # If the directory holds more it stays; a file that is gone is no error.
     with contextlib.suppress(OSError):
         if os.fstat(stacks.file).st_size == 0:
             os.remove(stacks.path)

@@ -1,12 +1,11 @@
 """Notices that this process is to end, and what becomes of them.
 
-A notice is a signal, or the word of one of the `sources`. It sets a flag and
-does nothing else: the training loop asks `requested`, saves, and exits with
-`errors.RUN_AGAIN`. Before there is anything to save, a notice ends the process
-at once.
+A notice is a signal, or comes from one of the `sources`. It only sets a flag:
+the training loop asks `requested`, saves, and exits with `errors.RUN_AGAIN`.
+Before there is anything to save, a notice ends the process at once.
 
-A thread sees the signals and asks what answers at once; what may take long, a
-disk or a server, is asked by threads of its own.
+A thread sees the signals and asks the sources that answer at once; each that
+may take long, as a disk or a server, is asked on a thread of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from dtrain import errors
 from dtrain.resilience import signals, sources, status
 from dtrain.resilience.signals import Signals
 
-# Schedulers signal a process and its group, and launchers hand on: both come.
+# Schedulers signal a process and its group, and launchers hand signals on: one
+# notice may come twice.
 _SAME_NOTICE_SECS = 2.0
 _TICK_SECS = 0.5
 
@@ -79,8 +79,8 @@ class Watcher:
             name = "the time limit (--stop_after_secs)"
             notice = sources.Notice(name, True, False)
             self._sources.append(sources.TimeLimit(stop_after_secs, notice))
-        # Only ever added to, which needs no lock: a handler that waited for
-        # one would wait for the thread that it interrupted.
+        # It is only added to, which needs no lock: a signal handler that waits
+        # for one may wait for the very thread that it interrupts.
         self._notices: list[_Heard] = []
         self._first_signal = math.inf
         self._was_interrupted = False
@@ -103,7 +103,7 @@ class Watcher:
 
     @property
     def is_over(self) -> bool:
-        """Whether a new start on this machine makes no sense."""
+        """Whether a new start on this machine is pointless."""
         return any(heard.notice.is_over for heard in self._notices)
 
     @property
@@ -124,10 +124,10 @@ class Watcher:
         # While TensorFlow is imported, 2 is a file: see `startup.quiet`.
         self._stderr = os.dup(2)
         self._signals.start(_TICK_SECS)
-        found = sources.of_environment(self._environment, self._grace_secs)
-        self._sources += [source for source in found if not source.is_slow]
+        applying = sources.of_environment(self._environment, self._grace_secs)
+        self._sources += [source for source in applying if not source.is_slow]
         self._thread = self._run(self._watch)
-        for source in found:
+        for source in applying:
             if source.is_slow:
                 self._run(self._ask, source)
 
@@ -174,13 +174,13 @@ class Watcher:
         """Takes another worker's notice for this one's, if it has none.
 
         Args:
-            is_over: that worker's.
+            is_over: as in that worker's notice.
         """
         if self._notices:
             return
-        # Of those who look for the file, another one may have come first.
-        told = self._stop_file.look() if self._stop_file else None
-        name = told.name if told else status.ANOTHERS_NOTICE
+        # The other may have looked for the stop file a moment earlier.
+        notice = self._stop_file.look() if self._stop_file else None
+        name = notice.name if notice else status.ANOTHERS_NOTICE
         self._add(sources.Notice(name, is_over, False))
 
     def close(self) -> None:
@@ -210,19 +210,22 @@ class Watcher:
         return thread
 
     def _watch(self) -> None:
-        """Sees the signals at once, and asks the rest every half second."""
+        """Sees signals at once; asks the quick sources every half second."""
         while not self._closed.is_set():
             for number in self._signals.read():
                 self._count(number)
             if not self._closed.is_set():
-                self._ask_the_quick()
+                for source in self._sources:
+                    notice = source.look()
+                    if notice:
+                        self._add(notice)
                 self._act()
 
     def _count(self, number: int) -> None:
-        """Takes a signal for a notice, or for the end of all patience."""
+        """Takes a signal for a notice, or, the second one, ends the process."""
         now = time.monotonic()
         is_interrupt = number == signal.SIGINT
-        # A second Ctrl-C is a person's finger, however fast.
+        # A second Ctrl-C is a person's, however soon it comes.
         if (is_interrupt and self._was_interrupted) or (
             now - self._first_signal >= _SAME_NOTICE_SECS
         ):
@@ -230,12 +233,6 @@ class Watcher:
         self._first_signal = min(self._first_signal, now)
         self._was_interrupted |= is_interrupt
         self._add(_of_signal(number))
-
-    def _ask_the_quick(self) -> None:
-        for source in self._sources:
-            notice = source.look()
-            if notice:
-                self._add(notice)
 
     def _act(self) -> None:
         """Does what the notices so far ask for."""
@@ -249,7 +246,7 @@ class Watcher:
         if not self._was_announced:
             self._was_announced = True
             if self._on_notice:
-                # It may wait for a device, and the next signal shall not.
+                # It may wait for a device, while signals must be seen.
                 threading.Thread(target=self._on_notice, daemon=True).start()
         if self.secs_left <= 0:
             self._end(
@@ -257,13 +254,13 @@ class Watcher:
                 "same command goes on from the save before"
             )
 
-    def _end(self, what: str) -> NoReturn:
+    def _end(self, reason: str) -> NoReturn:
         self.before_end()
-        words = f"stopped by {self.notice} {what}"
-        errors.end(errors.RUN_AGAIN, words, self._stderr)
+        line = f"stopped by {self.notice} {reason}"
+        errors.end(errors.RUN_AGAIN, line, self._stderr)
 
     def _ask(self, source: sources.Source) -> None:
-        """Asks one that may take long, until it has a notice."""
+        """Asks a source that may take long, until it has a notice."""
         while not (notice := source.look()):
             if self._closed.wait(source.every_secs):
                 return
@@ -272,7 +269,7 @@ class Watcher:
 
 
 def _of_signal(number: int) -> sources.Notice:
-    # Ctrl-C is a person's, who waits.
+    # No kill follows a Ctrl-C: a person waits.
     return sources.Notice(
         signal.Signals(number).name, False, number != signal.SIGINT
     )

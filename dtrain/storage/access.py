@@ -1,9 +1,9 @@
 """The first call to an object store, and what it says when it fails.
 
-TensorFlow asks for credentials once. Where that fails it goes on without, for
-as long as the process lives, and every later call is refused: so the first one
-is made early, and its failure is told as what it is. The credentials are
-TensorFlow's business alone; nothing here reads one.
+TensorFlow asks for credentials once. If that fails, it goes on without them for
+as long as the process lives, and every later call is refused: so the first call
+is made early, and its failure is explained. Only TensorFlow reads credentials;
+nothing here does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check(name: str, path: str) -> None:
         files.read_part(f"{path.rstrip('/')}/lease.json", 0, 1)
     except OSError as error:
         mistake = explain(name, path, error)
-        # An object may be missing, a bucket may not.
+        # The object may be missing; a bucket that is, is a UserError.
         if isinstance(error, FileNotFoundError) and isinstance(
             mistake, StorageError
         ):
@@ -80,8 +80,8 @@ def to(name: str, path: str) -> Iterator[None]:
         path: local or remote.
 
     Raises:
-        UserError: there is no such store or bucket, or it refuses.
-        StorageError: it does not answer, or its credentials do not come.
+        UserError: see `check`.
+        StorageError: see `check`.
     """
     if not files.is_remote(path):
         yield
@@ -136,7 +136,7 @@ def explain(name: str, path: str, error: OSError) -> UserError | StorageError:
 
 
 def _is_on_google() -> bool:
-    """Says whether TensorFlow asks a virtual machine for credentials."""
+    """Tells whether TensorFlow asks a virtual machine for credentials."""
     if os.environ.get("GCE_METADATA_HOST"):
         return True
     try:

@@ -1,11 +1,12 @@
 """Who trains in a run directory: one process at a time.
 
-On a disk the kernel keeps a lock, and drops it with the process, however it
+On a disk the kernel keeps a lock, and drops it with the process, however that
 ends. On an object store there is `run_dir/lease.json`, which says who holds the
-run and is renewed as long as that process lives. Whoever finds a lease watches
-it, by its own clock, for as long as it is good for: one that changes is held,
-one that does not is dead and is taken over. A store has no compare-and-swap
-here, so that a claim is written, left alone for a moment, and read again.
+run, and which that process renews as long as it lives. A process that finds a
+lease watches it by its own clock for as long as the lease is good for: if it
+changes, it is held; if not, its holder is dead, and it is taken over. There is
+no compare-and-swap here for stores; so a claim is written, left alone for a
+moment, and read again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dtrain.errors import StorageError, UserError
 from dtrain.storage import access, files, locks
 
 _LEASE_SECS = 30.0
-# A step and a save to a slow disk.
+# As long as a step and a save to a slow disk may take.
 _ORPHAN_SECS = 120.0
 _SETTLE_SECS = 1.0
 _NUM_TRIES = 4
@@ -33,10 +34,10 @@ _MAX_BYTES = 64 * 1024
 
 
 class Claim(Protocol):
-    """A run directory that is this process's own."""
+    """What says whether a run directory is still this process's own."""
 
     def raise_if_lost(self) -> None:
-        """Raises if it is not any more.
+        """Raises if the run is not this process's own any more.
 
         Raises:
             UserError: another process has it.
@@ -45,14 +46,14 @@ class Claim(Protocol):
 
 
 class Clock:
-    """Time, as a claim needs it; a test passes by its own."""
+    """Time, as a claim needs it; tests have another."""
 
     def now(self) -> float:
         """Returns seconds from any one moment on."""
         return time.monotonic()
 
     def sleep(self, secs: float) -> None:
-        """Waits."""
+        """Waits for some seconds."""
         time.sleep(secs)
 
 
@@ -71,19 +72,18 @@ def claim(
 ) -> Iterator[Claim]:
     """Keeps a second process out of a run directory; the chief calls this.
 
-    On those network disks that have no locks there is no claim.
+    On a network disk without locks nobody is kept out.
 
     Args:
         run_dir: the directory; made if it is not there.
         name: of the setting that names it.
-        lease_secs: on a store, how long a process that says nothing is
-            waited for.
+        lease_secs: on a store, how long a process that does not renew its
+            lease is waited for.
         clock: the time; None is this host's.
-        report: called with a line before anything is waited for.
+        report: called with a line before it waits.
 
     Yields:
-        What the training loop asks whether the run is still its own. The
-        claim ends with the block.
+        The claim, which ends with the block.
 
     Raises:
         UserError: another process trains in it.
@@ -113,7 +113,7 @@ def _locked(
 ) -> Iterator[_Lock]:
     path = os.path.join(run_dir, ".lock")
     try:
-        # For writing: a network disk gives no lock on anything else.
+        # For writing, or a network disk gives no lock.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise UserError(
@@ -130,12 +130,7 @@ def _locked(
 def _lock(
     file: int, run_dir: str, name: str, report: Callable[[str], object]
 ) -> None:
-    """Locks a file, if its disk has locks.
-
-    Raises:
-        UserError: another process has it.
-    """
-    # The workers of a supervisor that was killed save and end by themselves.
+    # If a supervisor was killed, its workers are about to save and end.
     is_supervised = bool(os.environ.get("DTRAIN_SUPERVISOR_PID"))
     end = time.monotonic() + (_ORPHAN_SECS if is_supervised else 0.0)
     has_said = False
@@ -162,12 +157,12 @@ class Holder(NamedTuple):
     """A process.
 
     Attributes:
-        host: its host's name.
+        host: name of its host.
         pid: its number there.
-        key: its own, by chance.
-        machine: what tells the host and its numbering of processes from all
-            others; "" if unknown.
-        started: when it started, in the kernel's ticks since it booted.
+        key: random, and no other process's.
+        machine: no other host, and no other container that numbers processes,
+            has the same; "" if unknown.
+        started: when it started, in the kernel's ticks since the boot.
     """
 
     host: str
@@ -203,7 +198,7 @@ class Holder(NamedTuple):
 def _machine() -> str:
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text()
-        # Containers of one host number their processes each for itself.
+        # Each container of a host numbers its processes anew.
         return f"{boot.strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -214,17 +209,17 @@ def _started(pid: int) -> str:
         text = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    # After the name, which may hold anything.
+    # Behind the name, which may hold anything.
     return text.rpartition(")")[2].split()[19]
 
 
-class _Found(NamedTuple):
+class _Written(NamedTuple):
     """A lease as it was read.
 
     Attributes:
-        data: its bytes; a lease whose bytes change is renewed.
+        data: its bytes, which change when it is renewed.
         holder: None if the bytes do not say.
-        term: how often the run had been claimed before and with it.
+        term: how often the run had been claimed, with this claim.
         lease_secs: how long it is good for.
     """
 
@@ -234,7 +229,7 @@ class _Found(NamedTuple):
     lease_secs: float = _LEASE_SECS
 
     @classmethod
-    def parse(cls, data: bytes) -> _Found:
+    def parse(cls, data: bytes) -> _Written:
         """Reads a lease, or as much of it as can be read."""
         try:
             values = json.loads(data)
@@ -279,18 +274,18 @@ class _Lease:
 
     def acquire(self) -> None:
         """Takes the lease, or raises UserError or StorageError."""
-        found = self._try(self._read)
-        if found and not (found.holder and found.holder.is_gone()):
-            found = self._watch(found)
-        self._term = found.term + 1 if found else 1
+        lease = self._try(self._read)
+        if lease and not (lease.holder and lease.holder.is_gone()):
+            lease = self._watch(lease)
+        self._term = lease.term + 1 if lease else 1
         self._try(self._write)
         self._clock.sleep(min(_SETTLE_SECS, self._lease_secs / 10))
-        found = self._try(self._read)
-        if found is None or found.holder != self._holder:
-            raise self._refusal(found)
+        lease = self._try(self._read)
+        if lease is None or lease.holder != self._holder:
+            raise self._refusal(lease)
         self._thread.start()
 
-    def _watch(self, first: _Found) -> _Found | None:
+    def _watch(self, first: _Written) -> _Written | None:
         """Waits until a lease is released, which gives None, or is dead.
 
         Raises:
@@ -301,21 +296,21 @@ class _Lease:
             f"{first.holder or 'an unknown process'} on {self._run_dir}"
         )
         until = self._clock.now() + first.lease_secs
-        found: _Found | None = first
-        # The last look must come after the time, or what it shows may be old.
+        lease: _Written | None = first
+        # A look before the time is over does not show that it is dead.
         is_over = False
         while not is_over:
             self._clock.sleep(min(1.0, first.lease_secs / 10))
             is_over = self._clock.now() >= until
-            found = self._try(self._read)
-            if found is None:
+            lease = self._try(self._read)
+            if lease is None:
                 return None
-            if found.data != first.data:
-                raise self._refusal(found)
-        return found
+            if lease.data != first.data:
+                raise self._refusal(lease)
+        return lease
 
-    def _refusal(self, found: _Found | None) -> UserError:
-        who = found.holder if found and found.holder else "an unknown process"
+    def _refusal(self, lease: _Written | None) -> UserError:
+        who = lease.holder if lease and lease.holder else "an unknown process"
         return UserError(
             f"another process trains in {self._name} ({self._run_dir}): {who} "
             f"holds its lease; stop it, or name another {self._name}"
@@ -339,11 +334,11 @@ class _Lease:
             self._clock.sleep(float(number))
             number += 1
 
-    def _read(self) -> _Found | None:
+    def _read(self) -> _Written | None:
         try:
-            # By parts, for the size that TensorFlow remembers is that of some
-            # seconds ago, and another process writes here.
-            return _Found.parse(files.read_part(self._path, 0, _MAX_BYTES))
+            # As a part, for which TensorFlow needs no size: the one that it
+            # remembers is seconds old, and another process writes here.
+            return _Written.parse(files.read_part(self._path, 0, _MAX_BYTES))
         except FileNotFoundError:
             return None
 
@@ -366,7 +361,7 @@ class _Lease:
             try:
                 self.renew()
             except OSError as error:
-                # Tried again, until `raise_if_lost` finds that too late.
+                # It is tried again, until `raise_if_lost` finds it too late.
                 self._failure = files.reason(error)
             with self._changed:
                 self._changed.notify_all()
@@ -379,11 +374,11 @@ class _Lease:
         Raises:
             OSError: the store fails.
         """
-        found = self._read()
-        # An earlier holder that was slow to write has lost it long ago.
-        is_newer = found and found.holder and found.term >= self._term
-        if found and is_newer and found.holder != self._holder:
-            self._taken_by = found.holder
+        lease = self._read()
+        # One of an earlier term, whose holder wrote late, is overwritten.
+        is_newer = lease and lease.holder and lease.term >= self._term
+        if lease and is_newer and lease.holder != self._holder:
+            self._taken_by = lease.holder
         else:
             self._write()
 
@@ -398,7 +393,7 @@ class _Lease:
             StorageError: it could not be renewed for as long as it is good.
         """
         if self._is_overdue():
-            # The whole process may have been stopped, and not the store.
+            # The process may have been stopped; the store may be well.
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._taken_by or not self._is_overdue(),
@@ -418,11 +413,11 @@ class _Lease:
             )
 
     def release(self) -> None:
-        """Gives the lease up; whoever waits for it has it at once."""
+        """Gives the lease up; a process that waits for it has it at once."""
         self._released.set()
         self._thread.join(self._lease_secs / 3)
-        # Whoever comes next waits, if this fails.
+        # If this fails, the next process waits until the lease is over.
         with contextlib.suppress(OSError):
-            found = self._read()
-            if found and found.holder == self._holder:
+            lease = self._read()
+            if lease and lease.holder == self._holder:
                 files.remove(self._path)

@@ -1,12 +1,12 @@
-"""The one place where bytes become durable, and where files are touched.
+"""The one place where files are touched, and where bytes become durable.
 
-What is local goes through the operating system, which can be told to put it on
-the disk; what has a scheme, as in gs://, goes through TensorFlow's file
-systems, and only that imports TensorFlow. A remote object is there whole or
+Local files go through the operating system, which can be told to put them on
+the disk; a path with a scheme, as gs://, goes through TensorFlow's file
+systems, and only then is TensorFlow imported. A remote object is there whole or
 not at all, and is durable when the call returns; it cannot be renamed, only
-copied, and nothing here relies on it.
+copied.
 
-What fails raises OSError: of a store a `StoreError`.
+All failures are OSErrors, those of a store `StoreError`s.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def store_error(error: Any) -> StoreError:
         error: a `tf.errors.OpError`.
     """
     kind = type(error).__name__
-    made = MissingError if kind == "NotFoundError" else StoreError
-    return made(error.message, kind)
+    if kind == "NotFoundError":
+        return MissingError(error.message, kind)
+    return StoreError(error.message, kind)
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def os_errors() -> Iterator[None]:
     """Makes an OSError of what TensorFlow raises, where it touches files.
 
     Raises:
-        StoreError: instead of a `tf.errors.OpError`.
+        StoreError: in place of a `tf.errors.OpError`.
     """
     import tensorflow as tf
 
@@ -91,13 +92,13 @@ def reason(error: BaseException) -> str:
         return error.strerror
     text = str(getattr(error, "message", error))
     text = text or getattr(error, "kind", type(error).__name__)
-    # TensorFlow writes the node before it and the operation behind it.
+    # TensorFlow puts the node before the text and the operation behind it.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*\]", "", text.splitlines()[0])
     return " ".join(text.split())[:300]
 
 
 def make_directory(path: str) -> None:
-    """Makes a directory and those above it, where they are not there.
+    """Makes a directory and those above it, if they are not there.
 
     Raises:
         FileExistsError: a file is in the way.
@@ -121,7 +122,7 @@ def make_directory(path: str) -> None:
 
 
 def names(directory: str) -> list[str]:
-    """Lists what a directory holds, sorted; nothing if it is not there."""
+    """Lists the names in a directory, sorted; none if it is not there."""
     try:
         if not is_remote(directory):
             return sorted(os.listdir(directory))
@@ -131,20 +132,20 @@ def names(directory: str) -> list[str]:
 
 
 def entries(directory: str) -> Iterator[tuple[str, bool]]:
-    """Yields what a directory holds: its name, and whether it is a directory.
+    """Yields each name in a directory, and whether it is a directory.
 
     Raises:
         OSError: the directory is not there, or cannot be listed.
     """
     if not is_remote(directory):
-        with os.scandir(directory) as found:
-            for entry in found:
+        with os.scandir(directory) as listed:
+            for entry in listed:
                 yield entry.name, entry.is_dir()
         return
     with _store() as store:
-        listed = store.listdir(directory)
-    for name in listed:
-        # What is listed of a directory itself has no name.
+        remote_names = store.listdir(directory)
+    for name in remote_names:
+        # A store may list the directory itself, without a name.
         if name.rstrip("/"):
             yield name.rstrip("/"), name.endswith("/")
 
@@ -166,7 +167,7 @@ def is_directory(path: str) -> bool:
 
 
 class Stat(NamedTuple):
-    """What is known of a file without a look into it.
+    """What is known of a file that is not opened.
 
     Attributes:
         size: in bytes.
@@ -192,8 +193,8 @@ def stat(path: str) -> Stat | None:
 
 def size(path: str) -> int | None:
     """Returns the bytes of a file; None if there is none."""
-    found = stat(path)
-    return found.size if found else None
+    known = stat(path)
+    return known.size if known else None
 
 
 def read(path: str) -> bytes | None:
@@ -220,7 +221,7 @@ def read_part(path: str, start: int, length: int) -> bytes:
 
 
 def append(path: str, data: bytes) -> None:
-    """Adds to a local file; nothing is put on the disk for certain."""
+    """Adds to a local file; see `sync` to have it on the disk."""
     with open(path, "ab") as file:
         file.write(data)
 
@@ -232,19 +233,18 @@ def write(
     is_durable: bool = True,
     make_parents: bool = False,
 ) -> None:
-    """Writes a file that holds the old bytes or the new ones at any moment.
+    """Writes a file, which has the old bytes or the new ones at any moment.
 
-    Where it fails, nothing of the new ones is left.
+    If it fails, nothing of the new ones is left.
 
     Args:
-        path: of the file. What is there and is no file, as /dev/null, is
-            written to as it is.
+        path: of the file. A device, as /dev/null, is written to as it is.
         data: all of it.
         is_durable: whether the new bytes are on the disk when this returns,
             which takes a moment.
         make_parents: whether to make the directories above it. A store needs
-            none; and in a bucket that is not there, TensorFlow tries to make
-            one without end.
+            none, and in a bucket that is not there TensorFlow would try to
+            make them for ever.
 
     Raises:
         OSError: the disk is full, or has failed.
@@ -286,10 +286,9 @@ def sync(path: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Gives a file another name; what had that name before is gone.
+    """Gives a file another name; a file that had it before is gone.
 
-    A remote object is copied first and removed then: a kill in between leaves
-    both.
+    A remote object is copied, then removed: a kill in between leaves both.
     """
     if not is_remote(source):
         os.replace(source, target)
@@ -327,10 +326,10 @@ def remove_tree(directory: str) -> None:
         with _store() as store:
             store.rmtree(directory)
     except StoreError:
-        # Of a listing of a while ago some are not there any more.
+        # It stops at an object that is listed and is not there any more.
         with _store() as store:
-            for parent, _, there in store.walk(directory):
-                for name in there:
+            for parent, _, file_names in store.walk(directory):
+                for name in file_names:
                     remove(f"{parent.rstrip('/')}/{name}")
 
 
@@ -345,10 +344,10 @@ def _ignore_missing(
 
 @contextlib.contextmanager
 def storage_errors(path: str) -> Iterator[None]:
-    """Turns what goes wrong with a disk or a store into one line.
+    """Turns what a disk or a store raises into an error of one line.
 
     Args:
-        path: what is written to or read from.
+        path: what is read or written.
 
     Raises:
         StorageError: it failed.

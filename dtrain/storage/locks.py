@@ -1,7 +1,6 @@
 """Locks of a disk, which the kernel drops with the process that holds them.
 
-Some network disks have none. There nobody is kept out, and whoever asks for a
-lock is told that it has none.
+Some network disks have none: nobody is kept out there, and the caller is told.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from collections.abc import Iterator
 def take(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
     """Locks an open file or directory until it is closed.
 
-    A network disk locks for one process alone only what is open for writing,
-    unless it is a directory.
+    A network disk gives a lock for one process alone only on a directory, or on
+    a file that is open for writing.
 
     Args:
         descriptor: of the file.

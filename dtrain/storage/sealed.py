@@ -1,7 +1,7 @@
 """JSON that notices when a bit of it has changed.
 
-The text ends with the SHA-256 of the rest. It is compared as a whole with what
-writing it anew would give, so a change anywhere is found, in a blank too.
+The text ends with the SHA-256 of the rest. What is read is written anew and has
+to be the same text, so a change of any byte is found, even of a blank.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ class DamagedError(ValueError):
 
 
 def dumps(body: Mapping[str, Any]) -> bytes:
-    """Writes a mapping, sealed.
+    """Writes a mapping as indented UTF-8 text, sealed.
 
     Args:
         body: of JSON's own types; its key `sha256`, if there is one, is
             replaced.
-
-    Returns:
-        Indented UTF-8 text.
     """
     plain = {name: body[name] for name in body if name != "sha256"}
     digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
@@ -32,13 +29,10 @@ def dumps(body: Mapping[str, Any]) -> bytes:
 
 
 def loads(data: bytes) -> dict[str, Any]:
-    """Reads what `dumps` wrote.
+    """Reads the mapping that `dumps` wrote, `sha256` included.
 
     Args:
         data: the whole text.
-
-    Returns:
-        The mapping, `sha256` included.
 
     Raises:
         DamagedError: a byte is missing, added or changed.

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# What TensorFlow 2.21 says of every machine, wrong or not, before it can be
-# told to be silent: oneDNN is on, there is no GPU, the CPU could do more.
+# What TensorFlow 2.21 says on every machine before it can be told to be silent:
+# oneDNN is on, there is no GPU, the CPU could do more.
 _NOISE = re.compile(
     r"^(WARNING: All log messages before absl|"
     r"[IWE]\d{4} .*(port|cudart_stub|cuda_platform|cpu_feature_guard)\.cc|"
@@ -22,9 +22,8 @@ _NOISE = re.compile(
 def quiet() -> Iterator[None]:
     """Drops TensorFlow's known start-up lines from the standard error.
 
-    Everything else that is written meanwhile, from Python or from C++, comes
-    out at the end; also when the block raises, but not when it ends the
-    process.
+    Everything else that Python or C++ writes meanwhile comes out at the end,
+    even if the block raises, but not if it ends the process.
     """
     sys.stderr.flush()
     kept = os.dup(2)

@@ -4,8 +4,8 @@
 .npz           NumPy's
 .h5            Keras' .weights.h5, only read
 
-A file from outside is only believed as far as it can be checked, and no
-pickle is ever read. All goes by one tensor at a time.
+Nothing in a file from outside is believed unchecked, and no pickle is ever
+read. One tensor at a time is in memory.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def write(
 ) -> None:
     """Writes tensors to a new file, which is there whole or not at all.
 
-    Equal tensors are equal bytes. What the format does not hold is written as
-    `entries` says.
+    Equal tensors make equal bytes. A dtype that the format does not have is
+    encoded, as `entries` says.
 
     Args:
-        path: .safetensors or .npz, local or gs://; by way of TMPDIR then. Its
+        path: .safetensors or .npz, local or, by way of TMPDIR, gs://. Its
             directory is made if it is not there.
-        entries: of each tensor, by its name.
-        value: returns a tensor by its name; it may be asked twice.
-        metadata: what else is to be said.
+        entries: dtype and shape of each tensor, by its name.
+        value: returns a tensor by its name; called twice for some.
+        metadata: texts that the file holds beside the tensors.
 
     Raises:
         UserError: there is such a file, its suffix is another one, or a name
@@ -63,21 +63,11 @@ def write(
 
 @contextlib.contextmanager
 def _finished(path: str) -> Iterator[str]:
-    """Yields where to write what then becomes a new file.
-
-    Args:
-        path: of the new file.
-
-    Yields:
-        A local path.
-
-    Raises:
-        UserError: there is such a file.
-    """
+    """Yields a local path, and makes what is written there the new file."""
     _check_new(path)
     if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as place:
-            temporary = os.path.join(place, os.path.basename(path))
+        with tempfile.TemporaryDirectory() as directory:
+            temporary = os.path.join(directory, os.path.basename(path))
             yield temporary
             files.copy(temporary, path)
         return
@@ -87,7 +77,7 @@ def _finished(path: str) -> Iterator[str]:
     try:
         yield temporary
         files.sync(temporary)
-        # It took a while.
+        # Somebody may have made it meanwhile.
         _check_new(path)
         files.move(temporary, path)
     finally:
@@ -108,8 +98,7 @@ def open_file(path: str) -> Iterator[Container]:
     """Opens a file of tensors; all that it says is checked first.
 
     Args:
-        path: .safetensors, .npz or .h5, local or gs://; by way of TMPDIR
-            then.
+        path: .safetensors, .npz or .h5, local or, by way of TMPDIR, gs://.
 
     Yields:
         What it holds. Its `read` raises UserError for a tensor that is not
@@ -121,11 +110,11 @@ def open_file(path: str) -> Iterator[Container]:
     """
     opened = _of_suffix(path, _READERS)
     with contextlib.ExitStack() as stack:
-        # Not what goes wrong with other files while this one is open.
+        # Not around the yield: errors of other files are not this one's.
         with _refusals(path):
             local = stack.enter_context(_local(path))
-            there = stack.enter_context(opened(local))
-            container = entries_lib.with_decoded(there)
+            stored = stack.enter_context(opened(local))
+            container = entries_lib.with_decoded(stored)
 
         def read(name: str) -> np.ndarray:
             with _refusals(path):
@@ -144,12 +133,12 @@ def _local(path: str) -> Iterator[str]:
     if files.size(path) is None:
         raise UserError(f"{path} is not there; name a file that is")
     if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as place:
-            local = os.path.join(place, os.path.basename(path))
+        with tempfile.TemporaryDirectory() as directory:
+            local = os.path.join(directory, os.path.basename(path))
             files.copy(path, local)
             yield local
         return
-    # Not a pipe, which would be waited for.
+    # To open a pipe would be to wait for ever.
     if not os.path.isfile(path):
         raise UserError(f"{path} is no file; name one")
     yield path
@@ -157,11 +146,6 @@ def _local(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _refusals(path: str) -> Iterator[None]:
-    """Says to the user of which file something is refused.
-
-    Raises:
-        UserError: it is refused.
-    """
     try:
         with files.storage_errors(path):
             yield
@@ -170,11 +154,6 @@ def _refusals(path: str) -> Iterator[None]:
 
 
 def _of_suffix(path: str, formats: Mapping[str, Callable]) -> Callable:
-    """Returns what reads or writes the format of a file.
-
-    Raises:
-        UserError: it is none of these.
-    """
     suffix = os.path.splitext(path)[1]
     if suffix not in formats:
         raise UserError(

@@ -1,7 +1,8 @@
-"""What a file of tensors says of each, and how every tensor becomes plain.
+"""What a file of tensors says of each, and how any dtype is put into a file.
 
-A container holds only some dtypes. What it does not hold is written as what
-every program can open, and the metadata say under `ENCODED` what it is:
+The format of a file, its container, has only some dtypes. A tensor of another
+is written as one that every program can open, and the metadata say under
+`ENCODED` what it stands for:
 
     string           uint8 [bytes]: the length of each element as a
                      little-endian int64, then all their bytes
@@ -11,6 +12,7 @@ every program can open, and the metadata say under `ENCODED` what it is:
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-# The metadata of a container's own use: JSON, from a name to its entry.
+# A key of the metadata: JSON, the entry of each encoded tensor by its name.
 ENCODED = "dtrain.encoded"
 
 STRING = "string"
@@ -38,26 +40,23 @@ _ML_DTYPES = {
         *("int4", "uint4", "int2", "uint2"),
     )
 }
-# What every container holds.
+# The dtypes that every container has.
 _EVERYWHERE = NUMPY_DTYPES - {"complex64", "complex128"}
 _MAX_NAME_BYTES = 1024
 # NumPy 1 makes no more.
 _MAX_RANK = 32
-# Of elements, also of an array without any, or NumPy cannot count its bytes.
+# Even of an array without elements, whose other sides NumPy multiplies too.
 _MAX_ELEMENTS = 2**58
-# More than a network of 100,000 layers has, and what a file says of so many
-# fits into memory.
+# More than a network of 100,000 layers has; so many entries fit into memory.
 MAX_ENTRIES = 500_000
 MAX_METADATA_BYTES = 16 * 2**20
 
 
 class RefusedError(Exception):
-    """A file or a tensor is refused: the text is why, and a remedy.
-
-    `containers` says of which file, to the user.
+    """A file or a tensor is refused; `containers` tells the user which.
 
     Attributes:
-        why: the value and the rule.
+        why: the value and the rule; the text has a remedy, too.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class Container(NamedTuple):
 
     Attributes:
         entries: of each tensor, by its name.
-        metadata: what else the file says.
-        read: reads the tensor of a name; strings are objects of bytes.
+        metadata: texts that it holds beside them.
+        read: returns a tensor by its name; strings are bytes, of dtype object.
     """
 
     entries: Mapping[str, Entry]
@@ -95,17 +94,17 @@ class Container(NamedTuple):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a name is there twice")
-    return made
+    return values
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-# Which raises ValueError, or RecursionError where the nesting is too deep.
+# Raises ValueError, or RecursionError where the nesting is too deep.
 JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
@@ -137,15 +136,15 @@ def num_bytes(entry: Entry) -> int:
 
 
 def check(name: str, entry: Entry) -> None:
-    """Checks what a file says of a tensor, before anything is made of it.
+    """Checks what a file says of a tensor, before memory is taken for it.
 
     Args:
         name: of the tensor.
-        entry: of the tensor.
+        entry: its dtype and shape.
 
     Raises:
-        RefusedError: the name is none that every program can open, or there
-            are no such tensors.
+        RefusedError: a program may be unable to open the name, or there are
+            no tensors of this dtype or shape.
     """
     if not _is_name(name):
         raise RefusedError(
@@ -155,7 +154,7 @@ def check(name: str, entry: Entry) -> None:
             "rename it in the program that made it",
         )
     numpy_dtype(entry.dtype)
-    # The rank first: the product of a million numbers takes hours.
+    # First the rank: the product of a million sides takes hours.
     if (
         len(entry.shape) > _MAX_RANK
         or min(entry.shape, default=0) < 0
@@ -168,13 +167,13 @@ def check(name: str, entry: Entry) -> None:
 
 
 def check_all(entries: Mapping[str, Entry]) -> None:
-    """Checks what is to be written, as what is read is checked.
+    """Checks what is to be written as strictly as what is read.
 
     Args:
-        entries: of each tensor, by its name.
+        entries: dtype and shape of each tensor, by its name.
 
     Raises:
-        RefusedError: they could not be read.
+        RefusedError: they could not be read again.
     """
     if len(entries) > MAX_ENTRIES:
         raise RefusedError(
@@ -193,14 +192,40 @@ def _is_name(name: str) -> bool:
         return False
     return (
         0 < length <= _MAX_NAME_BYTES
-        and all(" " <= each != "\x7f" for each in name)
+        and all(" " <= character != "\x7f" for character in name)
         and not {"", ".", ".."} & set(name.split("/"))
         and name != "__metadata__"
     )
 
 
+def read_at(
+    name: str, file: io.BufferedReader, offset: int, entry: Entry
+) -> np.ndarray:
+    """Reads a tensor whose bytes are in one piece of a file.
+
+    Args:
+        name: of the tensor.
+        file: is read from.
+        offset: of the first byte.
+        entry: dtype and shape.
+
+    Raises:
+        RefusedError: the file ends before.
+    """
+    data = np.empty(num_bytes(entry), np.uint8)
+    file.seek(offset)
+    if file.readinto(data.data) != data.size:
+        raise RefusedError(f"it is cut off in {name!r}")
+    array = data.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+    return check_bools(name, array)
+
+
 def check_bools(name: str, array: np.ndarray) -> np.ndarray:
-    """Returns an array of a file whose bools are 0 or 1.
+    """Returns an array of a file, if its bools are 0 or 1.
+
+    Args:
+        name: of the tensor.
+        array: of any dtype.
 
     Raises:
         RefusedError: another byte is among them, with which NumPy miscounts.
@@ -214,15 +239,13 @@ def check_bools(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def plain(entry: Entry, held: Collection[str]) -> Entry | None:
-    """Returns how a tensor is written into a container.
+    """Returns the dtype and shape of a tensor in a container.
+
+    None for strings, whose lengths decide.
 
     Args:
-        entry: of the tensor.
-        held: the dtypes that the container holds.
-
-    Returns:
-        The same entry if it is held, else that of what stands for it; None
-        for strings, whose values decide.
+        entry: its dtype and shape.
+        held: the dtypes that the container has.
     """
     if entry.dtype in held:
         return entry
@@ -238,35 +261,32 @@ def plain(entry: Entry, held: Collection[str]) -> Entry | None:
 def encode(
     value: np.ndarray, entry: Entry, held: Collection[str]
 ) -> np.ndarray:
-    """Returns the array that stands for a tensor in a container.
+    """Returns the array, in C's order, that a tensor is in a container.
 
     Args:
         value: the tensor.
-        entry: of the tensor.
-        held: the dtypes that the container holds.
-
-    Returns:
-        An array in C's order, as `plain` says.
+        entry: its dtype and shape.
+        held: the dtypes that the container has.
     """
     assert value.dtype == numpy_dtype(entry.dtype), (value.dtype, entry)
     assert value.shape == entry.shape, (value.shape, entry)
     value = np.asarray(value, order="C")
     stored = plain(entry, held)
     if stored is None:
-        lengths = np.array([len(each) for each in value.flat], "<i8")
+        lengths = np.array([len(text) for text in value.flat], "<i8")
         joined = b"".join((lengths.tobytes(), *value.flat))
         return np.frombuffer(joined, np.uint8)
-    # One dimension, for a scalar cannot be viewed as two numbers.
+    # Of one dimension: a scalar cannot be viewed as two numbers.
     return value.reshape(-1).view(stored.dtype).reshape(stored.shape)
 
 
 def decode(name: str, value: np.ndarray, entry: Entry) -> np.ndarray:
-    """Returns the tensor that an array of a container stands for.
+    """Returns the tensor of which `encode` made an array.
 
     Args:
         name: of the tensor.
-        value: what `encode` made.
-        entry: of the tensor.
+        value: the array.
+        entry: dtype and shape of the tensor.
 
     Raises:
         RefusedError: the lengths of strings are not those of their bytes.
@@ -275,7 +295,7 @@ def decode(name: str, value: np.ndarray, entry: Entry) -> np.ndarray:
         flat = np.asarray(value, order="C").reshape(-1)
         return flat.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
     count = math.prod(entry.shape)
-    # As Python's, whose sum does not go round 2^64.
+    # As Python's integers, whose sum does not wrap around at 2^64.
     lengths = value[: 8 * count].view("<i8").tolist()
     if min(lengths, default=0) < 0 or sum(lengths) != value.size - 8 * count:
         raise RefusedError(
@@ -294,15 +314,15 @@ def note(
     metadata: Mapping[str, str],
     held: Collection[str],
 ) -> dict[str, str]:
-    """Returns the metadata with a note of what is encoded.
+    """Returns the metadata of a file, with a note of what is encoded.
 
     Args:
-        entries: all tensors.
-        metadata: what is to be written beside them.
-        held: the dtypes that the container holds.
+        entries: dtype and shape of all tensors, by name.
+        metadata: what else it holds.
+        held: the dtypes that the container has.
 
     Raises:
-        RefusedError: there is too much to note.
+        RefusedError: they are too large.
     """
     encoded = {
         name: entry._asdict()
@@ -318,14 +338,19 @@ def note(
             f"most {MAX_METADATA_BYTES} bytes",
             "export fewer at a time",
         )
-    return noted
+    # The library of safetensors has them in no order, and equal ones are to
+    # be equal bytes.
+    return dict(sorted(noted.items()))
 
 
 def dumps(value: Any) -> bytes:
     """Returns a value as JSON.
 
+    Args:
+        value: of JSON's types.
+
     Raises:
-        RefusedError: a text in it is none.
+        RefusedError: a text in it has no bytes in UTF-8.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
@@ -339,7 +364,7 @@ def dumps(value: Any) -> bytes:
 
 
 def with_decoded(container: Container) -> Container:
-    """Returns a container in which all is what the note says that it is.
+    """Returns a container whose encoded tensors are what they stand for.
 
     Args:
         container: as it is in the file.
@@ -348,8 +373,7 @@ def with_decoded(container: Container) -> Container:
         RefusedError: the note is not one of `note`, or not of these tensors.
     """
     metadata = dict(container.metadata)
-    text = metadata.pop(ENCODED, "{}")
-    encoded = _parse_note(text)
+    encoded = _parse_note(metadata.pop(ENCODED, "{}"))
     for name, entry in encoded.items():
         check(name, entry)
         if not _stands_for(container.entries.get(name), entry):
@@ -360,25 +384,22 @@ def with_decoded(container: Container) -> Container:
 
     def read(name: str) -> np.ndarray:
         value = container.read(name)
-        if name in encoded:
-            return decode(name, value, encoded[name])
-        return value
+        entry = encoded.get(name)
+        return decode(name, value, entry) if entry else value
 
     return Container({**container.entries, **encoded}, metadata, read)
 
 
 def _parse_note(text: str) -> dict[str, Entry]:
-    """Reads what `note` wrote.
-
-    Raises:
-        RefusedError: it did not write this.
-    """
     try:
         noted = JSON.decode(text)
         encoded = {
-            name: Entry(each["dtype"], tuple(each["shape"]))
-            for name, each in noted.items()
-            if isinstance(each["dtype"], str) and is_shape(each["shape"])
+            name: Entry(entry["dtype"], tuple(entry["shape"]))
+            for name, entry in noted.items()
+            if isinstance(entry["dtype"], str)
+            and isinstance(entry["shape"], list)
+            # A bool is an int for isinstance.
+            and {type(side) for side in entry["shape"]} <= {int}
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         noted, encoded = None, {}
@@ -398,22 +419,3 @@ def _stands_for(stored: Entry | None, entry: Entry) -> bool:
         and len(stored.shape) == 1
         and stored.shape[0] >= 8 * math.prod(entry.shape)
     )
-
-
-def texts(value: Any) -> dict[str, str]:
-    """Returns metadata that a file gives as JSON.
-
-    Raises:
-        RefusedError: they are not texts.
-    """
-    if not isinstance(value, dict) or not all(
-        isinstance(text, str) for text in value.values()
-    ):
-        raise RefusedError("its metadata must be a JSON object of texts")
-    return value
-
-
-def is_shape(value: Any) -> bool:
-    """Tells whether a value of JSON is a list of whole numbers."""
-    # A bool is an int, but for this.
-    return isinstance(value, list) and {type(each) for each in value} <= {int}

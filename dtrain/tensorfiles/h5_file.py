@@ -1,13 +1,12 @@
 """Keras' .weights.h5, of HDF5, read without HDF5: see `h5_listing`.
 
-The name of a tensor is its path, as in layers/dense/vars/0; metadata give for
-layers/dense/vars the name that the model has for this layer.
+The name of a tensor is its path, as in layers/dense/vars/0. The metadata have,
+for layers/dense/vars, the name that the model gives to this layer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -35,24 +34,20 @@ class _Dataset(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Container]:
-    """Opens a file.
-
-    Args:
-        path: of a local file.
-
-    Yields:
-        What it holds.
-
-    Raises:
-        RefusedError: the file is not of this format, all of it.
-    """
+    """Opens a local file; see `containers.open_file`."""
     listed = look(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         datasets = _check(listed["datasets"], size)
 
         def read(name: str) -> np.ndarray:
-            return _read(name, file, datasets[name])
+            dataset = datasets[name]
+            array = entries_lib.read_at(
+                name, file, dataset.offset, dataset.entry
+            )
+            if dataset.is_big_endian:
+                array.byteswap(inplace=True)
+            return array
 
         yield Container(
             {name: dataset.entry for name, dataset in datasets.items()},
@@ -71,7 +66,7 @@ def look(path: str) -> dict[str, Any]:
         RefusedError: HDF5 cannot read it, or crashes.
     """
     command = [sys.executable, "-m", "dtrain.tensorfiles.h5_listing"]
-    # Of the memory that it may have, nothing is for threads that do nothing.
+    # Its memory is limited, and idle threads would take some of it.
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
@@ -96,21 +91,16 @@ def look(path: str) -> dict[str, Any]:
         raise RefusedError("HDF5 crashes on it")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").split("\n")
-        said = [line for line in lines if line.strip()]
-        raise RefusedError(said[-1][:300] if said else "HDF5 fails")
+        lines = [line for line in lines if line.strip()]
+        raise RefusedError(lines[-1][:300] if lines else "HDF5 fails")
     return json.loads(done.stdout)
 
 
 def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
-    """Checks that what is listed is in the file.
-
-    Raises:
-        RefusedError: it is not.
-    """
     datasets: dict[str, _Dataset] = {}
-    for each in listed:
-        name, offset = each["name"], each["offset"] or 0
-        entry = Entry(each["dtype"], tuple(each["shape"]))
+    for row in listed:
+        name, offset = row["name"], row["offset"] or 0
+        entry = Entry(row["dtype"], tuple(row["shape"]))
         entries_lib.check(name, entry)
         if entry.dtype == entries_lib.STRING:
             raise RefusedError(f"{name!r} is of type {entry.dtype}")
@@ -119,17 +109,13 @@ def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
             raise RefusedError(
                 f"{name!r} ends at {end}, and the file at {size}"
             )
-        datasets[name] = _Dataset(entry, each["big_endian"], offset)
+        datasets[name] = _Dataset(entry, row["big_endian"], offset)
     _check_apart(datasets)
     return datasets
 
 
 def _check_apart(datasets: Mapping[str, _Dataset]) -> None:
-    """Checks that no byte is of two tensors: a small file is no large one.
-
-    Raises:
-        RefusedError: one is.
-    """
+    # If bytes were of two tensors, a small file could fill the memory.
     end, before = 0, ""
     for name, dataset in sorted(
         datasets.items(), key=lambda item: item[1].offset
@@ -139,15 +125,3 @@ def _check_apart(datasets: Mapping[str, _Dataset]) -> None:
             raise RefusedError(f"{before!r} and {name!r} overlap")
         if num_bytes:
             end, before = dataset.offset + num_bytes, name
-
-
-def _read(name: str, file: io.BufferedReader, dataset: _Dataset) -> np.ndarray:
-    data = np.empty(entries_lib.num_bytes(dataset.entry), np.uint8)
-    file.seek(dataset.offset)
-    if file.readinto(data.data) != data.size:
-        raise RefusedError(f"it is cut off in {name!r}")
-    array = data.view(entries_lib.numpy_dtype(dataset.entry.dtype))
-    if dataset.is_big_endian:
-        array.byteswap(inplace=True)
-    array = array.reshape(dataset.entry.shape)
-    return entries_lib.check_bools(name, array)

@@ -2,9 +2,9 @@
 
 python -m dtrain.tensorfiles.h5_listing model.weights.h5
 
-libhdf5 crashes on some damaged files, and loops on others. So it reads only
-what is where, in a process of its own with limits; `h5_file` then reads the
-bytes themselves.
+libhdf5 crashes on some damaged files, and loops on others. So it only lists
+what is where, in a process of its own with limits; the bytes of the tensors are
+read by `h5_file`, without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from dtrain.tensorfiles.entries import RefusedError
 
 _MAX_MEMORY_BYTES = 2**30
-# Each megabyte, of 400 datasets, takes a tenth of a second.
+# A megabyte of a file, with 400 datasets, takes a tenth of a second.
 _MIN_CPU_SECS = 5
 _MAX_CPU_SECS = 60
 _MAX_DATASETS = 100_000
@@ -30,14 +30,14 @@ _MAX_NAME_LENGTH = 1024
 
 
 def limit(path: str) -> None:
-    """Ends this process where it takes too much for a file.
+    """Has this process end when it takes too much time or memory for a file.
 
     Args:
         path: of the file that it is going to read.
     """
     mebibytes = os.path.getsize(path) >> 20
     cpu_secs = min(_MIN_CPU_SECS + mebibytes, _MAX_CPU_SECS)
-    # The first of both is a signal of its own.
+    # At the first number of seconds comes SIGXCPU, at the second SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_secs, cpu_secs + 1))
     memory = (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES)
     resource.setrlimit(resource.RLIMIT_AS, memory)
@@ -51,9 +51,9 @@ def listing(path: str) -> dict[str, Any]:
         path: of a local file.
 
     Returns:
-        `datasets`: name, dtype, byte order, shape and place in the file of
-        each, whose offset is None if it has no bytes; `names`: by the path of
-        a group, the readable name that Keras gives to its layer.
+        `datasets`: of each its name, dtype, byte order, shape and offset in
+        the file, None if it has no bytes; `names`: the readable names that
+        Keras gives to layers, by the paths of their groups.
 
     Raises:
         RefusedError: a dataset has no bytes in a piece.
@@ -62,7 +62,7 @@ def listing(path: str) -> dict[str, Any]:
     names: dict[str, str] = {}
 
     def visit(name: str | bytes, item: h5py.Dataset | h5py.Group) -> None:
-        # As bytes where it is not UTF-8.
+        # A name that is not UTF-8 comes as bytes.
         if not isinstance(name, str) or len(name) > _MAX_NAME_LENGTH:
             raise RefusedError(
                 f"{name[:80]!r} is no name: {_MAX_NAME_LENGTH} characters of "
@@ -76,7 +76,7 @@ def listing(path: str) -> dict[str, Any]:
             raise RefusedError(f"it has more than {_MAX_DATASETS} datasets")
 
     with h5py.File(path, "r") as file:
-        # Follows no link out of the file, and comes to nothing twice.
+        # It follows no link out of the file, and visits nothing twice.
         file.visititems(visit)
     return {"datasets": datasets, "names": names}
 
@@ -88,11 +88,11 @@ def _describe(name: str, dataset: h5py.Dataset) -> dict[str, Any]:
             "each variable in one piece"
         )
     dtype = dataset.dtype
-    # HDF5 knows floats of any exponent and integers of any bits, and makes
-    # NumPy's of them where it reads them itself.
+    # HDF5 has floats of any exponent and integers of any width, and converts
+    # them to NumPy's only where it reads them itself.
     if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
         raise RefusedError(f"{name!r} is not quite of type {dtype.name}")
-    # So Keras marks what HDF5 has no type for.
+    # Keras marks bfloat16 like this, which HDF5 has no type for.
     if dataset.attrs.get("dtype") == "bfloat16" and dtype == np.dtype("V2"):
         dtype = np.dtype(ml_dtypes.bfloat16)
     offset = dataset.id.get_offset()

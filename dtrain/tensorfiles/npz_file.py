@@ -1,7 +1,7 @@
 """Archives of NumPy arrays, as `numpy.savez` writes them.
 
-Metadata are one more array, `__metadata__`: uint8, the bytes of a JSON object
-of texts.
+The metadata are one more array, `__metadata__`: uint8, the bytes of a JSON
+object of texts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,22 +27,16 @@ _SUFFIX = ".npy"
 _MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 # What `zipfile` raises where an archive is not sound.
 _MALFORMED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError),
+    *(OverflowError, RuntimeError, ValueError),
 )
-# The list of 200,000 members; `zipfile` reads it at once.
+# The list of 200,000 members, which `zipfile` reads at once.
 _MAX_READ_BYTES = 32 * 2**20
 _CHUNK_BYTES = 2**20
-# A megabyte of zeros is a gigabyte: what is compressed need not be in a file
-# of its size.
+# A megabyte may inflate to a gigabyte of zeros.
 _MAX_INFLATED_BYTES = 512 * 2**20
 _MAX_HEADER_BYTES = 1024
-# As all write it, after numpy: no parser of Python's reads a stranger's text.
+# As NumPy and all others write it: a stranger's text reaches no parser.
 _HEADER = re.compile(
     r"\{'descr': '([<>|=][a-zA-Z]\d{1,2})', 'fortran_order': (True|False), "
     r"'shape': (\(\)|\((?:\d{1,19}, ?)*\d{1,19},?\)),? *\} *\n?"
@@ -52,18 +47,18 @@ class _Member(NamedTuple):
     """An array of the archive.
 
     Attributes:
-        info: its place.
+        info: where it is in the archive.
         entry: its dtype and shape.
-        dtype: as it is in the file, of either byte order.
-        is_fortran: whether its first side runs fastest.
-        num_bytes: of its header.
+        dtype: as in the file, of either byte order.
+        is_fortran: whether the first index runs fastest.
+        header_bytes: before its values.
     """
 
     info: zipfile.ZipInfo
     entry: Entry
     dtype: np.dtype
     is_fortran: bool
-    num_bytes: int
+    header_bytes: int
 
 
 def write(
@@ -72,17 +67,7 @@ def write(
     value: Callable[[str], np.ndarray],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes tensors, not compressed; equal ones are equal bytes.
-
-    Args:
-        file: what is written to.
-        entries: of each tensor, by its name.
-        value: returns a tensor by its name.
-        metadata: what else is to be said.
-
-    Raises:
-        RefusedError: there are too many tensors.
-    """
+    """Writes tensors, not compressed; see `containers.write`."""
     held = entries_lib.NUMPY_DTYPES
     noted = entries_lib.note(entries, metadata, held)
     with zipfile.ZipFile(file, "w") as archive:
@@ -90,12 +75,12 @@ def write(
             data = entries_lib.dumps(noted)
             _add(archive, _METADATA, np.frombuffer(data, np.uint8))
         for name, entry in entries.items():
-            # Not by a name, which would hold it until there is the next one.
+            # A variable would hold it until the next one is read.
             _add(archive, name, entries_lib.encode(value(name), entry, held))
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    # With a time of its own each file would be another one.
+    # With the time of day equal tensors would not be equal bytes.
     info = zipfile.ZipInfo(f"{name}{_SUFFIX}", (1980, 1, 1, 0, 0, 0))
     is_large = array.nbytes >= zipfile.ZIP64_LIMIT // 2
     with archive.open(info, "w", force_zip64=is_large) as member:
@@ -103,10 +88,9 @@ def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
 
 
 class _Bounded:
-    """A file of which nobody reads much at once.
+    """A file of which `zipfile` cannot read much at once.
 
-    `zipfile` reads as much as an archive says that its list has, where the
-    archive says.
+    It would believe the archive, which says where its list is and how long.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -115,10 +99,10 @@ class _Bounded:
         self.seekable = file.seekable
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Goes to a place.
+        """Seeks.
 
         Raises:
-            BadZipFile: it is before the file.
+            BadZipFile: the offset is before the file.
         """
         if whence == os.SEEK_SET and offset < 0:
             raise zipfile.BadZipFile("a member is before its beginning")
@@ -128,7 +112,7 @@ class _Bounded:
         """Reads some bytes, or all.
 
         Raises:
-            BadZipFile: these are too many at once.
+            BadZipFile: they are too many at once.
         """
         if size > _MAX_READ_BYTES:
             raise zipfile.BadZipFile(
@@ -139,26 +123,20 @@ class _Bounded:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Container]:
-    """Opens a file.
-
-    Args:
-        path: of a local file.
-
-    Yields:
-        What it holds.
+    """Opens a local file; see `containers.open_file`.
 
     Raises:
-        RefusedError: the file is not of this format, all of it.
+        RefusedError: something in it is not of this format.
     """
     with open(path, "rb") as file, contextlib.ExitStack() as stack:
-        # `zipfile` takes programs and pictures, too, with an archive behind
-        # them, and NumPy does not.
+        # Unlike NumPy, `zipfile` would open a program or a picture with an
+        # archive behind it.
         if file.read(4) not in _MAGICS:
             raise RefusedError("it is not a zip file")
         with _sound():
             archive = zipfile.ZipFile(_Bounded(file))
         stack.callback(archive.close)
-        members = _members(archive, file.seek(0, 2))
+        members = _members(archive, file.seek(0, os.SEEK_END))
 
         def read(name: str) -> np.ndarray:
             with _sound(name):
@@ -177,25 +155,18 @@ def opened(path: str) -> Iterator[Container]:
 
 @contextlib.contextmanager
 def _sound(name: str = "") -> Iterator[None]:
-    """Turns what `zipfile` and zlib raise into one line.
-
-    Raises:
-        RefusedError: the archive is not sound.
-    """
     try:
-        yield
-    except _MALFORMED as error:
+        with warnings.catch_warnings():
+            # Python 3.13 only warns of entries that overlap.
+            warnings.simplefilter("error", UserWarning)
+            yield
+    except (*_MALFORMED, UserWarning) as error:
         where = f" in {name[:80]!r}" if name else ""
-        # It may tell of names as long as they are.
+        # The text may have a name of any length in it.
         raise RefusedError(f"{str(error)[:200]}{where}") from error
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, _Member]:
-    """Reads the headers of all arrays.
-
-    Raises:
-        RefusedError: a member is none, or not what the archive says.
-    """
     infos = archive.infolist()
     if len(infos) > entries_lib.MAX_ENTRIES:
         raise RefusedError(f"it has {len(infos)} members")
@@ -218,11 +189,6 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, _Member]:
 
 
 def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
-    """Checks that a member can have as many bytes as it says.
-
-    Raises:
-        RefusedError: it cannot, or is packed in a way of its own.
-    """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise RefusedError(
             f"{name[:80]!r} is compressed by method {info.compress_type}"
@@ -240,11 +206,7 @@ def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
 
 
 def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
-    """Reads the header of an array, as numpy.lib.format describes it.
-
-    Raises:
-        RefusedError: it has none, or one that lies.
-    """
+    # As numpy.lib.format describes it.
     magic = _exactly(stream, 8)
     version = magic[6]
     if magic[:6] != b"\x93NUMPY" or magic[7] or version not in (1, 2, 3):
@@ -294,19 +256,14 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def _read(name: str, archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
-    """Reads an array in pieces, so that nothing else is as large as it.
-
-    Raises:
-        RefusedError: another byte than 0 and 1 is among bools.
-        BadZipFile: it is not as the archive says.
-    """
-    data = np.empty(member.info.file_size - member.num_bytes, np.uint8)
+    # In pieces, so that nothing else in memory is as large as the array.
+    data = np.empty(member.info.file_size - member.header_bytes, np.uint8)
     with archive.open(member.info) as stream:
-        _exactly(stream, member.num_bytes)
+        _exactly(stream, member.header_bytes)
         for start in range(0, data.size, _CHUNK_BYTES):
             piece = data[start : start + _CHUNK_BYTES]
             piece[:] = np.frombuffer(_exactly(stream, piece.size), np.uint8)
-        # Here `zipfile` looks at the checksum.
+        # This makes `zipfile` compare the checksum.
         if stream.read(1):
             raise zipfile.BadZipFile("it is longer than it says")
     array = data.view(member.dtype)
@@ -334,4 +291,8 @@ def _metadata(
         value = entries_lib.JSON.decode(read(_METADATA).tobytes().decode())
     except (ValueError, RecursionError):
         raise RefusedError("its metadata must be JSON") from None
-    return entries_lib.texts(value)
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for text in value.values()
+    ):
+        raise RefusedError("its metadata must be a JSON object of texts")
+    return value

@@ -6,9 +6,9 @@ https://huggingface.co/docs/safetensors:
     the header, JSON: {"name": {"dtype", "shape", "data_offsets"}, ...}
     the bytes of all tensors, without a gap
 
-The library reads the header, and refuses one that is not sound. The values are
-read here, for it makes no float8 for NumPy, and written here, for it wants all
-tensors in memory; here it is one at a time.
+The library reads the header, and refuses one that is not sound. It neither
+reads nor writes the values: it has no float8 for NumPy, and to write it wants
+all tensors in memory, of which here is one at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DTYPES = {
     "F64": "float64",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
-# Written by releases of the library since 2025, which others do not open.
+# Written by releases of the library since 2025; older ones do not open them.
 _ONLY_READ = {
     "C64": "complex64",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
@@ -51,7 +51,6 @@ _ONLY_READ = {
 # The library's limit.
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
-_KEYS = ("dtype", "shape", "data_offsets")
 
 
 def write(
@@ -60,14 +59,7 @@ def write(
     value: Callable[[str], np.ndarray],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes tensors; equal ones are equal bytes.
-
-    Args:
-        file: what is written to.
-        entries: of each tensor, by its name.
-        value: returns a tensor by its name; twice for strings, whose lengths
-            the header tells.
-        metadata: what else is to be said.
+    """Writes tensors; see `containers.write`.
 
     Raises:
         RefusedError: there are too many tensors.
@@ -76,14 +68,25 @@ def write(
     def encoded(name: str) -> np.ndarray:
         return entries_lib.encode(value(name), entries[name], _CODES)
 
+    # Strings are read twice: the header has the bytes that they take.
     stored = {
         name: entries_lib.plain(entry, _CODES)
         or Entry("uint8", encoded(name).shape)
         for name, entry in entries.items()
     }
+    # As the library does, so that each begins at a multiple of its items.
+    names = sorted(stored, key=lambda name: (-_itemsize(stored[name]), name))
     noted = entries_lib.note(entries, metadata, _CODES)
-    header = {_METADATA: noted} if noted else {}
-    header |= _header(stored)
+    header: dict[str, Any] = {_METADATA: noted} if noted else {}
+    end = 0
+    for name in names:
+        dtype, shape = stored[name]
+        start, end = end, end + entries_lib.num_bytes(stored[name])
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": shape,
+            "data_offsets": (start, end),
+        }
     data = entries_lib.dumps(header)
     data += b" " * (-len(data) % 8)
     if len(data) > _MAX_HEADER_BYTES:
@@ -94,25 +97,8 @@ def write(
         )
     file.write(len(data).to_bytes(8, "little"))
     file.write(data)
-    for name in _order(stored):
+    for name in names:
         file.write(encoded(name).reshape(-1).view(np.uint8).data)
-
-
-def _order(stored: Mapping[str, Entry]) -> list[str]:
-    # As the library does, so that each begins at a multiple of its items.
-    return sorted(stored, key=lambda name: (-_itemsize(stored[name]), name))
-
-
-def _header(stored: Mapping[str, Entry]) -> dict[str, Any]:
-    """Says of each tensor what it is and where, in the order of the file."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name in _order(stored):
-        dtype, shape = stored[name]
-        start, end = end, end + entries_lib.num_bytes(stored[name])
-        values = (_CODES[dtype], shape, (start, end))
-        header[name] = dict(zip(_KEYS, values, strict=True))
-    return header
 
 
 def _itemsize(entry: Entry) -> int:
@@ -121,42 +107,25 @@ def _itemsize(entry: Entry) -> int:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Container]:
-    """Opens a file.
-
-    Args:
-        path: of a local file.
-
-    Yields:
-        What it holds.
-
-    Raises:
-        RefusedError: the file is not of this format, all of it.
-    """
+    """Opens a local file; see `containers.open_file`."""
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         _check_header(file, end)
         entries, metadata = _read_header(path)
         starts: dict[str, int] = {}
-        # The library has seen that they are without a gap.
+        # The library has seen to it that there is no gap between them.
         for name, entry in reversed(entries.items()):
             end -= entries_lib.num_bytes(entry)
             starts[name] = end
 
         def read(name: str) -> np.ndarray:
-            entry = entries[name]
-            file.seek(starts[name])
-            data = np.empty(entries_lib.num_bytes(entry), np.uint8)
-            if file.readinto(data.data) != data.size:
-                raise RefusedError(f"it is cut off in {name!r}")
-            dtype = entries_lib.numpy_dtype(entry.dtype)
-            array = data.view(dtype).reshape(entry.shape)
-            return entries_lib.check_bools(name, array)
+            return entries_lib.read_at(name, file, starts[name], entries[name])
 
         yield Container(entries, metadata, read)
 
 
 def _check_header(file: BinaryIO, size: int) -> None:
-    """Checks a header before the library reads it, in memory without bound.
+    """Checks a header before the library, which sets no bound, reads it.
 
     Raises:
         RefusedError: there is none, or it names too many tensors.
@@ -170,8 +139,8 @@ def _check_header(file: BinaryIO, size: int) -> None:
             "those of the file"
         )
     header = file.read(length)
-    # A tensor has a colon for its name and each of three members, and seldom
-    # more than eight sides; the library ends the process where memory ends.
+    # A tensor has four colons, for its name and three members, and seldom more
+    # than eight sides. Without memory the library would end the process.
     if header.count(b":") > 4 * limit or header.count(b",") > 12 * limit:
         raise RefusedError(
             f"it names more than {limit} tensors, or too many sides of them"
@@ -179,27 +148,20 @@ def _check_header(file: BinaryIO, size: int) -> None:
 
 
 def _read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Returns the tensors in the order of their bytes, and the metadata.
-
-    Raises:
-        RefusedError: it is no header, or what it says cannot be.
-    """
     try:
         # Maps nothing into memory.
         with safetensors.safe_open(path, "np", backend="pread") as opened_file:
             metadata = opened_file.metadata() or {}
-            slices = {
-                name: opened_file.get_slice(name)
-                for name in opened_file.offset_keys()
-            }
-            entries = {
-                name: _entry(name, told.get_dtype(), told.get_shape())
-                for name, told in slices.items()
-            }
+            entries = {}
+            for name in opened_file.offset_keys():
+                piece = opened_file.get_slice(name)
+                entries[name] = _entry(
+                    name, piece.get_dtype(), piece.get_shape()
+                )
     except safetensors.SafetensorError as error:
-        said = str(error).removeprefix("Error while deserializing header: ")
+        text = str(error).removeprefix("Error while deserializing header: ")
         raise RefusedError(
-            f"it is no safetensors file: {said[:200]}"
+            f"it is no safetensors file: {text[:200]}"
         ) from error
     return entries, metadata
 

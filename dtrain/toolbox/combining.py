@@ -16,15 +16,12 @@ from dtrain.toolbox import edits
 def average(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
     """Computes the weighted mean of checkpoints of one program.
 
-    It is summed in float64 and rounded once. What has no fractions, such as a
-    step, is that of the last one.
+    It is summed in float64 and rounded once. Tensors without fractions, such
+    as a step, are those of the last checkpoint.
 
     Args:
         trees: at least one; all of the same names, shapes and dtypes.
         weights: of each; they need not sum to 1.
-
-    Returns:
-        The mean.
 
     Raises:
         UserError: the trees are not of the same kind, or the weights sum to 0.
@@ -55,14 +52,10 @@ def average(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
 
 
 def _kind(tree: Tree, name: str) -> str:
-    if name not in tree.keys:
-        return "not there"
-    return f"{tree[name].dtype}{list(tree[name].shape)}"
+    return str(tree[name]) if name in tree.keys else "not there"
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Computes a mean when it is read."""
-
     def read() -> np.ndarray:
         total = np.zeros(last.shape, np.float64)
         for tensor, share in zip(tensors, shares, strict=True):
@@ -79,18 +72,16 @@ def merge(base: Tree, parts: Mapping[str, Tree]) -> Tree:
 
     Args:
         base: gives what no part names.
-        parts: the checkpoint by the name of the part, as in `discriminator`.
-
-    Returns:
-        The whole.
+        parts: the checkpoint of each part, by its name, as `discriminator`.
 
     Raises:
-        UserError: a part is not there, or fits not what it replaces.
+        UserError: a part is not there, or does not fit what it replaces.
     """
-    whole = base
-    new = {name: tree for name, tree in parts.items() if not base.below(name)}
+    whole, new = base, {}
     for name, tree in parts.items():
-        if name not in new and tree is not base:
+        if not base.below(name):
+            new[name] = tree
+        elif tree is not base:
             if not tree.below(name):
                 raise UserError(f"{name}: {tree_lib.unknown(tree, name)}")
             whole = edits.copy(name, tree, name)(whole)

@@ -44,11 +44,11 @@ def _print(lines: Iterable[str]) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Shows what is in a checkpoint."""
-    with opening.opened(arguments.checkpoint) as found:
-        tree = found.tree
-        names = list(tree)
-        if arguments.filter:
-            names = edits.matching(tree, arguments.filter)
+    with opening.opened(arguments.checkpoint) as checkpoint:
+        tree, names = (
+            checkpoint.tree,
+            _chosen(checkpoint.tree, arguments.filter),
+        )
         rows = []
         with _progress(
             "looked at", sum(tree[name].num_bytes for name in names)
@@ -59,12 +59,12 @@ def inspect(arguments: argparse.Namespace) -> int:
                 rows.append(row)
                 done(row.num_bytes)
         if not arguments.json:
-            print(found.prefix)
+            print(checkpoint.prefix)
             _print(inspection.lines(rows))
             return errors.FINISHED
         content = {
-            "checkpoint": found.prefix,
-            "step": found.manifest.step if found.manifest else None,
+            "checkpoint": checkpoint.prefix,
+            "step": checkpoint.manifest.step if checkpoint.manifest else None,
             "tensors": [inspection.to_json(row) for row in rows],
             "totals": inspection.totals(rows),
         }
@@ -72,21 +72,25 @@ def inspect(arguments: argparse.Namespace) -> int:
     return errors.FINISHED
 
 
+def _chosen(tree: Tree, pattern: str) -> list[str]:
+    return edits.matching(tree, pattern) if pattern else list(tree)
+
+
 def cat(arguments: argparse.Namespace) -> int:
     """Prints the values of a tensor.
 
     Raises:
-        UserError: the name or the slice is of none.
+        UserError: the name is not of one tensor, or the slice is outside it.
     """
     wanted = parsing.slices(arguments.slice)
-    with opening.opened(arguments.checkpoint) as found:
-        names = edits.matching(found.tree, arguments.name)
+    with opening.opened(arguments.checkpoint) as checkpoint:
+        names = edits.matching(checkpoint.tree, arguments.name)
         if len(names) > 1:
             raise UserError(
                 f"{arguments.name} stands for {len(names)} tensors; name one, "
                 f"as {names[0]}"
             )
-        value = found.tree[names[0]].read()
+        value = checkpoint.tree[names[0]].read()
     try:
         taken = value[wanted]
     except IndexError as error:
@@ -106,7 +110,7 @@ def diff(arguments: argparse.Namespace) -> int:
     """Shows what differs; exits with 1 if anything does.
 
     Raises:
-        UserError: the tolerance is none.
+        UserError: the tolerance is below 0.
     """
     if not arguments.tolerance >= 0:
         raise UserError(f"tolerance ({arguments.tolerance}) must be at least 0")
@@ -119,8 +123,8 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def _print_differences(a: Tree, b: Tree, tolerance: float = 0.0) -> int:
     number = 0
-    for each in comparison.differences(a, b, tolerance):
-        _print([str(each)])
+    for difference in comparison.differences(a, b, tolerance):
+        _print([str(difference)])
         number += 1
     same = len({*a, *b}) - number
     print(f"{number:,} differ, {same:,} are the same")
@@ -145,31 +149,26 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _verified(prefix: str) -> str:
-    """Reads all of a checkpoint.
-
-    Raises:
-        DamagedError: it is not what was written.
-        UserError: likewise, of another program's.
-    """
-    made = opening.manifest_of(prefix)
-    if made:
+    """Reads all of a checkpoint, and says that it is what was written."""
+    manifest = opening.manifest_of(prefix)
+    if manifest:
         path, step = opening.target(prefix)
         with files.storage_errors(prefix):
             CheckpointDirectory(path).verify(step)
-        return f"ok       {prefix}  {len(made.tensors)} tensors"
-    with opening.opened(prefix) as found:
-        for name in found.tree:
-            if found.tree[name].dtype != "variant":
-                found.tree[name].read()
-        count = len(found.tree)
+        return f"ok       {prefix}  {len(manifest.tensors)} tensors"
+    with opening.opened(prefix) as checkpoint:
+        for name in checkpoint.tree:
+            if checkpoint.tree[name].dtype != "variant":
+                checkpoint.tree[name].read()
+        count = len(checkpoint.tree)
     # Another program keeps no checksum of what was in its memory.
     return f"ok       {prefix}  {count} tensors, by TensorFlow's checksums"
 
 
 def digest(arguments: argparse.Namespace) -> int:
     """Prints one SHA-256 over all variables."""
-    with opening.opened(arguments.checkpoint) as found:
-        print(f"{tensors.digest(found.local)}  {found.prefix}")
+    with opening.opened(arguments.checkpoint) as checkpoint:
+        print(f"{tensors.digest(checkpoint.local)}  {checkpoint.prefix}")
     return errors.FINISHED
 
 
@@ -181,7 +180,8 @@ def edit(arguments: argparse.Namespace) -> int:
     """
     if bool(arguments.output) == arguments.dry_run:
         raise UserError("name the result, --output=DIR/ckpt-N, or --dry_run")
-    wishes = _read_edits(arguments.edits)
+    path = arguments.edits
+    wishes = parsing.load(_read(path), path) if path else []
     wishes += [
         parsing.wish(verb, text) for verb, text in arguments.wishes or []
     ]
@@ -190,37 +190,22 @@ def edit(arguments: argparse.Namespace) -> int:
             "there is no edit, as --drop=NAME; see edit --help for all"
         )
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(opening.opened(arguments.checkpoint))
+        checkpoint = stack.enter_context(opening.opened(arguments.checkpoint))
 
         def source(path: str) -> Tree:
             return stack.enter_context(opening.opened(path)).tree
 
-        tree = found.tree
-        for each in parsing.make(wishes, source):
-            tree = each(tree)
+        tree = checkpoint.tree
+        for one_edit in parsing.make(wishes, source):
+            tree = one_edit(tree)
         if arguments.dry_run:
-            _print_differences(found.tree, tree)
+            _print_differences(checkpoint.tree, tree)
             return errors.FINISHED
-        _commit(tree, arguments.output, found.manifest)
+        _commit(tree, arguments.output, checkpoint.manifest)
     return errors.FINISHED
 
 
-def _read_edits(path: str) -> list[parsing.Wish]:
-    """Reads a file of edits; none if no file is named.
-
-    Raises:
-        UserError: there is none, or it holds none.
-    """
-    return parsing.load(_read(path), path) if path else []
-
-
 def _read(path: str) -> bytes:
-    """Reads a small file.
-
-    Raises:
-        UserError: there is none.
-        StorageError: it cannot be read.
-    """
     with files.storage_errors(path):
         data = files.read(path)
     if data is None:
@@ -228,58 +213,48 @@ def _read(path: str) -> bytes:
     return data
 
 
-def _commit(tree: Tree, output: str, made: Manifest | None = None) -> None:
-    """Writes a tree.
+def _commit(tree: Tree, output: str, source: Manifest | None = None) -> None:
+    """Writes a tree; of an edited checkpoint with its source's facts.
 
-    Args:
-        tree: what is written.
-        output: as in `edited/ckpt-5000`.
-        made: what was noted of its only source is noted of it too.
+    Raises:
+        UserError: dtrain would take it by its name for another step's.
     """
     facts: dict[str, Any] = {}
-    if made:
-        _check_number(tree, output)
-        facts = {"metrics": dict(made.metrics), "run": dict(made.run)}
+    if source:
+        _, number = opening.target(output)
+        step = tree.step
+        if step not in (None, number):
+            raise UserError(
+                f"output ({output}): it is of step {step}; call it "
+                f"ckpt-{step}, or add --set_step={number}"
+            )
+        facts = {"metrics": dict(source.metrics), "run": dict(source.run)}
     total = sum(tree[name].num_bytes for name in tree)
     with _progress("written", total) as done:
         writing.commit(tree, output, facts, done)
     print(f"wrote {output}: {len(tree)} tensors, {listing.size(total)}")
 
 
-def _check_number(tree: Tree, output: str) -> None:
-    """Refuses a name by which dtrain would take a state for another step's.
-
-    Raises:
-        UserError: it is one.
-    """
-    _, number = opening.target(output)
-    step = tree.step
-    if step is not None and step != number:
-        raise UserError(
-            f"output ({output}): it is of step {step}; call it ckpt-{step}, or "
-            f"add --set_step={number}"
-        )
-
-
 def average(arguments: argparse.Namespace) -> int:
     """Computes the mean of checkpoints.
 
     Raises:
-        UserError: they are not of one program.
+        UserError: the weights are no numbers.
     """
     paths = arguments.checkpoints
     weights = [1.0] * len(paths)
     if arguments.weights:
         try:
-            weights = [float(each) for each in arguments.weights.split(",")]
+            weights = [float(weight) for weight in arguments.weights.split(",")]
         except ValueError as error:
             raise UserError(
                 f"weights ({arguments.weights}) must be numbers, as in 1,1,2"
             ) from error
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(opening.opened(path)) for path in paths]
-        mean = combining.average([each.tree for each in found], weights)
-        _commit(mean, arguments.output)
+        trees = [
+            stack.enter_context(opening.opened(path)).tree for path in paths
+        ]
+        _commit(combining.average(trees, weights), arguments.output)
     return errors.FINISHED
 
 
@@ -287,7 +262,7 @@ def merge(arguments: argparse.Namespace) -> int:
     """Takes each part from its own checkpoint.
 
     Raises:
-        UserError: a part is not there.
+        UserError: a part is not written as NAME=CKPT.
     """
     pairs = [part.partition("=") for part in arguments.parts]
     for part, (name, _, path) in zip(arguments.parts, pairs, strict=True):
@@ -296,15 +271,14 @@ def merge(arguments: argparse.Namespace) -> int:
                 f"{part} must be NAME=CKPT, as in generator=a/ckpt-5"
             )
     with contextlib.ExitStack() as stack:
-        found = {
-            path: stack.enter_context(opening.opened(path))
+        trees = {
+            path: stack.enter_context(opening.opened(path)).tree
             for path in dict.fromkeys(path for _, _, path in pairs)
         }
-        base = found[pairs[0][2]]
-        parts = {name: found[path].tree for name, _, path in pairs}
+        parts = {name: trees[path] for name, _, path in pairs}
         for name, tree in parts.items():
             edits.matching(tree, name)
-        whole = combining.merge(base.tree, parts)
+        whole = combining.merge(trees[pairs[0][2]], parts)
         _commit(whole, arguments.output)
     return errors.FINISHED
 
@@ -314,23 +288,16 @@ def export(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if not output.endswith((".safetensors", ".npz")):
         return _export_model(arguments)
-    with opening.opened(arguments.checkpoint) as found:
-        names = list(found.tree)
-        if arguments.filter:
-            names = edits.matching(found.tree, arguments.filter)
-        total = sum(found.tree[name].num_bytes for name in names)
+    with opening.opened(arguments.checkpoint) as checkpoint:
+        names = _chosen(checkpoint.tree, arguments.filter)
+        total = sum(checkpoint.tree[name].num_bytes for name in names)
         with _progress("written", total) as done:
-            interchange.write(found.tree, names, output, done)
+            interchange.write(checkpoint.tree, names, output, done)
     print(f"wrote {output}: {len(names)} tensors, {listing.size(total)}")
     return errors.FINISHED
 
 
 def _export_model(arguments: argparse.Namespace) -> int:
-    """Writes the EMA generator of a run.
-
-    Raises:
-        UserError: the checkpoint is not one of a run of dtrain.
-    """
     # Networks take a while to import, and no other command needs them.
     from dtrain.run import export
 
@@ -356,9 +323,9 @@ def import_(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(interchange.opened(arguments.file))
         if arguments.into:
-            found = stack.enter_context(opening.opened(arguments.into))
+            checkpoint = stack.enter_context(opening.opened(arguments.into))
             tree = interchange.place(
-                tree, found.tree, names, is_partial=arguments.partial
+                tree, checkpoint.tree, names, is_partial=arguments.partial
             )
         elif names:
             tree = tree.renamed(names)
@@ -367,15 +334,10 @@ def import_(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows on a terminal how far something is.
 
-    Args:
-        what: is done.
-        total: bytes.
-
-    Yields:
-        To be called with the bytes that were done since the last call.
+    Yields what is to be called with the bytes done since the last call.
     """
     if not sys.stderr.isatty():
         yield lambda _: None
@@ -387,7 +349,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         done += num_bytes
         if time.monotonic() - shown > _EVERY_SECS:
             shown = time.monotonic()
-            line = f"{what} {listing.size(done)} of {listing.size(total)}"
+            line = f"{verb} {listing.size(done)} of {listing.size(total)}"
             print(f"\r{line:40}", end="", file=sys.stderr, flush=True)
 
     try:

@@ -17,10 +17,10 @@ class Difference(NamedTuple):
 
     Attributes:
         name: of the tensor.
-        kind: missing in B, extra in B, or what of it differs; renamed for
-            one that B reads from where A does.
-        text: says it, from A to B.
-        change: of the values; None where they cannot be compared.
+        kind: missing in B, extra in B, or what of it differs; renamed if B
+            has it under another name, as after an edit that is not written.
+        text: what it was in A and is in B, for people.
+        change: how far the values are apart; None unless `kind` is changed.
     """
 
     name: str
@@ -43,23 +43,24 @@ def differences(
     Args:
         a: one.
         b: the other.
-        tolerance: the largest difference of two values that is none, at
-            least 0; 0 compares bits.
+        tolerance: two values that differ by at most this count as the same;
+            at least 0, and 0 compares bits.
 
     Yields:
         What differs, by name. Nothing if and only if all names, dtypes and
         shapes are the same and all values are within the tolerance.
     """
-    # Of an edit that is not written yet; of two files none are the same.
+    # An edit that is not written yet reads from where its source does; two
+    # files never share what they read from.
     new = {b[name].read: name for name in b if name not in a.keys}
     renamed = {name: new[a[name].read] for name in a if a[name].read in new}
     for name in sorted({*a, *b} - set(renamed.values())):
         if name in renamed:
             yield Difference(name, "renamed", f"-> {renamed[name]}")
         elif name not in b.keys:
-            yield Difference(name, "missing", _kind(a, name))
+            yield Difference(name, "missing", str(a[name]))
         elif name not in a.keys:
-            yield Difference(name, "extra", _kind(b, name))
+            yield Difference(name, "extra", str(b[name]))
         else:
             yield from _difference(a, b, name, tolerance)
 
@@ -67,22 +68,16 @@ def differences(
 def _difference(
     a: Tree, b: Tree, name: str, tolerance: float
 ) -> Iterator[Difference]:
-    """Compares a tensor that both have."""
     x, y = a[name], b[name]
-    if x.dtype != y.dtype:
-        yield Difference(name, "dtype", f"{_kind(a, name)} -> {_kind(b, name)}")
-    elif x.shape != y.shape:
-        yield Difference(name, "shape", f"{_kind(a, name)} -> {_kind(b, name)}")
+    if (x.dtype, x.shape) != (y.dtype, y.shape):
+        kind = "shape" if x.dtype == y.dtype else "dtype"
+        yield Difference(name, kind, f"{x} -> {y}")
     elif x.read is not y.read and x.dtype != "variant":
         change = numbers.compare(x.read(), y.read())
         if change and change.max_abs > tolerance:
-            of = max(1, math.prod(x.shape))
+            num_values = max(1, math.prod(x.shape))
             text = (
-                f"{change.num_changed:,} of {of:,} values, by up to "
+                f"{change.num_changed:,} of {num_values:,} values, by up to "
                 f"{change.max_abs:.3g}, rms {change.rms:.3g}"
             )
             yield Difference(name, "changed", text, change)
-
-
-def _kind(tree: Tree, name: str) -> str:
-    return f"{tree[name].dtype}{list(tree[name].shape)}"

@@ -1,12 +1,13 @@
-"""Edits of a checkpoint, each of which makes a tree of a tree.
+"""Edits of a checkpoint: functions that make another tree of a tree.
 
-Values are not computed before they are written: a tensor that is edited reads
-the one that it comes from when it is read.
+An edit computes no values. It makes tensors that compute theirs from the old
+ones when they are read, which is when the result is written.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,25 +23,23 @@ Edit = Callable[[Tree], Tree]
 
 
 def matching(tree: Tree, pattern: str) -> list[str]:
-    """Finds the tensors that a pattern means.
+    """Lists the tensors that a pattern stands for; at least one.
 
     Args:
         tree: of the checkpoint.
-        pattern: a name, which stands for all below it; or one with `*`, `?`
-            or `[...]`, as of files, where `*` goes over slashes too.
-
-    Returns:
-        Their names; at least one.
+        pattern: a name, which stands for itself and all below it; or a
+            pattern as of files, with `*`, `?` or `[...]`, whose `*` stands
+            for slashes too.
 
     Raises:
-        UserError: it means nothing.
+        UserError: it stands for none.
     """
-    found = tree.below(pattern)
-    if not found:
-        found = [name for name in tree if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+    names = tree.below(pattern) or [
+        name for name in tree if fnmatch.fnmatchcase(name, pattern)
+    ]
+    if not names:
         raise UserError(f"{pattern}: {tree_lib.unknown(tree, pattern)}")
-    return found
+    return names
 
 
 def rename(changes: Mapping[str, str]) -> Edit:
@@ -56,11 +55,11 @@ def rename_all(pattern: str, replacement: str) -> Edit:
     """Renames by a regular expression.
 
     Args:
-        pattern: is looked for in the full names of tensors.
-        replacement: what it becomes, as in `re.sub`.
+        pattern: looked for in the full names of tensors, as by `re.sub`.
+        replacement: what each match becomes; may refer to groups.
 
     Raises:
-        UserError: (in the edit) it finds nothing, or is no expression.
+        UserError: (by the edit) no name matches, or it is no expression.
     """
 
     def edit(tree: Tree) -> Tree:
@@ -75,7 +74,7 @@ def rename_all(pattern: str, replacement: str) -> Edit:
                 f"rename_all ({pattern}={replacement}) is no regular "
                 f"expression: {error}"
             ) from error
-        changes = _of_places(tree, new)
+        changes = _renamed_objects(tree, new)
         if not changes:
             raise UserError(
                 f"rename_all ({pattern}): no name changes; names are as in "
@@ -86,51 +85,51 @@ def rename_all(pattern: str, replacement: str) -> Edit:
     return edit
 
 
-def _of_places(tree: Tree, new: Mapping[str, str]) -> dict[str, str]:
+def _renamed_objects(tree: Tree, new: Mapping[str, str]) -> dict[str, str]:
     """Finds the objects whose renaming gives tensors their new names.
 
-    The layers of a Keras model are found by their number, so that what is
-    renamed is as far up as can be.
+    The highest that does: below it are the layers of a Keras model, which have
+    a number and cannot be renamed.
     """
     changes: dict[str, str] = {}
-    for place in sorted(tree.places, key=lambda each: each.count("/")):
-        inside = [name for name in new if tree_lib.is_below(name, place)]
-        if not inside or any(
-            tree_lib.is_below(place, each) for each in changes
-        ):
+    for top in sorted(tree.places, key=lambda name: name.count("/")):
+        inside = [name for name in new if tree_lib.is_below(name, top)]
+        if not inside or any(tree_lib.is_below(top, old) for old in changes):
             continue
-        rest = inside[0][len(place) :]
-        renamed = new[inside[0]].removesuffix(rest)
+        renamed = new[inside[0]].removesuffix(inside[0][len(top) :])
         follows = all(
-            new[name] == renamed + name[len(place) :] for name in inside
+            new[name] == renamed + name[len(top) :] for name in inside
         )
-        if follows and renamed != place:
-            changes[place] = renamed
+        if follows and renamed != top:
+            changes[top] = renamed
     return changes
 
 
 def drop(pattern: str) -> Edit:
-    """Leaves out what a pattern means; see `matching`."""
+    """Leaves out the tensors of a pattern; see `matching`."""
     return lambda tree: tree.without(matching(tree, pattern))
 
 
 def keep(patterns: Sequence[str]) -> Edit:
-    """Leaves out what none of the patterns means; see `matching`."""
+    """Leaves out the tensors of none of the patterns; see `matching`."""
 
     def edit(tree: Tree) -> Tree:
-        kept = {name for each in patterns for name in matching(tree, each)}
+        kept = {
+            name for pattern in patterns for name in matching(tree, pattern)
+        }
         return tree.without([name for name in tree if name not in kept])
 
     return edit
 
 
 def cast(pattern: str, dtype: str) -> Edit:
-    """Converts to another dtype: of a pattern's tensors those with fractions.
+    """Converts tensors to another dtype.
 
     Args:
-        pattern: see `matching`. A pattern that means one tensor converts it
-            whatever it holds; of several, steps and masks stay what they are.
-        dtype: TensorFlow's name of it.
+        pattern: see `matching`. If it stands for a single tensor, that one is
+            converted whatever numbers it holds; of several, only those with
+            fractions: steps and masks stay what they are.
+        dtype: TensorFlow's name of the new dtype, as in `bfloat16`.
     """
 
     def edit(tree: Tree) -> Tree:
@@ -150,10 +149,8 @@ def cast(pattern: str, dtype: str) -> Edit:
                 raise UserError(f"cast ({name}): it holds {tree[name].dtype}")
         return tree.with_tensors(
             {
-                name: Tensor(
-                    target.name,
-                    tree[name].shape,
-                    _after(tree[name], lambda value: _cast(value, target)),
+                name: _computed(
+                    tree[name], target.name, lambda value: _cast(value, target)
                 )
                 for name in names
             }
@@ -175,19 +172,23 @@ def _cast(value: np.ndarray, dtype: tf.DType) -> np.ndarray:
         return value.astype(dtype.as_numpy_dtype)
 
 
-def _after(
-    tensor: Tensor, change: Callable[[np.ndarray], np.ndarray]
-) -> Callable[[], np.ndarray]:
-    return lambda: change(tensor.read())
+def _computed(
+    tensor: Tensor, dtype: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Tensor:
+    """Makes a tensor whose value is computed when it is read."""
+    return Tensor(dtype, tensor.shape, lambda: change(tensor.read()))
 
 
 def scale(pattern: str, factor: float) -> Edit:
-    """Multiplies, in the tensor's own dtype.
+    """Multiplies tensors by a number, in their own dtype.
 
     Args:
-        pattern: see `matching`.
+        pattern: see `matching`; all its tensors have to have fractions.
         factor: any number.
     """
+
+    def scaled(value: np.ndarray) -> np.ndarray:
+        return (value * np.asarray(factor, value.dtype)).astype(value.dtype)
 
     def edit(tree: Tree) -> Tree:
         changes = {}
@@ -198,26 +199,18 @@ def scale(pattern: str, factor: float) -> Edit:
                     f"scale ({name}): it holds {tensor.dtype}, and only "
                     "fractions can be scaled; use set"
                 )
-
-            def scaled(value: np.ndarray) -> np.ndarray:
-                return (value * np.asarray(factor, value.dtype)).astype(
-                    value.dtype
-                )
-
-            changes[name] = Tensor(
-                tensor.dtype, tensor.shape, _after(tensor, scaled)
-            )
+            changes[name] = _computed(tensor, tensor.dtype, scaled)
         return tree.with_tensors(changes)
 
     return edit
 
 
 def fill(pattern: str, value: Any) -> Edit:
-    """Gives all values of each tensor the same value.
+    """Fills tensors with a single value.
 
     Args:
         pattern: see `matching`.
-        value: of the tensor's dtype.
+        value: a number or a text that the dtype of each tensor can hold.
     """
 
     def edit(tree: Tree) -> Tree:
@@ -230,9 +223,7 @@ def fill(pattern: str, value: Any) -> Edit:
             changes[name] = Tensor(
                 tensor.dtype,
                 tensor.shape,
-                lambda one=one, shape=tensor.shape: np.full(
-                    shape, one, one.dtype
-                ),
+                functools.partial(np.full, tensor.shape, one, one.dtype),
             )
         return tree.with_tensors(changes)
 
@@ -257,41 +248,41 @@ def put(name: str, value: Any) -> Edit:
                 f"set ({name}): a value of the shape {list(array.shape)} for "
                 f"one of {list(tensor.shape)}; use fill for a single value"
             )
-        made = Tensor(tensor.dtype, tensor.shape, lambda: array)
-        return tree.with_tensors({name: made})
+        changed = Tensor(tensor.dtype, tensor.shape, lambda: array)
+        return tree.with_tensors({name: changed})
 
     return edit
 
 
-def _as_array(what: str, value: Any, dtype: str) -> np.ndarray:
+def _as_array(option: str, value: Any, dtype: str) -> np.ndarray:
     """Makes an array of what a user wrote, which has to be kept exactly.
 
     Raises:
-        UserError: it is not of that dtype.
+        UserError: the dtype cannot hold it.
     """
     kind = tf.as_dtype(dtype).as_numpy_dtype
     try:
         if dtype == "string":
             return np.asarray(tf.constant(value, tf.string).numpy(), np.object_)
         array = np.asarray(value)
-        made = array.astype(kind)
+        converted = array.astype(kind)
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what}: {value!r} is no {dtype}") from error
+        raise UserError(f"{option}: {value!r} is no {dtype}") from error
     is_kept = tf.as_dtype(dtype).is_floating or np.array_equal(
-        made.astype(array.dtype), array
+        converted.astype(array.dtype), array
     )
     if array.dtype.kind not in "biufc" or not is_kept:
-        raise UserError(f"{what}: {value!r} is no {dtype}")
-    return made
+        raise UserError(f"{option}: {value!r} is no {dtype}")
+    return converted
 
 
 def copy(target: str, source: Tree, name: str) -> Edit:
     """Takes values from another checkpoint; the dtypes have to be the same.
 
     Args:
-        target: name of a tensor, or of all below it.
+        target: name of what is replaced: a tensor, or all below a name.
         source: the other checkpoint, open until the edited one is written.
-        name: of what is taken there.
+        name: what it is called in the other checkpoint.
     """
 
     def edit(tree: Tree) -> Tree:
@@ -301,18 +292,17 @@ def copy(target: str, source: Tree, name: str) -> Edit:
                 f"copy ({target}): {tree_lib.unknown(tree, target)}"
             )
         changes = {}
-        for each in names:
-            other = name + each[len(target) :]
+        for replaced in names:
+            other = name + replaced[len(target) :]
             if other not in source.keys:
                 raise UserError(
-                    f"copy ({each}): the other checkpoint holds no {other}"
+                    f"copy ({replaced}): the other checkpoint holds no {other}"
                 )
-            changes[each] = source[other]
-            have, want = source[other], tree[each]
+            changes[replaced] = source[other]
+            have, want = source[other], tree[replaced]
             if (have.dtype, have.shape) != (want.dtype, want.shape):
                 raise UserError(
-                    f"copy ({each}): it is {want.dtype}{list(want.shape)}, and "
-                    f"{other} is {have.dtype}{list(have.shape)}"
+                    f"copy ({replaced}): it is {want}, and {other} is {have}"
                 )
         return tree.with_tensors(changes)
 
@@ -323,64 +313,53 @@ def zero_slots(optimizer: str) -> Edit:
     """Makes an optimizer forget its moments, and count from 0.
 
     Args:
-        optimizer: its name; `*` is each.
+        optimizer: its name, or a pattern; `*` means all optimizers.
     """
 
     def edit(tree: Tree) -> Tree:
-        names = _slots(tree, optimizer)
-        names += [
-            f"{each}/iterations"
-            for each in _optimizers(tree, optimizer)
-            if f"{each}/iterations" in tree.keys
+        counters = [
+            f"{name}/iterations" for name in _optimizers(tree, optimizer)
         ]
-        return _zeroed(tree, names)
+        for name in (*_slots(tree, optimizer), *counters):
+            if name in tree.keys:
+                tree = fill(name, 0)(tree)
+        return tree
 
     return edit
-
-
-def _zeroed(tree: Tree, names: Sequence[str]) -> Tree:
-    for name in names:
-        tree = fill(name, 0)(tree)
-    return tree
 
 
 def drop_slots(optimizer: str) -> Edit:
     """Leaves out what an optimizer keeps for each variable.
 
     Args:
-        optimizer: its name; `*` is each.
+        optimizer: its name, or a pattern; `*` means all optimizers.
     """
     return lambda tree: tree.without(_slots(tree, optimizer))
 
 
 def _optimizers(tree: Tree, name: str) -> list[str]:
-    """Finds optimizers.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    found = [
-        each for each in tree.optimizers if fnmatch.fnmatchcase(each, name)
+    optimizers = [
+        known for known in tree.optimizers if fnmatch.fnmatchcase(known, name)
     ]
-    if not found:
+    if not optimizers:
         raise UserError(
             f"{name} is no optimizer of the checkpoint; there: "
             f"{', '.join(tree.optimizers) or 'none'}"
         )
-    return found
+    return optimizers
 
 
 def _slots(tree: Tree, optimizer: str) -> list[str]:
     return [
         name
-        for each in _optimizers(tree, optimizer)
-        for name in tree.below(each)
+        for top in _optimizers(tree, optimizer)
+        for name in tree.below(top)
         if name in tree.slots
     ]
 
 
 def set_step(step: int) -> Edit:
-    """Sets what counts the steps: `step` and TensorFlow's `save_counter`.
+    """Sets all that counts the steps of a run, as `step` and `save_counter`.
 
     Args:
         step: at least 0.

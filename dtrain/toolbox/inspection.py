@@ -12,18 +12,17 @@ from dtrain.toolbox import numbers
 
 
 class Row(NamedTuple):
-    """What is told of a tensor.
+    """What is shown of a tensor.
 
     Attributes:
         name: of the tensor.
-        part: the network or the optimizer that it is counted to.
-        key: TensorFlow's.
+        part: name of the network or the optimizer that it belongs to.
+        key: TensorFlow's, under which the file has it.
         dtype: TensorFlow's name of it.
         shape: its dimensions.
         num_values: their product.
-        num_bytes: of its values; of strings those of their lengths alone.
-        summary: of its values; None if it has no numbers, or they were not
-            read.
+        num_bytes: of its values; see `Tensor.num_bytes`.
+        summary: of its values; None if they are no numbers, or not read.
     """
 
     name: str
@@ -45,9 +44,6 @@ def rows(
         tree: of the checkpoint.
         names: of the tensors.
         read: whether values are read; without, it takes an instant.
-
-    Yields:
-        A row for each.
     """
     for name in names:
         tensor = tree[name]
@@ -66,7 +62,7 @@ def rows(
 
 
 def to_json(row: Row) -> dict[str, Any]:
-    """Returns a row as JSON's own types; what is not finite is None."""
+    """Returns a row as JSON's own types; NaN and infinities are None."""
     summary = row.summary._asdict() if row.summary else {}
     return {
         **row._asdict(),
@@ -78,39 +74,40 @@ def to_json(row: Row) -> dict[str, Any]:
     }
 
 
-def totals(found: Iterable[Row]) -> dict[str, dict[str, int]]:
+def totals(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     """Counts tensors, values and bytes of each network and optimizer."""
     sums: dict[str, dict[str, int]] = {}
-    for row in found:
-        one = sums.setdefault(row.part, {"tensors": 0, "values": 0, "bytes": 0})
-        one["tensors"] += 1
-        one["values"] += row.num_values
-        one["bytes"] += row.num_bytes
+    for row in rows:
+        part = sums.setdefault(
+            row.part, {"tensors": 0, "values": 0, "bytes": 0}
+        )
+        part["tensors"] += 1
+        part["values"] += row.num_values
+        part["bytes"] += row.num_bytes
     return sums
 
 
-def lines(found: list[Row]) -> list[str]:
-    """Writes a tree, a line for each tensor below a line for each part.
+def lines(rows: list[Row]) -> list[str]:
+    """Writes a table: a line for each part, below it one for each tensor.
 
     Args:
-        found: at least one row.
+        rows: at least one.
     """
+    no_figures = [""] * len(_FIELDS)
     table: list[tuple[str, ...]] = [
         ("name", "dtype", "shape", "bytes", *_FIELDS)
     ]
-    for part, sums in totals(found).items():
-        of_values = f"{sums['values']:,} values"
-        table.append(
-            (part, "", of_values, size(sums["bytes"]), *[""] * len(_FIELDS))
-        )
-        for row in found:
+    for part, sums in totals(rows).items():
+        count = f"{sums['values']:,} values"
+        table.append((part, "", count, size(sums["bytes"]), *no_figures))
+        for row in rows:
             if row.part == part and row.name != part:
                 table.append(_cells(row, f"  {row.name[len(part) + 1 :]}"))
             elif row.part == part:
                 table[-1] = _cells(row, row.name)
-    total = size(sum(row.num_bytes for row in found))
-    count = f"{sum(row.num_values for row in found):,} values"
-    table.append(("total", "", count, total, *[""] * len(_FIELDS)))
+    total = size(sum(row.num_bytes for row in rows))
+    count = f"{sum(row.num_values for row in rows):,} values"
+    table.append(("total", "", count, total, *no_figures))
     return columns(table, right="bytes " + " ".join(_FIELDS))
 
 
@@ -119,11 +116,11 @@ _FIELDS = ("min", "max", "mean", "std", "nan", "zeros")
 
 def _cells(row: Row, name: str) -> tuple[str, ...]:
     shape = "x".join(map(str, row.shape)) or "scalar"
-    told = ["-"] * len(_FIELDS)
+    figures = ["-"] * len(_FIELDS)
     if row.summary:
-        told = [_figure(value) for value in row.summary[:4]]
-        told += [f"{share:.0%}" for share in row.summary[4:]]
-    return (name, row.dtype, shape, size(row.num_bytes), *told)
+        figures = [_figure(value) for value in row.summary[:4]]
+        figures += [f"{share:.0%}" for share in row.summary[4:]]
+    return (name, row.dtype, shape, size(row.num_bytes), *figures)
 
 
 def _figure(value: float | None) -> str:

@@ -1,14 +1,15 @@
 """Carries the tensors of a checkpoint to a file of another kind, and back.
 
-A file that was written here also holds the graph of the objects, so that what
-is read back is the checkpoint that it was. In any other there are names alone:
-the tree is made of them, or they find their place in a tree that is there.
+A file that `write` wrote also holds the graph of the objects, so that the same
+checkpoint can be read back. Any other file has names alone: a tree is made of
+them, or its tensors replace those of the same names in another checkpoint.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -21,10 +22,10 @@ from dtrain.bundle.tree import Graph, Tensor, Tree
 from dtrain.checkpoint import opening
 from dtrain.errors import UserError
 from dtrain.tensorfiles import containers
-from dtrain.tensorfiles.entries import Container, Entry
+from dtrain.tensorfiles.entries import Entry
 from dtrain.toolbox import parsing
 
-# Of the metadata of a file: the graph, and TensorFlow's keys by the names.
+# Keys of a file's metadata: the graph, and TensorFlow's keys by the names.
 _GRAPH, _KEYS = "dtrain.object_graph", "dtrain.keys"
 _FILES = (".safetensors", ".npz", ".h5")
 
@@ -47,25 +48,23 @@ def write(
         UserError: the file is there, or a tensor cannot be written.
         StorageError: the disk or the store failed.
     """
-    whole = tree.without([name for name in tree if name not in names])
-    for name in whole:
-        if whole[name].dtype == "variant":
+    tree = tree.without([name for name in tree if name not in names])
+    for name in tree:
+        if tree[name].dtype == "variant":
             raise UserError(
                 f"{name} is the state of an iterator, which only the iterator "
                 "reads; leave it out by --filter, or drop it first"
             )
     metadata = {
-        _GRAPH: base64.b64encode(whole.graph.SerializeToString()).decode(),
-        _KEYS: json.dumps(whole.keys),
+        _GRAPH: base64.b64encode(tree.graph.SerializeToString()).decode(),
+        _KEYS: json.dumps(tree.keys),
     }
 
     def value(name: str) -> Any:
-        progress(whole[name].num_bytes)
-        return whole[name].read()
+        progress(tree[name].num_bytes)
+        return tree[name].read()
 
-    entries = {
-        name: Entry(whole[name].dtype, whole[name].shape) for name in whole
-    }
+    entries = {name: Entry(tree[name].dtype, tree[name].shape) for name in tree}
     containers.write(path, entries, value, metadata)
 
 
@@ -84,12 +83,14 @@ def opened(path: str) -> Iterator[Tree]:
         StorageError: the disk or the store failed.
     """
     if not path.endswith(_FILES):
-        with opening.opened(path) as found:
-            yield found.tree
+        with opening.opened(path) as checkpoint:
+            yield checkpoint.tree
         return
     with containers.open_file(path) as file:
         tensors = {
-            name: Tensor(entry.dtype, entry.shape, _Value(file, name))
+            name: Tensor(
+                entry.dtype, entry.shape, functools.partial(file.read, name)
+            )
             for name, entry in file.entries.items()
         }
         yield (
@@ -99,24 +100,9 @@ def opened(path: str) -> Iterator[Tree]:
         )
 
 
-class _Value:
-    """Reads a tensor of a file."""
-
-    def __init__(self, file: Container, name: str) -> None:
-        self._file, self._name = file, name
-
-    def __call__(self) -> Any:
-        return self._file.read(self._name)
-
-
 def _with_graph(
     path: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Tree:
-    """Makes the tree that was written.
-
-    Raises:
-        UserError: the graph is not that of the tensors.
-    """
     try:
         encoded = base64.b64decode(metadata[_GRAPH], validate=True)
         graph = Graph.FromString(encoded)
@@ -143,18 +129,15 @@ def place(
     *,
     is_partial: bool = False,
 ) -> Tree:
-    """Puts tensors where a tree has places of their names.
+    """Returns a tree whose tensors are those of another, by their names.
 
     Args:
-        source: what is taken.
-        target: where it is put.
+        source: whose tensors are taken.
+        target: whose names, shapes and dtypes are kept.
         names: name in the target by that in the source, where they are not
-            the same; each for itself and all below it.
-        is_partial: leaves out what has no place, and keeps what is not in the
-            source.
-
-    Returns:
-        The target with other values.
+            the same; each stands for itself and all below it.
+        is_partial: leaves out what the target has no place for, and keeps
+            what the source does not have; else both are errors.
 
     Raises:
         UserError: a name, a shape or a dtype does not fit.
@@ -163,19 +146,16 @@ def place(
         if not source.below(old):
             raise UserError(f"map ({old}): {tree_lib.unknown(source, old)}")
     changes = _new_names(source, names)
-    missing = [name for name in target if name not in changes]
-    extra = [name for name in changes if name not in target.keys]
-    if (missing or extra) and not is_partial:
-        raise UserError(_misfit(missing, [changes[name] for name in extra]))
     fitting = {new: old for new, old in changes.items() if new in target.keys}
-    if not fitting:
-        raise UserError(_misfit(missing, [changes[name] for name in extra]))
+    missing = [name for name in target if name not in fitting]
+    extra = [old for new, old in changes.items() if new not in fitting]
+    if not fitting or ((missing or extra) and not is_partial):
+        raise UserError(_misfit(missing, extra))
     for new, old in fitting.items():
         have, want = source[old], target[new]
         if (have.dtype, have.shape) != (want.dtype, want.shape):
             raise UserError(
-                f"{old} is {have.dtype}{list(have.shape)}, and {new} is "
-                f"{want.dtype}{list(want.shape)}; name another with --map"
+                f"{old} is {have}, and {new} is {want}; name another with --map"
             )
     return target.with_tensors(
         {new: source[old] for new, old in fitting.items()}
@@ -183,14 +163,16 @@ def place(
 
 
 def _new_names(source: Tree, names: Mapping[str, str]) -> dict[str, str]:
-    """Returns the name in the source by that in the target.
-
-    Raises:
-        UserError: two would have one name.
-    """
+    # Names in the source by those in the target.
     changes: dict[str, str] = {}
     for name in source:
-        new = _mapped(name, names)
+        # The longest name that is mapped counts.
+        old = max(
+            (old for old in names if tree_lib.is_below(name, old)),
+            key=len,
+            default="",
+        )
+        new = names[old] + name[len(old) :] if old else name
         if new in changes:
             raise UserError(
                 f"map: {name} and {changes[new]} would both be {new}"
@@ -199,21 +181,13 @@ def _new_names(source: Tree, names: Mapping[str, str]) -> dict[str, str]:
     return changes
 
 
-def _mapped(name: str, names: Mapping[str, str]) -> str:
-    """Returns the name in the target; the longest that is mapped counts."""
-    for old in sorted(names, key=len, reverse=True):
-        if tree_lib.is_below(name, old):
-            return names[old] + name[len(old) :]
-    return name
-
-
 def _misfit(missing: list[str], extra: list[str]) -> str:
-    told = []
+    problems = []
     if missing:
-        told.append(f"the file has no {_some(missing)}")
+        problems.append(f"the file has no {_some(missing)}")
     if extra:
-        told.append(f"the checkpoint has no place for {_some(extra)}")
-    return f"{'; '.join(told)}; name them with --map, or use --partial"
+        problems.append(f"the checkpoint has no place for {_some(extra)}")
+    return f"{'; '.join(problems)}; name them with --map, or use --partial"
 
 
 def _some(names: list[str]) -> str:
@@ -222,18 +196,18 @@ def _some(names: list[str]) -> str:
 
 
 def read_map(data: bytes, path: str) -> dict[str, str]:
-    """Reads a file of names.
+    """Reads a file of names in a checkpoint by those in another file.
 
     Args:
         data: YAML, as in `layers/dense/vars/0: generator/dense/kernel`.
         path: of the file, for errors.
 
     Raises:
-        UserError: it is none.
+        UserError: it holds anything else.
     """
     content = parsing.yaml_of(data, path)
     if not isinstance(content, dict) or not all(
-        isinstance(each, str) for pair in content.items() for each in pair
+        isinstance(name, str) for pair in content.items() for name in pair
     ):
         raise UserError(
             f"{path} must hold names by names, as in "

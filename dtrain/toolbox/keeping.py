@@ -1,4 +1,4 @@
-"""What `checkpoint_tool` does with what is kept: prune, pin, unpin."""
+"""Commands of `checkpoint_tool` on what is kept: prune, pin, unpin."""
 
 from __future__ import annotations
 
@@ -18,44 +18,49 @@ def prune(arguments: argparse.Namespace) -> int:
     """Removes what no policy keeps.
 
     Raises:
-        UserError: nothing says what is kept, or something is damaged.
+        UserError: no policy is named, there is nothing to remove, or what is
+            kept is damaged.
     """
     policies = retention.of_flags(arguments)
     if not policies:
         raise UserError(
             "name what is kept, as --max_to_keep=3 or --keep_best=2"
         )
-    path = arguments.directory.rstrip("/")
-    if listing.find(f"{path}/checkpoints"):
-        path = f"{path}/checkpoints"
+    path = _of_checkpoints(arguments.directory)
     directory = CheckpointDirectory(path)
     with files.storage_errors(path), writing.claimed(path):
         saved = []
         for step in directory.steps():
             with _damage(directory.prefix(step)):
-                made = directory.manifest(step)
-            saved.append(retention.Saved(step, made.saved_at, made.metrics))
+                manifest = directory.manifest(step)
+            saved.append(
+                retention.Saved(step, manifest.saved_at, manifest.metrics)
+            )
         if not saved:
             raise UserError(f"{path} holds no checkpoints of dtrain")
         with _damage(f"{path}/pins.json"):
             pinned = frozenset(pins.read(path).values())
         kept = retention.kept(saved, (*policies, retention.Pinned(pinned)))
-        gone = [each.step for each in saved if each.step not in kept]
+        gone = [state.step for state in saved if state.step not in kept]
         if gone and not arguments.dry_run:
-            # The newest is all there is if the others go.
+            # If it were damaged, the others would be all there is.
             with _damage(directory.prefix(max(kept))):
                 directory.verify(max(kept))
         _remove(directory, gone, dry_run=arguments.dry_run)
         if not arguments.dry_run:
+            times = {state.step: state.saved_at for state in saved}
             directory.point(
-                {
-                    each.step: each.saved_at
-                    for each in saved
-                    if each.step in kept
-                }
+                {step: times[step] for step in times if step in kept}
             )
     print(f"{len(kept)} kept: {', '.join(map(str, sorted(kept)))}")
     return errors.FINISHED
+
+
+def _of_checkpoints(directory: str) -> str:
+    """Returns the directory of the checkpoints, of a run's too."""
+    path = directory.rstrip("/")
+    inside = f"{path}/checkpoints"
+    return inside if listing.find(inside) else path
 
 
 def _remove(
@@ -73,11 +78,6 @@ def _remove(
 
 @contextlib.contextmanager
 def _damage(path: str) -> Iterator[None]:
-    """Says what is damaged.
-
-    Raises:
-        UserError: it is.
-    """
     try:
         yield
     except DamagedError as error:
@@ -96,9 +96,7 @@ def pin(arguments: argparse.Namespace) -> int:
 
 def unpin(arguments: argparse.Namespace) -> int:
     """Lets a pinned checkpoint go."""
-    path = arguments.directory.rstrip("/")
-    if listing.find(f"{path}/checkpoints"):
-        path = f"{path}/checkpoints"
+    path = _of_checkpoints(arguments.directory)
     with files.storage_errors(path), _damage(f"{path}/pins.json"):
         pins.remove(path, arguments.name)
     print(f"nothing is pinned as {arguments.name} any more")

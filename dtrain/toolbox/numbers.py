@@ -1,13 +1,13 @@
-"""What can be said of a tensor, and of two of them, in some numbers."""
+"""Figures of a tensor, and of the difference of two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# As many are converted to float64 at once.
+# Values that are converted to float64 at once.
 _CHUNK = 1 << 20
 
 
@@ -15,12 +15,13 @@ class Summary(NamedTuple):
     """What a tensor holds.
 
     Attributes:
-        min: the smallest that is a number; None if there is none.
-        max: the largest.
-        mean: of those that are finite.
+        min: the smallest finite value; None, as the next three, if there is
+            none.
+        max: the largest finite value.
+        mean: of the finite values.
         std: their standard deviation, of the population.
-        nan_share: of all, between 0 and 1; of infinities as well.
-        zero_share: of all, between 0 and 1.
+        nan_share: how many of all are NaN or infinite, between 0 and 1.
+        zero_share: how many of all are 0, between 0 and 1.
     """
 
     min: float | None
@@ -32,26 +33,23 @@ class Summary(NamedTuple):
 
 
 def is_numeric(array: np.ndarray) -> bool:
-    """Tells whether a tensor has numbers: strings and complex ones have not."""
+    """Tells whether a tensor holds real numbers, no strings or complex ones."""
     return array.dtype.kind in "biuf" or array.dtype.name.startswith(
         ("bfloat", "float", "int", "uint")
     )
 
 
 def summarize(array: np.ndarray) -> Summary | None:
-    """Computes what is told of a tensor.
+    """Computes the figures of a tensor; None for an empty one or no numbers.
 
     Args:
         array: of any dtype and shape.
-
-    Returns:
-        None for what has no numbers, or is empty.
     """
     if not is_numeric(array) or not array.size:
         return None
     num_finite = num_zero = 0
     low, high, total = np.inf, -np.inf, 0.0
-    for part in _wide_chunks(array):
+    for part in _chunks(array, np.float64):
         finite = part[np.isfinite(part)]
         num_zero += int(np.count_nonzero(part == 0))
         num_finite += finite.size
@@ -63,7 +61,7 @@ def summarize(array: np.ndarray) -> Summary | None:
     mean = total / num_finite
     squares = sum(
         float(np.square(part[np.isfinite(part)] - mean).sum())
-        for part in _wide_chunks(array)
+        for part in _chunks(array, np.float64)
     )
     return Summary(
         float(low),
@@ -75,18 +73,13 @@ def summarize(array: np.ndarray) -> Summary | None:
     )
 
 
-def _wide_chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    for part in _chunks(array):
-        yield part.astype(np.float64)
-
-
 class Change(NamedTuple):
     """How two tensors of one shape differ.
 
     Attributes:
-        num_changed: how many of their values do, by their bits.
+        num_changed: how many values have other bits.
         max_abs: the largest difference; inf where one of two is not finite.
-        rms: the root of the mean square of all differences.
+        rms: the root of the mean square of all differences, 0 or not.
     """
 
     num_changed: int
@@ -95,22 +88,20 @@ class Change(NamedTuple):
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> Change | None:
-    """Computes how two tensors differ.
+    """Computes how two tensors differ; None if all bits are the same.
 
     Args:
         a: of any dtype.
         b: of the same shape and dtype.
-
-    Returns:
-        None if all bits are the same.
     """
     if a.dtype == np.object_:
         num = int(np.count_nonzero(np.asarray(a != b)))
         return Change(num, np.inf, np.inf) if num else None
     num_changed, largest, squares = 0, 0.0, 0.0
     for x, y in zip(_chunks(a), _chunks(b), strict=True):
-        # -0.0 is not 0.0 here, and NaN is itself.
-        differs = np.any(_bits(x) != _bits(y), axis=-1)
+        # By their bits: -0.0 is not 0.0 here, and NaN equals itself.
+        rows = [part.view(np.uint8).reshape(part.size, -1) for part in (x, y)]
+        differs = np.any(rows[0] != rows[1], axis=-1)
         if not differs.any():
             continue
         num_changed += int(np.count_nonzero(differs))
@@ -125,13 +116,9 @@ def compare(a: np.ndarray, b: np.ndarray) -> Change | None:
     return Change(num_changed, largest, float(np.sqrt(squares / a.size)))
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
-    """Returns the values of a part as rows of bytes."""
-    return array.view(np.uint8).reshape(array.size, array.itemsize)
-
-
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the values in their order, a part at a time."""
+def _chunks(array: np.ndarray, dtype: Any = None) -> Iterator[np.ndarray]:
+    """Yields the values in their order, a part at a time, as a dtype."""
     flat = np.ascontiguousarray(array).reshape(-1)
     for start in range(0, flat.size, _CHUNK):
-        yield flat[start : start + _CHUNK]
+        part = flat[start : start + _CHUNK]
+        yield part if dtype is None else part.astype(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -33,10 +33,12 @@ class Wish(NamedTuple):
     value: Any = None
 
 
-# What each verb needs: a name and a value, a name alone, or a value alone.
+# Verbs by what they need: a name and a value, a name alone, a value alone.
 PAIRS = ("rename", "rename_all", "cast", "scale", "fill", "set", "copy")
 NAMES = ("drop", "keep", "zero_slots", "drop_slots")
 VALUES = ("set_step",)
+# Of the pairs, those whose value is text, even if it looks like a number.
+_TEXTS = ("rename", "rename_all", "cast", "copy")
 
 
 def wish(verb: str, text: str) -> Wish:
@@ -47,7 +49,7 @@ def wish(verb: str, text: str) -> Wish:
         text: its value, as in `generator=gen`.
 
     Raises:
-        UserError: it is not as the verb needs it.
+        UserError: the verb needs both a name and a value.
     """
     if verb in NAMES:
         return Wish(verb, text)
@@ -56,8 +58,7 @@ def wish(verb: str, text: str) -> Wish:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UserError(f"{verb} ({text}) must be NAME=VALUE")
-    is_text = verb in ("rename", "rename_all", "cast", "copy")
-    return Wish(verb, name, value if is_text else literal(value))
+    return Wish(verb, name, value if verb in _TEXTS else literal(value))
 
 
 def literal(text: str) -> Any:
@@ -81,7 +82,7 @@ def yaml_of(data: bytes, path: str) -> Any:
         path: of the file, for errors.
 
     Raises:
-        UserError: it is none.
+        UserError: it is no YAML, or too large for a file of that kind.
     """
     if len(data) > _MAX_BYTES:
         raise UserError(f"{path} has more than {_MAX_BYTES >> 20} MB")
@@ -110,27 +111,19 @@ def load(data: bytes, path: str) -> list[Wish]:
     content = yaml_of(data, path)
     if not isinstance(content, list):
         raise UserError(f"{path} must be a list of edits, as - drop: step")
-    return [each for entry in content for each in _entry(entry, path)]
+    return [one for entry in content for one in _wishes(entry, path)]
 
 
-def _entry(entry: Any, path: str) -> Iterable[Wish]:
-    """Reads one edit of a file.
-
-    Raises:
-        UserError: it is none.
-    """
+def _wishes(entry: Any, path: str) -> list[Wish]:
     if not isinstance(entry, dict) or len(entry) != 1:
         raise UserError(
             f"{path}: {reprlib.repr(entry)} must be one edit: its value"
         )
     verb, value = next(iter(entry.items()))
     if verb in PAIRS and isinstance(value, dict):
-        pairs = value.items()
-        if all(isinstance(name, str) for name in value) and (
-            verb not in ("rename", "rename_all", "cast", "copy")
-            or all(isinstance(each, str) for each in value.values())
-        ):
-            return [Wish(verb, name, each) for name, each in pairs]
+        texts = [*value, *(value.values() if verb in _TEXTS else ())]
+        if all(isinstance(text, str) for text in texts):
+            return [Wish(verb, *pair) for pair in value.items()]
     if verb in NAMES:
         names = value if isinstance(value, list) else [value]
         if names and all(isinstance(name, str) for name in names):
@@ -146,8 +139,8 @@ def _entry(entry: Any, path: str) -> Iterable[Wish]:
 def make(wishes: Sequence[Wish], source: Callable[[str], Tree]) -> list[Edit]:
     """Makes edits of wishes, in their order.
 
-    Neighbours that rename do it all at once, and neighbours that keep keep
-    what any of them does.
+    Renames in a row are one edit, so that two names can be swapped; so are
+    keeps in a row, which leave what any of them names.
 
     Args:
         wishes: as they were written.
@@ -156,76 +149,55 @@ def make(wishes: Sequence[Wish], source: Callable[[str], Tree]) -> list[Edit]:
     Raises:
         UserError: a value is not of the kind that its verb needs.
     """
-    made: list[Edit] = []
-    position = 0
-    while position < len(wishes):
-        one = wishes[position]
-        end = position + 1
-        if one.verb in ("rename", "keep"):
-            while end < len(wishes) and wishes[end].verb == one.verb:
-                end += 1
-        made.append(_make(wishes[position:end], source))
-        position = end
-    return made
+    groups: list[list[Wish]] = []
+    for one in wishes:
+        is_joined = groups and groups[-1][0].verb == one.verb
+        if is_joined and one.verb in ("rename", "keep"):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return [_make(group, source) for group in groups]
 
 
 def _make(group: Sequence[Wish], source: Callable[[str], Tree]) -> Edit:
-    """Makes an edit of neighbours of one verb.
-
-    Raises:
-        UserError: see `make`.
-    """
     verb, name, value = group[0]
     if verb == "rename":
         return edits.rename(_changes(group))
     if verb == "keep":
-        return edits.keep([each.name for each in group])
+        return edits.keep([one.name for one in group])
     if verb == "copy":
-        path, colon, there = value.rpartition("::")
+        path, colon, other = value.rpartition("::")
         if not colon:
-            path, there = there, name
-        return edits.copy(name, source(path), there)
+            path, other = other, name
+        return edits.copy(name, source(path), other)
     if verb == "scale":
-        return edits.scale(name, _number(verb, value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"scale ({value}) must be a number")
+        return edits.scale(name, float(value))
     if verb == "set_step":
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"set_step ({value}) must be a whole number")
         return edits.set_step(value)
-    one_argument = {
+    makers: dict[str, Callable[..., Edit]] = {
         "drop": edits.drop,
         "zero_slots": edits.zero_slots,
         "drop_slots": edits.drop_slots,
-    }
-    if verb in one_argument:
-        return one_argument[verb](name)
-    two_arguments = {
         "rename_all": edits.rename_all,
         "cast": edits.cast,
         "fill": edits.fill,
         "set": edits.put,
     }
-    return two_arguments[verb](name, value)
+    return makers[verb](name, *([value] if verb in PAIRS else []))
 
 
 def _changes(group: Sequence[Wish]) -> dict[str, str]:
-    """Returns new names by old ones.
-
-    Raises:
-        UserError: one is renamed twice, or two to the same.
-    """
-    changes = {each.name: each.value for each in group}
+    changes = {one.name: one.value for one in group}
     if len(changes) < len(group) or len(set(changes.values())) < len(group):
-        told = ", ".join(f"{each.name}={each.value}" for each in group)
+        pairs = ", ".join(f"{one.name}={one.value}" for one in group)
         raise UserError(
-            f"rename ({told}): each name is renamed once, to one of its own"
+            f"rename ({pairs}): each name is renamed once, to one of its own"
         )
     return changes
-
-
-def _number(verb: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{verb} ({value}) must be a number")
-    return float(value)
 
 
 def slices(text: str) -> tuple[Any, ...]:
@@ -235,7 +207,7 @@ def slices(text: str) -> tuple[Any, ...]:
         text: as in `0,:5,...,-1`; empty is all.
 
     Raises:
-        UserError: it is none.
+        UserError: it is no slice of NumPy's.
     """
     if not text:
         return ()
@@ -243,19 +215,14 @@ def slices(text: str) -> tuple[Any, ...]:
 
 
 def _slice(part: str, text: str) -> Any:
-    """Reads one of them.
-
-    Raises:
-        UserError: see `slices`.
-    """
     if part == "...":
         return ...
     if re.fullmatch(r"-?\d{1,18}", part):
         return int(part)
     if re.fullmatch(r"(-?\d{0,18})(:-?\d{0,18}){1,2}", part):
         ends = [
-            int(each) if each not in ("", "-") else None
-            for each in part.split(":")
+            int(end) if end not in ("", "-") else None
+            for end in part.split(":")
         ]
         if len(ends) < 3 or ends[2] != 0:
             return slice(*ends)

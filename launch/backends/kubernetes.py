@@ -1,7 +1,7 @@
 """Jobs of a Kubernetes cluster: an Indexed Job, or a JobSet.
 
-A pod that is lost is replaced under the same name. What is created is in
-`workload`.
+A pod that is lost is replaced by another of the same name. What is created is
+in `workload`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launch.job import (
 )
 from launch.submission import Submission, ask
 
-# By the value of `--gang`, with their groups: other operators have jobs, too.
+# By the value of `--gang`; with their groups, for others have jobs, too.
 _RESOURCES = {"job": "jobs.batch", "jobset": "jobsets.jobset.x-k8s.io"}
 _FILE = "job.yaml"
 _HEADER = (
@@ -42,17 +42,7 @@ _LAST_SECS = 10.0
 
 
 def plan(job: Job) -> Plan:
-    """Makes the manifest of a job, and the commands that create it.
-
-    Args:
-        job: the job.
-
-    Returns:
-        The plan; both of its commands read the manifest.
-
-    Raises:
-        UserError: a flag is missing or malformed, or contradicts another.
-    """
+    """Makes the manifest of a job, and two commands that read it; see `job`."""
     _check_flags(job)
     documents = workload.documents(job)
     yaml_text.check(documents)
@@ -68,11 +58,6 @@ def plan(job: Job) -> Plan:
 
 
 def _check_flags(job: Job) -> None:
-    """Checks what the flags say of each other.
-
-    Raises:
-        UserError: one is missing, or contradicts another.
-    """
     options, parsed = job.options, job.parsed
     job.require_image()
     mounts = [path for _, path in workload.claims(job)]
@@ -118,17 +103,9 @@ def _namespace(job: Job) -> tuple[str, ...]:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Creates a job, if the cluster would take it.
+    """Creates a job, if the cluster would take it; returns NAMESPACE/NAME.
 
-    Args:
-        job: the job.
-        plan: its plan.
-
-    Returns:
-        Its namespace and name, with a slash between them.
-
-    Raises:
-        UserError: the cluster does not take it, and has nothing of it.
+    If the cluster does not take it, nothing of it is left there. See `job`.
     """
     text = plan.files[plan.stdin]
     ask(plan.check, text)
@@ -142,10 +119,10 @@ def submit(job: Job, plan: Plan) -> str:
 
 
 def _adopt(job: Job) -> str:
-    """Lets the Service go with its Job; returns the job's id."""
+    """Has the Service deleted with its Job; returns the job's id."""
     name = workload.object_name(job)
-    which = f"{_RESOURCES[job.options.gang]}/{name}"
-    get = ("kubectl", "get", which, *_namespace(job), "--output=json")
+    resource = f"{_RESOURCES[job.options.gang]}/{name}"
+    get = ("kubectl", "get", resource, *_namespace(job), "--output=json")
     created = json.loads(ask(get))
     metadata = created["metadata"]
     if created["kind"] == "Job" and job.options.num_nodes > 1:
@@ -166,50 +143,33 @@ def _adopt(job: Job) -> str:
 
 
 def states(submission: Submission) -> list[State]:
-    """Asks the cluster how a job is.
-
-    Raises:
-        UserError: it cannot be asked.
-    """
+    """Asks the cluster how a job is; see `job`."""
     items = _get(submission, f"{_resource(submission)},pods")
     jobs = [item for item in items if item["kind"] != "Pod"]
     pods = [item for item in items if item["kind"] == "Pod"]
     if not jobs:
-        return [
-            State(
-                UNKNOWN,
-                f"job {submission.job_id} is not in the cluster of kubectl's "
-                "context, or not any more",
-            )
-        ]
+        details = (
+            f"job {submission.job_id} is not in the cluster of kubectl's "
+            "context, or not any more"
+        )
+        return [State(UNKNOWN, details)]
     return [_read_state(submission, jobs[0], pods)]
 
 
 def cancel(submission: Submission) -> None:
-    """Deletes a job; its pods are told to save and end.
-
-    Raises:
-        UserError: the cluster cannot be asked.
-    """
+    """Deletes a job, whose pods are told to save and end; see `job`."""
     namespace, _, name = submission.job_id.partition("/")
-    which = f"{_resource(submission)}/{name}"
-    delete = ("kubectl", "delete", which, f"--namespace={namespace}")
+    resource = f"{_resource(submission)}/{name}"
+    delete = ("kubectl", "delete", resource, f"--namespace={namespace}")
     ask((*delete, "--ignore-not-found", "--cascade=foreground"))
 
 
 def show_logs(
     submission: Submission, follow: bool, is_over: Callable[[], bool]
 ) -> None:
-    """Prints what the pods say that the cluster still has.
+    """Prints what the pods say that the cluster still has; see `job`.
 
-    Args:
-        submission: the job.
-        follow: whether to go on until the job is over, with the pods that take
-            the place of others.
-        is_over: tells whether it is.
-
-    Raises:
-        UserError: the cluster cannot be asked.
+    Those that take the place of others are followed, too.
     """
     readers: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -225,7 +185,7 @@ def show_logs(
                 break
             time.sleep(_POLL_SECS)
         for reader in readers.values():
-            # Of a node that is gone, no end is ever told.
+            # That of a node that is gone never ends.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 reader.wait(_LAST_SECS)
     finally:
@@ -241,7 +201,7 @@ def _read_logs(
     if follow:
         return subprocess.Popen([*command, "--follow"])
     reader = subprocess.Popen(command)
-    # One after the other.
+    # The pods speak one after the other.
     reader.wait()
     return reader
 
@@ -292,7 +252,7 @@ def _read_state(
 
 
 def _waits_for(pod: Mapping[str, Any]) -> str:
-    """Says what a pod that does not run yet is in need of."""
+    """Says what a pod waits for that does not run yet."""
     status = pod["status"]
     waiting = [
         container["state"]["waiting"]

@@ -17,37 +17,23 @@ from typing import Any
 
 from dtrain.errors import RUN_AGAIN, UserError
 from launch import code as code_lib
-from launch.job import (
-    CANCELLED,
-    FAILED,
-    FINISHED,
-    QUEUED,
-    RUNNING,
-    UNKNOWN,
-    Job,
-    Plan,
-    State,
-)
+from launch import job as job_lib
+from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
 from launch.submission import Submission, ask, show
 
 _PHASES = {
-    "PENDING": QUEUED,
-    "SUBMITTED": QUEUED,
-    "STARTING": QUEUED,
-    "RECOVERING": QUEUED,
-    "RUNNING": RUNNING,
-    "WINDING_DOWN": RUNNING,
-    "CANCELLING": RUNNING,
-    "SUCCEEDED": FINISHED,
-    "CANCELLED": CANCELLED,
+    QUEUED: ("PENDING", "SUBMITTED", "STARTING", "RECOVERING"),
+    RUNNING: ("RUNNING", "WINDING_DOWN", "CANCELLING"),
+    FINISHED: ("SUCCEEDED",),
+    CANCELLED: ("CANCELLED",),
 }
 
-# The time for a save, where no other is told.
+# The time for a save, if --grace_secs says no other.
 _SAVE_SECS = 30
 
 _REMEDY = "pip install 'skypilot[gcp]', in a virtual environment of its own"
 
-# What means itself inside of $''.
+# Characters that mean themselves inside of $''.
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _-+=/.:,@")
 
 # YAML whose values are JSON, which is YAML too.
@@ -78,18 +64,9 @@ _WAIT = """\
 
 
 def plan(job: Job) -> Plan:
-    """Makes the task of a job, and the command that submits it.
+    """Makes the task of a job, and the command that submits it; see `job`.
 
     All that was typed is quoted for bash.
-
-    Args:
-        job: the job.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UserError: a flag is missing, or the run is on a disk.
     """
     job.require_store()
     job.require_gpu_type()
@@ -145,10 +122,10 @@ def _resources(job: Job) -> dict[str, Any]:
     resources["use_spot"] = options.spot
     resources["job_recovery"] = {
         "strategy": "EAGER_NEXT_REGION",
-        # There are codes after which SkyPilot always starts again, and none
-        # after which it does not. 0 here would spare the machines for another
-        # try of a mistake, but end the run where SkyPilot has not seen yet
-        # that a node is lost, and takes the end of the others for a failure.
+        # One can name codes after which SkyPilot always starts again, but none
+        # after which it does not. With 0 a mistake would not be tried again,
+        # but the run would end where SkyPilot has not yet seen that a node is
+        # lost, and takes the end of the others for a failure.
         "max_restarts_on_errors": options.max_requeues,
         "recover_on_exit_codes": [RUN_AGAIN],
     }
@@ -159,13 +136,13 @@ def _setup(has_gpus: bool) -> str:
     install = "python -m pip install --quiet"
     commands = [f"{install} --no-deps --require-hashes -r {code_lib.LOCK}"]
     if has_gpus:
-        # TensorFlow is there by now: what is added is CUDA.
+        # TensorFlow is there by now: this adds CUDA.
         commands.append(f"{install} 'tensorflow[and-cuda]'")
     return _SETUP.format(commands=" &&\n  ".join(commands))
 
 
 def _json(value: Any) -> str:
-    # As YAML, a pair of \\u escapes is no emoji.
+    # YAML does not read a pair of \\u escapes as one character.
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -181,11 +158,7 @@ def _quote(text: str) -> str:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Submits a managed job; returns its number.
-
-    Args:
-        job: the job; the files of its plan are written.
-        plan: its plan.
+    """Submits a managed job; returns its number. See `job`.
 
     Raises:
         UserError: SkyPilot does not take it, or is missing.
@@ -193,44 +166,40 @@ def submit(job: Job, plan: Plan) -> str:
     del job
     *command, path = plan.submit
     with tempfile.TemporaryDirectory() as directory:
-        # That of the plan may be on a store, where SkyPilot reads no task.
+        # The plan's own may be on a store, where SkyPilot reads no task.
         copy = os.path.join(directory, os.path.basename(path))
         with open(copy, "wb") as file:
             file.write(os.fsencode(plan.files["task.yaml"]))
-        said = _ask((*command, copy))
-    match = re.search(r"Managed Job ID: (\d+)", said)
+        text = _ask((*command, copy))
+    match = re.search(r"Managed Job ID: (\d+)", text)
     if not match:
         raise UserError(
             "SkyPilot did not say which job it made; `sky jobs queue` lists "
-            f"them, `sky jobs cancel` ends one: {' '.join(said.split())[-300:]}"
+            f"them, `sky jobs cancel` ends one: {' '.join(text.split())[-300:]}"
         )
     return match[1]
 
 
 def states(submission: Submission) -> list[State]:
-    """Asks SkyPilot how a job is.
+    """Asks SkyPilot how a job is; see `job`.
 
     Raises:
         UserError: it cannot be asked.
     """
-    said = _ask(("sky", "jobs", "queue", "--all", "--refresh", "--output=json"))
-    # Behind what it says while it asks its servers.
-    begin = re.search(r"^\[", said, re.MULTILINE)
+    text = _ask(("sky", "jobs", "queue", "--all", "--refresh", "--output=json"))
+    # Behind what it prints while it asks its servers.
+    begin = re.search(r"^\[", text, re.MULTILINE)
     try:
-        jobs = json.loads(said[begin.start() :] if begin else "")
+        jobs = json.loads(text[begin.start() :] if begin else "")
         ours = [job for job in jobs if str(job["job_id"]) == submission.job_id]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"sky jobs queue is not understood: {said[-200:]!r}; dtrain knows "
+            f"sky jobs queue is not understood: {text[-200:]!r}; dtrain knows "
             "that of SkyPilot 0.14"
         ) from error
     if not ours:
-        job = f"job {submission.job_id}"
-        return [State(UNKNOWN, f"SkyPilot has forgotten {job}")]
-    return [_read_state(ours[0])]
-
-
-def _read_state(job: dict[str, Any]) -> State:
+        return job_lib.forgotten("SkyPilot", f"job {submission.job_id}")
+    job = ours[0]
     status = str(job.get("status"))
     details = [f"job {job['job_id']}", status]
     if job.get("infra"):
@@ -239,35 +208,22 @@ def _read_state(job: dict[str, Any]) -> State:
         details.append(f"recovered {job['recovery_count']} times")
     if job.get("failure_reason"):
         details.append(" ".join(str(job["failure_reason"]).split()))
-    return State(_PHASES.get(status, FAILED), ", ".join(details))
+    return [job_lib.read_state(status, _PHASES, details)]
 
 
 def cancel(submission: Submission) -> None:
-    """Ends a job, and gives its machines back.
-
-    Raises:
-        UserError: SkyPilot cannot be asked.
-    """
+    """Ends a job, and gives its machines back; see `job`."""
     _ask(("sky", "jobs", "cancel", "--yes", submission.job_id))
 
 
 def show_logs(
     submission: Submission, follow: bool, is_over: Callable[[], bool]
 ) -> None:
-    """Prints the logs of all workers.
-
-    Args:
-        submission: the job.
-        follow: whether to go on until the job is over.
-        is_over: not asked, for SkyPilot sees the end itself.
-
-    Raises:
-        UserError: SkyPilot is missing.
-    """
+    """Prints the logs of all workers; see `job`. SkyPilot knows the end."""
     del is_over
-    how = "--follow" if follow else "--no-follow"
-    # It is the end of the log otherwise.
-    command = ("sky", "jobs", "logs", how, "--tail=0", submission.job_id)
+    mode = "--follow" if follow else "--no-follow"
+    # Without --tail it prints the end of the log alone.
+    command = ("sky", "jobs", "logs", mode, "--tail=0", submission.job_id)
     show(command, _REMEDY)
 
 

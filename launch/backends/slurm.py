@@ -17,55 +17,35 @@ from dtrain.cluster import environment
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 from launch import code, lines, logs
+from launch import job as job_lib
 from launch.backends import sweep
-from launch.job import (
-    CANCELLED,
-    FAILED,
-    FINISHED,
-    QUEUED,
-    RUNNING,
-    UNKNOWN,
-    Job,
-    Plan,
-    State,
-)
+from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
 from launch.options import Options
 from launch.submission import Submission, ask
 
 # Slurm looks at the clock about every 30 s.
 _LEAST_LEAD_SECS = 120
 
+_HELD = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SUSPENDED")
+_BUSY = ("CONFIGURING", "RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT")
 _PHASES = {
-    "PENDING": QUEUED,
-    "REQUEUED": QUEUED,
-    "REQUEUE_FED": QUEUED,
-    "REQUEUE_HOLD": QUEUED,
-    "SUSPENDED": QUEUED,
-    "CONFIGURING": RUNNING,
-    "RUNNING": RUNNING,
-    "COMPLETING": RUNNING,
-    "SIGNALING": RUNNING,
-    "STAGE_OUT": RUNNING,
-    "COMPLETED": FINISHED,
-    "CANCELLED": CANCELLED,
+    QUEUED: _HELD,
+    RUNNING: _BUSY,
+    FINISHED: ("COMPLETED",),
+    CANCELLED: ("CANCELLED",),
 }
 
-# Arguments of sbatch without which the script is another one, and what is for
-# them.
+# Arguments of sbatch that are given already, and what to do instead.
 _OURS = {
-    **dict.fromkeys(("--nodes", "-N"), "use --num_nodes"),
-    **dict.fromkeys(
-        ("--ntasks", "-n", "--ntasks-per-node"),
-        "leave it out: each node has one worker",
+    ("--nodes", "-N"): "use --num_nodes",
+    ("--ntasks", "-n", "--ntasks-per-node"): (
+        "leave it out: each node has one worker"
     ),
-    **dict.fromkeys(("--array", "-a"), "use --sweep"),
-    **dict.fromkeys(("--job-name", "-J"), "use --name"),
-    **dict.fromkeys(
-        ("--output", "-o"), "leave it out: launch.main logs reads it"
-    ),
-    **dict.fromkeys(
-        ("--clusters", "--cluster", "-M"),
-        "submit on that cluster, which alone knows the number of the job",
+    ("--array", "-a"): "use --sweep",
+    ("--job-name", "-J"): "use --name",
+    ("--output", "-o"): "leave it out: launch.main logs reads it",
+    ("--clusters", "--cluster", "-M"): (
+        "submit on that cluster, which alone knows the number of the job"
     ),
 }
 
@@ -105,16 +85,10 @@ exit $code
 def plan(job: Job) -> Plan:
     """Makes the batch script of a job, and the commands that submit it.
 
-    All that was typed is an argument, or quoted for bash.
-
-    Args:
-        job: the job; its directory is one that all nodes see.
-
-    Returns:
-        The plan; what it submits prints the job's number.
+    All that was typed is an argument, or quoted for bash. See `job`.
 
     Raises:
-        UserError: a flag is malformed.
+        UserError: a flag is malformed, or names what not all nodes see.
     """
     if files.is_remote(job.directory):
         raise UserError(
@@ -122,7 +96,7 @@ def plan(job: Job) -> Plan:
             "see; name one with --record_dir"
         )
     if "\\" in job.directory:
-        # It would make %j, the job's number, a part of the log's name.
+        # Behind one, %j is no longer the job's number in the log's name.
         raise UserError(
             f"record_dir ({job.record_dir}) must have no backslash, which "
             "Slurm takes for its own; name another with --record_dir"
@@ -130,10 +104,11 @@ def plan(job: Job) -> Plan:
     for argument in job.options.sbatch_arg:
         is_long = argument.startswith("--")
         name = argument.partition("=")[0] if is_long else argument[:2]
-        if name in _OURS:
-            raise UserError(
-                f"sbatch_arg ({argument}) is told sbatch already; {_OURS[name]}"
-            )
+        for names, remedy in _OURS.items():
+            if name in names:
+                raise UserError(
+                    f"sbatch_arg ({argument}) is told sbatch already; {remedy}"
+                )
     script = os.path.join(job.directory, "job.sh")
     arguments = (*_sbatch_arguments(job), script)
     return Plan(
@@ -151,7 +126,7 @@ def plan(job: Job) -> Plan:
 def _script(job: Job) -> str:
     code_dir = os.path.join(job.directory, "code")
     command = [
-        # That of the submission may link to what no image has.
+        # The Python of the submission may link to what no image has.
         "python3" if job.options.container_image else job.python,
         os.path.join(code_dir, code.RUNNER),
         "launch.node",
@@ -189,11 +164,7 @@ def _arguments(runs: Sequence[Sequence[str]]) -> str:
 
 
 def _lead_secs(options: Options) -> int:
-    """Returns how long before the time limit the notice comes.
-
-    Raises:
-        UserError: there is no time left to train.
-    """
+    # How long before the time limit the notice comes.
     lead_secs = max(_LEAST_LEAD_SECS, int(2 * options.grace_secs))
     if 0 < 3600 * options.max_hours < 2 * lead_secs:
         raise UserError(
@@ -205,17 +176,17 @@ def _lead_secs(options: Options) -> int:
 
 
 def _sbatch_arguments(job: Job) -> tuple[str, ...]:
-    """Returns the flags of sbatch; no shell and no comment line reads them."""
+    """Returns the flags of sbatch; neither a shell nor the script has them."""
     options = job.options
     lead_secs = _lead_secs(options)
     num_runs = len(sweep.runs(job))
     name = f"slurm-{'%A_%a' if num_runs > 1 else '%j'}.log"
-    # In the whole path, a percent sign begins what Slurm replaces.
+    # Slurm replaces what a percent sign begins, anywhere in the path.
     log = os.path.join(job.directory.replace("%", "%%"), name)
     arguments = [
         f"--job-name={job.name}",
         f"--output={log}",
-        # A requeued job begins its log anew otherwise.
+        # Or a requeued job begins its log anew.
         "--open-mode=append",
         "--requeue",
         f"--signal=USR1@{lead_secs}",
@@ -243,11 +214,6 @@ def _sbatch_arguments(job: Job) -> tuple[str, ...]:
 
 
 def _srun_arguments(job: Job) -> tuple[str, ...]:
-    """Returns the flags of srun.
-
-    Raises:
-        UserError: a directory cannot be mounted in a container.
-    """
     options = job.options
     # Since 22.05 a step does not inherit what sbatch was told.
     cpus = options.cpus_per_node
@@ -272,11 +238,7 @@ def _srun_arguments(job: Job) -> tuple[str, ...]:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Queues a job, if Slurm would take it; returns its number.
-
-    Args:
-        job: the job; the files of its plan are written.
-        plan: its plan.
+    """Queues a job, if Slurm would take it; returns its number. See `job`.
 
     Raises:
         UserError: Slurm does not take it.
@@ -284,7 +246,7 @@ def submit(job: Job, plan: Plan) -> str:
     """
     ask(plan.check)
     try:
-        said = ask(plan.submit)
+        output = ask(plan.submit)
     except UserError as error:
         if "timed out" not in str(error):
             raise
@@ -293,11 +255,11 @@ def submit(job: Job, plan: Plan) -> str:
             f"stay in {job.directory}"
         ) from error
     # As in `17;cluster`.
-    return said.split()[-1].split(";")[0]
+    return output.split()[-1].split(";")[0]
 
 
 def states(submission: Submission) -> list[State]:
-    """Asks Slurm how a job is; one state for each run of a sweep.
+    """Asks Slurm how a job is; see `job`.
 
     Raises:
         UserError: Slurm cannot be asked.
@@ -308,22 +270,21 @@ def states(submission: Submission) -> list[State]:
         if "Invalid job id" not in str(error):
             raise
         return _accounted(submission.job_id)
-    # A name of a directory may have lines of its own.
+    # The name of a directory may have several lines.
     lines = [line for line in text.splitlines() if line.startswith("JobId=")]
     return [_read_state(line) for line in lines]
 
 
 def cancel(submission: Submission) -> None:
-    """Takes a job out of Slurm's hands; one that runs is ended.
-
-    Raises:
-        UserError: Slurm cannot be asked.
-    """
+    """Takes a job out of the queue, or ends it; see `job`."""
     ask(("scancel", submission.job_id))
 
 
 def cancel_queued(submission: Submission) -> None:
     """Takes those runs of a sweep out of the queue that do not run.
+
+    Args:
+        submission: the job.
 
     Raises:
         UserError: Slurm cannot be asked.
@@ -334,13 +295,7 @@ def cancel_queued(submission: Submission) -> None:
 def show_logs(
     submission: Submission, follow: bool, is_over: Callable[[], bool]
 ) -> None:
-    """Prints the logs of all workers, and that of the batch script.
-
-    Args:
-        submission: the job.
-        follow: whether to go on until the job is over.
-        is_over: tells whether it is.
-    """
+    """Prints the logs of all workers and of the batch script; see `job`."""
     directory = glob.escape(submission.directory)
     patterns = [
         os.path.join(directory, "slurm-*.log"),
@@ -351,20 +306,20 @@ def show_logs(
 
 
 def _read_state(line: str) -> State:
-    """Reads a line of scontrol; what a user chose comes last in it."""
-    word = {
+    """Reads a line of scontrol, in which what a user chose comes last."""
+    words = {
         name: (re.search(rf"\b{name}=(\S*)", line) or ["", ""])[1]
         for name in ("JobId", "JobState", "Reason", "Restarts", "NodeList")
     }
-    state = word["JobState"]
-    details = [f"job {word['JobId']}", state]
-    if word["Reason"] not in ("None", ""):
-        details.append(word["Reason"])
-    if word["NodeList"] not in ("(null)", ""):
-        details.append(f"on {word['NodeList']}")
-    if word["Restarts"] not in ("0", ""):
-        details.append(f"queued again {word['Restarts']} times")
-    return State(_PHASES.get(state, FAILED), ", ".join(details))
+    state = words["JobState"]
+    details = [f"job {words['JobId']}", state]
+    if words["Reason"] not in ("None", ""):
+        details.append(words["Reason"])
+    if words["NodeList"] not in ("(null)", ""):
+        details.append(f"on {words['NodeList']}")
+    if words["Restarts"] not in ("0", ""):
+        details.append(f"queued again {words['Restarts']} times")
+    return job_lib.read_state(state, _PHASES, details)
 
 
 def _accounted(job_id: str) -> list[State]:
@@ -379,6 +334,7 @@ def _accounted(job_id: str) -> list[State]:
     for line in lines:
         number, state, nodes = line.split("|")[:3]
         # As in `CANCELLED by 1000`.
-        phase = _PHASES.get(state.partition(" ")[0], FAILED)
-        runs.append(State(phase, f"job {number}, {state}, on {nodes}"))
-    return runs or [State(UNKNOWN, f"Slurm has forgotten job {job_id}")]
+        word = state.partition(" ")[0]
+        details = (f"job {number}", state, f"on {nodes}")
+        runs.append(job_lib.read_state(word, _PHASES, details))
+    return runs or job_lib.forgotten("Slurm", f"job {job_id}")

@@ -12,20 +12,19 @@ from dtrain.errors import UserError
 from launch.job import Job
 from launch.options import Options
 
-# A job array's, where the site has not set MaxArraySize.
+# The limit of a job array, unless the site has set MaxArraySize.
 _MOST_RUNS = 1000
 _MOST_NAME_BYTES = 255
 
 
 def runs(job: Job) -> list[tuple[str, ...]]:
-    """Returns the arguments of each run of a job, one without a sweep.
+    """Returns the arguments of each run of a job; without a sweep of one.
 
     Args:
         job: the job.
 
     Raises:
-        UserError: what is swept over is malformed, or makes a run that cannot
-            be.
+        UserError: the sweep is malformed, or a run of it has wrong flags.
     """
     axes = _axes(job.options)
     if not axes:
@@ -43,14 +42,14 @@ def runs(job: Job) -> list[tuple[str, ...]]:
             *(f"--{setting}" for setting in combination),
             f"--run_dir={job.parsed.run_dir}/{name}",
         )
-        # A mistake is known before anything waits in a queue.
+        # A mistake is found before anything waits in a queue.
         config.parse(["dtrain.main", *arguments])
         all_arguments.append(arguments)
     return all_arguments
 
 
 def _axes(options: Options) -> list[list[str]]:
-    """Returns what is swept over: of each flag, `flag=value` for each value.
+    """Returns, for each flag that is swept over, `flag=value` of each value.
 
     Raises:
         UserError: it is malformed, or makes one run twice, or too many.

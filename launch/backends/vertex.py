@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from dtrain.errors import UserError
+from launch import job as job_lib
 from launch.job import (
     CANCELLED,
-    FAILED,
     FINISHED,
     QUEUED,
     RUNNING,
@@ -28,25 +28,21 @@ from launch.job import (
 )
 from launch.submission import Submission, show
 
+# Behind JOB_STATE_.
 _PHASES = {
-    "JOB_STATE_QUEUED": QUEUED,
-    "JOB_STATE_PENDING": QUEUED,
-    "JOB_STATE_PAUSED": QUEUED,
-    "JOB_STATE_RUNNING": RUNNING,
-    "JOB_STATE_UPDATING": RUNNING,
-    "JOB_STATE_CANCELLING": RUNNING,
-    "JOB_STATE_SUCCEEDED": FINISHED,
-    "JOB_STATE_PARTIALLY_SUCCEEDED": FINISHED,
-    "JOB_STATE_CANCELLED": CANCELLED,
-    "JOB_STATE_UNSPECIFIED": UNKNOWN,
+    QUEUED: ("QUEUED", "PENDING", "PAUSED"),
+    RUNNING: ("RUNNING", "UPDATING", "CANCELLING"),
+    FINISHED: ("SUCCEEDED", "PARTIALLY_SUCCEEDED"),
+    CANCELLED: ("CANCELLED",),
+    UNKNOWN: ("UNSPECIFIED",),
 }
 
 # The code of SIGABRT: one of two that the service's page on errors calls
-# transient, after which it starts the job again, up to three times. By another
-# part of that page it would do so after 75, too, by this one it would not.
+# transient, after which it starts the job again, up to three times. Another
+# part of that page has it do so after 75, too; this one does not.
 _AGAIN = 134
 
-# Printable ASCII but $ and %: what is typed as a rule is left as it is.
+# Printable ASCII but $ and %, so that most flags are left as they were typed.
 _PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) not in "$%")
 
 _TIMEOUT_SECS = 60.0
@@ -54,13 +50,9 @@ _MAX_WORDS = 500
 
 
 def plan(job: Job) -> Plan:
-    """Makes the description of a job.
+    """Makes the description of a job; see `job`.
 
-    Args:
-        job: the job.
-
-    Returns:
-        The plan; its command stands for a call of the client library.
+    The command of the plan stands for a call of the client library.
 
     Raises:
         UserError: a flag is missing or malformed, or the run is on a disk.
@@ -73,7 +65,7 @@ def plan(job: Job) -> Plan:
     # It becomes part of the host name that the credentials are sent to.
     if not re.fullmatch(r"[a-z0-9-]+", region):
         raise UserError(f"region ({region!r}) must be as in europe-west4")
-    # The library names all but the flag where it finds another name.
+    # Of another name the library would not say which flag it is from.
     if not re.fullmatch(r"[A-Z0-9_]*", gpu_type):
         raise UserError(
             f"gpu_type ({gpu_type}) must be as in NVIDIA_TESLA_A100"
@@ -93,16 +85,16 @@ def _custom_job(job: Job) -> dict[str, Any]:
     options = job.options
     scheduling: dict[str, Any] = {
         "strategy": "SPOT" if options.spot else "STANDARD",
-        # Of the service's internal errors.
+        # After internal errors of the service.
         "disableRetries": False,
-        # One that is replaced finds the others waiting; all need not start.
+        # A worker that is replaced finds the others waiting for it.
         "restartJobOnWorkerRestart": False,
     }
     if options.max_hours:
         scheduling["timeout"] = f"{round(3600 * options.max_hours)}s"
     others = options.num_nodes - 1
     spec = {
-        # The first pool is the chief; its end is the job's.
+        # The first pool is the chief, with which the job ends.
         "workerPoolSpecs": [_pool(job, size) for size in (1, others) if size],
         "scheduling": scheduling,
     }
@@ -117,8 +109,8 @@ def _pool(job: Job, size: int) -> dict[str, Any]:
     if options.gpus_per_node:
         machine["acceleratorType"] = options.gpu_type
         machine["acceleratorCount"] = options.gpus_per_node
-    # Whether $(VARIABLE) is replaced in them, as Kubernetes does and as it is
-    # in the environment, the service does not tell.
+    # The service does not tell whether it replaces $(VARIABLE) here, as it does
+    # in the environment and as Kubernetes does.
     arguments = [
         urllib.parse.quote(argument, safe=_PLAIN, errors="surrogateescape")
         for argument in job.worker_arguments
@@ -151,15 +143,7 @@ def _parent(job: Job) -> str:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Creates a job; returns its name, which holds project and region.
-
-    Args:
-        job: the job.
-        plan: its plan.
-
-    Raises:
-        UserError: Vertex AI does not take it, or its library is missing.
-    """
+    """Creates a job; returns its name, which has project and region in it."""
     custom_job = parse(plan.files["job.json"])
     return _call(
         job.options.region,
@@ -171,6 +155,9 @@ def submit(job: Job, plan: Plan) -> str:
 
 def parse(text: str) -> Any:
     """Returns the CustomJob of a `job.json`.
+
+    Args:
+        text: its content.
 
     Raises:
         UserError: it is none, or the library is missing.
@@ -185,11 +172,7 @@ def parse(text: str) -> Any:
 
 
 def states(submission: Submission) -> list[State]:
-    """Asks Vertex AI how a job is.
-
-    Raises:
-        UserError: it cannot be asked.
-    """
+    """Asks Vertex AI how a job is; see `job`."""
     name = submission.job_id
     resource = _call(
         _parts(name)["locations"],
@@ -197,20 +180,17 @@ def states(submission: Submission) -> list[State]:
         allow_missing=True,
     )
     if resource is None:
-        return [State(UNKNOWN, f"Vertex AI has forgotten {name}")]
+        return job_lib.forgotten("Vertex AI", name)
     state = resource.state.name
     details = [f"job {_parts(name)['customJobs']}", state]
     if resource.error.message:
         details.append(" ".join(resource.error.message.split())[:_MAX_WORDS])
-    return [State(_PHASES.get(state, FAILED), ", ".join(details))]
+    word = state.removeprefix("JOB_STATE_")
+    return [job_lib.read_state(word, _PHASES, details)]
 
 
 def cancel(submission: Submission) -> None:
-    """Ends a job.
-
-    Raises:
-        UserError: Vertex AI cannot be asked.
-    """
+    """Ends a job; see `job`."""
     name = submission.job_id
     _call(
         _parts(name)["locations"],
@@ -223,15 +203,9 @@ def cancel(submission: Submission) -> None:
 def show_logs(
     submission: Submission, follow: bool, is_over: Callable[[], bool]
 ) -> None:
-    """Prints the logs of all workers, from Cloud Logging by way of gcloud.
+    """Prints the logs of all workers; see `job`.
 
-    Args:
-        submission: the job.
-        follow: whether to go on until the job is over.
-        is_over: not asked, for gcloud sees the end itself.
-
-    Raises:
-        UserError: gcloud is missing.
+    They are in Cloud Logging; gcloud reads them, and sees the end itself.
     """
     del is_over
     parts = _parts(submission.job_id)
@@ -260,7 +234,7 @@ def _parts(name: str) -> Mapping[str, str]:
 def _call(
     region: str, ask: Callable[[Any], Any], *, allow_missing: bool = False
 ) -> Any:
-    """Asks the service; returns None if it may know no such job, and does not.
+    """Asks the service; if `allow_missing`, a job that is not there is None.
 
     Raises:
         UserError: it refuses, or cannot be reached.
@@ -282,11 +256,6 @@ def _call(
 
 
 def _library(name: str) -> ModuleType:
-    """Imports a module of the client library, which is optional.
-
-    Raises:
-        UserError: it is not installed.
-    """
     try:
         # Takes seconds, and `--dry_run` does without.
         return importlib.import_module(name)

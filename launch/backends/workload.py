@@ -26,9 +26,9 @@ _MAX_NAME = 32
 _MAX_INT = (1 << 31) - 1
 
 _GRACE_SECS = 60.0
-# For the supervisor, between the end of its worker and its own.
+# Between the end of a worker and that of its supervisor.
 _MARGIN_SECS = 10
-# How long one can look at what is over.
+# How long a job can be looked at that is over.
 _KEPT_SECS = 7 * 24 * 3600
 
 # As in the Dockerfile.
@@ -63,7 +63,7 @@ def documents(job: Job) -> list[dict[str, Any]]:
         return [_job_set(job, metadata)]
     spec = {
         "ttlSecondsAfterFinished": _KEPT_SECS,
-        # Each of the other pods fails, too, when one does.
+        # When one pod fails, each of the others does, too.
         "backoffLimit": min(options.max_requeues * options.num_nodes, _MAX_INT),
         **_job_spec(job),
     }
@@ -98,7 +98,7 @@ def _service(job: Job, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _job_set(job: Job, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    # One failure that counts fails the Job, at which all pods start again.
+    # A failure that counts fails the Job, and the JobSet starts all pods again.
     inner = {"backoffLimit": 0, **_job_spec(job)}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -134,7 +134,7 @@ def _job_spec(job: Job) -> dict[str, Any]:
         "completionMode": "Indexed",
         "completions": count,
         "parallelism": count,
-        # Two pods of one index would be two workers of one name.
+        # Two pods with one index would be two workers with one name.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [
@@ -150,8 +150,8 @@ def _job_spec(job: Job) -> dict[str, Any]:
         },
     }
     if count > 1:
-        # The chief ends after the last save: one that is lost after that, and
-        # before its own end, has nobody to train with.
+        # The chief ends after the last save: a worker that is lost then, before
+        # it has ended, would be replaced and find nobody to train with.
         spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     spec["template"] = {
         "metadata": {"labels": _labels(job)},
@@ -189,7 +189,7 @@ def _pod(job: Job) -> dict[str, Any]:
         "terminationGracePeriodSeconds": (
             math.ceil(grace_secs(job)) + _MARGIN_SECS
         ),
-        # A Service of the namespace that is called dtrain sets DTRAIN_PORT.
+        # Or a Service called dtrain in the namespace would set DTRAIN_PORT.
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
         "securityContext": {
@@ -197,7 +197,7 @@ def _pod(job: Job) -> dict[str, Any]:
             "runAsUser": _USER,
             "runAsGroup": _USER,
             "fsGroup": _USER,
-            # Not all files of a large claim at each start.
+            # Or each start changes the group of all files of a claim.
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -211,7 +211,7 @@ def _volumes(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns what a pod may write to, and where it is mounted."""
     volumes: list[tuple[str, str, dict[str, Any]]] = [
         ("tmp", "/tmp", {"emptyDir": {}}),
-        # The 64 MiB that a container has are too few for NCCL.
+        # The 64 MiB that a container has are too little for NCCL.
         ("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}}),
     ]
     for index, (claim, path) in enumerate(claims(job)):
@@ -231,7 +231,7 @@ def _container(job: Job) -> dict[str, Any]:
     if not job.parsed.grace_secs:
         arguments.append(f"--grace_secs={secs:g}")
     if job.options.max_hours:
-        # A deadline of Kubernetes' own would fail the job.
+        # A deadline of Kubernetes would fail the job.
         limit_secs = max(1, round(3600 * job.options.max_hours))
         arguments.append(f"--stop_after_secs={limit_secs}")
     return {
@@ -256,7 +256,7 @@ def _container(job: Job) -> dict[str, Any]:
 def _environment(job: Job) -> dict[str, str]:
     variables = {
         "DTRAIN_SUBMITTED_SECS": str(job.submitted_secs),
-        # The user's own is on the read-only file system, if there is one.
+        # The user's home, if there is one, is on the read-only file system.
         "HOME": "/tmp",
     }
     if job.options.num_nodes > 1:
@@ -285,11 +285,6 @@ def _resources(job: Job) -> dict[str, Any]:
 
 
 def _node_selector(job: Job) -> dict[str, str]:
-    """Returns the labels that a node must have.
-
-    Raises:
-        UserError: one is malformed.
-    """
     labels = {}
     if job.options.gpu_type:
         labels["cloud.google.com/gke-accelerator"] = job.options.gpu_type

@@ -22,20 +22,20 @@ from launch.keep import worker
 
 _POLL_SECS = 0.05
 
-# A worker whose collective has failed says so and ends within a second or two;
-# one that is stuck never does. Nothing is lost with either, since a save is
-# whole or not there, and the next start waits for both.
+# How long the workers may take to end when one has failed. One whose collective
+# has failed says so and ends within a second or two; one that is stuck never
+# does. Either may be killed: a save is whole or not there, and the next start
+# waits for both.
 LEAVE_SECS = 1.0
-# The same where no start follows: what they have to say is worth the wait.
+# The same if no start follows: then their last lines are worth the wait.
 LAST_LEAVE_SECS = 20.0
 
-# A worker tells its supervisor nothing before Python has read its own code,
-# which takes minutes where that lies on a slow disk of a network.
+# A worker tells its supervisor nothing before Python has read its code, which
+# takes minutes from a slow network disk.
 START_SECS = 600.0
 
-# The first worker that ends with 75 tells that all are about to. The others
-# are told after this time, if nobody has: a notice that comes before all
-# workers have met reaches no other.
+# When a worker ends with 75, all should. The others are told after this time if
+# they do not know: a notice before all workers have met reaches no other.
 _TELL_SECS = 1.0
 
 # Two signals within this time are one notice: schedulers signal a process and
@@ -45,7 +45,7 @@ _SAME_NOTICE_SECS = 2.0
 # For the worker's stacks to be written after SIGABRT.
 _STACKS_SECS = 2.0
 
-# Longer between two looks: this process was stopped itself, and they with it.
+# If more is between two looks, this process was stopped, and the workers, too.
 _PAUSE_SECS = 5.0
 
 
@@ -121,17 +121,17 @@ class Ending:
     def describe(self) -> str:
         """Says what happened, as in `worker 1 was killed by SIGKILL`."""
         if self.silent_secs:
-            what = f"gave no sign of life for {self.silent_secs:.0f} s"
+            event = f"gave no sign of life for {self.silent_secs:.0f} s"
         elif self.code < 0:
-            what = f"was killed by {_signal_name(-self.code)}"
+            event = f"was killed by {_signal_name(-self.code)}"
         elif self.code == errors.HUNG:
-            what = f"made no progress and exited with {self.code}"
+            event = f"made no progress and exited with {self.code}"
         elif self.code == errors.RUN_AGAIN:
             notice = self.status.notice if self.status else ""
-            what = f"was told to end by {notice or 'a notice'}"
+            event = f"was told to end by {notice or 'a notice'}"
         else:
-            what = f"exited with {self.code}"
-        return f"{self.name} {what}"
+            event = f"exited with {self.code}"
+        return f"{self.name} {event}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Member:
             # What it has started would hold its devices and its ports.
             self.worker.kill()
         self.worker.close()
-        # Before it is ready for a notice, one ends it by the signal itself.
+        # Before it has a handler, the signal itself ends it.
         by_notice = self.is_told and code == -signal.SIGTERM
         self.ending = Ending(
             name=self.worker.name,
@@ -220,10 +220,10 @@ class _Member:
             written = os.stat(self.status_path)
         except FileNotFoundError:
             if self._version:
-                # Not the worker: something has tidied up the disk.
+                # The worker did not remove it: something tidied up the disk.
                 self.pardon(now)
             return
-        # Not the time that it bears: the clock may be set.
+        # That it changes counts, not its time: the clock may be set.
         version = (written.st_mtime_ns, written.st_ino)
         if version != self._version:
             self._version, self._seen_at = version, now
@@ -260,7 +260,7 @@ class _Member:
         self.silent_secs = secs
         self.kill_at = now + _STACKS_SECS
         self.worker.signal(signal.SIGABRT)
-        # One that is stopped sees no signal before it is let go on.
+        # If it is stopped, it sees the signal when it goes on.
         self.worker.signal(signal.SIGCONT)
 
 
@@ -270,7 +270,7 @@ def run(
     grace_secs: float = 0.0,
     leave_secs: float = LAST_LEAVE_SECS,
 ) -> Result:
-    """Starts the workers and waits for all of them.
+    """Starts the workers and waits for all; returns how they ended.
 
     The first notice is handed on as SIGTERM, the second one kills. When a
     worker fails, the others have `leave_secs` to see it and end.
@@ -281,9 +281,6 @@ def run(
         grace_secs: how long they may take to save after a notice; 0 is as
             long as they need.
         leave_secs: how long they may take to end when one has failed.
-
-    Returns:
-        How they ended.
     """
     cycle = _Cycle(notices, grace_secs, leave_secs)
     try:
@@ -368,7 +365,7 @@ class _Cycle:
     def _end(self, now: float) -> None:
         leave_secs = self._leave_secs
         if self._notices.first:
-            # No start follows, and another one's save may still be written.
+            # No start follows, and a save may still be written.
             leave_secs = max(leave_secs, LAST_LEAVE_SECS)
         is_late = now > self._failed_at + leave_secs or (
             self._grace_secs > 0 and now > self._told_at + self._grace_secs

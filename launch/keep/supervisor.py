@@ -1,7 +1,7 @@
 """Keeps a run alive: starts its workers again until it is finished.
 
-What is done after a start is a function of how its workers ended, and of what
-the starts before it came to (`Record.next`).
+What follows a start depends on how its workers ended, and on the starts before
+it (`Record.next`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dtrain.resilience import status
 from launch import lines
 from launch.keep import cycle, worker
 
-# A crash every six hours for almost a month. A run that comes forward and
-# crashes more often costs more than it trains, and somebody should look.
+# A crash every six hours for almost a month. If there are more, somebody should
+# look, even if the run comes forward between them.
 MAX_RESTARTS = 100
 
-# A cause that passes by itself seldom lasts for three starts, the waits
-# between them included; one that does not pass ends all of them alike.
+# A cause that passes by itself seldom lasts for three starts and the waits
+# between them; any other ends all starts alike.
 _MAX_WITHOUT_PROGRESS = 3
 
 _MAX_BACKOFF_SECS = 60.0
@@ -93,10 +93,10 @@ class Record:
         self.saved_step = -1
         # The newest ever.
         self._best = -1
-        # Crashes in a row, and starts in a row, that saved nothing new.
+        # Crashes, and starts, in a row that saved nothing new.
         self._crashes = 0
         self._idle_starts = 0
-        # Which worker failed first in the last of these crashes; -1 none.
+        # The worker that failed first in the last of these crashes; -1 none.
         self._suspect = -1
 
     @property
@@ -108,13 +108,10 @@ class Record:
         )
 
     def next(self, result: cycle.Result) -> Decision:
-        """Decides what follows a start of the workers.
+        """Decides what follows a start, and takes note of how it ended.
 
         Args:
             result: how they ended.
-
-        Returns:
-            What to do; this record has then taken note of it.
         """
         end = _end(result, self._options.is_of_a_job)
         if end is not None:
@@ -123,7 +120,7 @@ class Record:
         self._idle_starts = 0 if has_progress else self._idle_starts + 1
         failure = result.first_failure
         if failure is None:
-            # Told by somebody else than this process: no failure of its own.
+            # All were told to end, but not by this process: no crash.
             self._suspect = -1
             stopped = [
                 ending
@@ -172,8 +169,7 @@ class Record:
         self, failure: cycle.Ending, has_progress: bool
     ) -> tuple[int, ...]:
         """Returns the workers of the next start."""
-        # One that is stuck has the others stand still with it, and any of them
-        # may be the first to find that it does.
+        # When one is stuck all stand still, and any may be the first to see it.
         is_stuck = failure.code == errors.HUNG and not failure.silent_secs
         is_own = failure.code != errors.LOST_WORKER and not is_stuck
         at_fault = -1
@@ -192,7 +188,7 @@ class Record:
     def _again(self, cause: str, workers: tuple[int, ...]) -> Decision:
         delay_secs = 0.0
         if self._idle_starts:
-            # A power of thousands is no float.
+            # 2.0 to the power of thousands overflows.
             power = min(self._idle_starts - 1, 16)
             delay_secs = min(2.0**power, _MAX_BACKOFF_SECS)
         self.attempt += 1
@@ -263,7 +259,7 @@ def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:
 
 
 def run(options: Options, plan: Plan) -> int:
-    """Starts the workers, again and again, until the run is finished.
+    """Starts the workers until the run is finished; returns the exit code.
 
     Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 let all workers save and end; a second
     one ends them at once.
@@ -271,9 +267,6 @@ def run(options: Options, plan: Plan) -> int:
     Args:
         options: how the run is kept alive.
         plan: makes the processes of a start.
-
-    Returns:
-        The exit code of the process.
     """
     record = Record(options)
     with (

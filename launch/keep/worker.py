@@ -1,7 +1,7 @@
 """Workers as processes of this machine.
 
-`plan` is a pure function; what it returns is printed by `--dry_run`, started as
-a `Worker` each, and compared in the tests.
+`plan` is a pure function: `--dry_run` prints the processes that it returns, the
+tests compare them, and each is started as a `Worker`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dtrain.cluster.environment import Cluster
 from launch import code as code_lib
 from launch import lines
 
-# What a worker learns of its supervisor: which start this is, where to tell how
-# it does, and whose child it is.
+# Variables by which a worker knows which start this is, where to write its
+# status, and who its supervisor is.
 ATTEMPT = "DTRAIN_ATTEMPT"
 STATUS_FILE = "DTRAIN_STATUS_FILE"
 SUPERVISOR_PID = "DTRAIN_SUPERVISOR_PID"
 
-# Lines of a worker that are kept: TensorFlow names an error, then hundreds of
-# lines of its graph, and only then says what it was.
+# Lines of a worker that are kept: between the name of an error and what it was
+# TensorFlow prints hundreds of lines of its graph.
 _KEPT = 2000
 
 # How the line begins that says what went wrong: of dtrain, of a traceback, of
@@ -167,7 +167,7 @@ class Worker:
 
     def kill(self) -> None:
         """Ends it at once, with every process that it has started."""
-        # The group lives as long as one of them does, also without its leader.
+        # The group lives as long as any of them, even without its leader.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -182,7 +182,7 @@ class Worker:
         indices = [i for i, line in enumerate(lines) if _ERROR.search(line)]
         error = lines[indices[-1]] if indices else lines[-1] if lines else ""
         if indices and error.endswith(":"):
-            # What it was stands at the end, behind a stack that is indented.
+            # What it was comes last, behind a stack that is indented.
             rest = lines[indices[-1] + 1 :]
             error += " ".join(
                 ["", *[x for x in rest if not x[0].isspace()][-1:]]

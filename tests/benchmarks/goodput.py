@@ -44,13 +44,48 @@ class Comparison(NamedTuple):
 def compare(
     account: goodput.Account, num_faults: int, interval_secs: float = 0.0
 ) -> Comparison:
-    """Compares a run with what it could have been; see `goodput.allowed`."""
+    """Compares a run with what it could have been; see `allowed`."""
     return Comparison(
         measured=account.goodput,
-        allowed=goodput.allowed(account, num_faults, interval_secs),
-        restart_secs=goodput.restart_secs(account),
+        allowed=allowed(account, num_faults, interval_secs),
+        restart_secs=restart_secs(account),
         wall_secs=account.wall_secs,
     )
+
+
+def allowed(
+    account: goodput.Account, num_faults: int, interval_secs: float = 0.0
+) -> float:
+    """Returns the goodput that the costs of a run allow for its faults.
+
+    The first start has its cost. A fault costs a restart and, on average, half
+    of what lies between two saves; a save costs what it keeps the training
+    waiting. What it took to see a hang is idle time, and so in the restarts.
+
+    Args:
+        account: of the run.
+        num_faults: that it suffered.
+        interval_secs: between two saves; 0 takes the mean of the run.
+
+    Returns:
+        A share of the wall time; 0 if the costs are higher than that.
+    """
+    seconds = account.seconds
+    num_saves = sum(placed.attempt.num_saves for placed in account.placed)
+    save_secs = seconds["save"] / max(num_saves, 1)
+    busy = seconds["useful"] + seconds["redone"] + seconds["save"]
+    interval = interval_secs or busy / max(num_saves, 1)
+    restart = restart_secs(account)
+    wall = max(account.wall_secs, 1e-9)
+    lost_secs = restart + (restart + interval / 2) * num_faults
+    return max(0.0, 1 - save_secs / max(interval, 1e-9) - lost_secs / wall)
+
+
+def restart_secs(account: goodput.Account) -> float:
+    """Returns the mean seconds from an end to the next useful step."""
+    kinds = ("start", "restore", "compile", "idle")
+    total = sum(account.seconds[kind] for kind in kinds)
+    return total / len(account.placed)
 
 
 def run(arguments: list[str]) -> int:

@@ -16,9 +16,9 @@ def read_file() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads digits.npz.
 
     Returns:
-        Images, uint8 [1797, 8, 8] from 0 to 255; labels, uint8 [1797] in
-        [0, 10); and which of them is where in the set as TFDS prepares it,
-        which shuffles by a hash of its own, uint16 [1797].
+        Images, uint8 [1797, 8, 8]; labels, uint8 [1797] in [0, 10); and their
+        order in the set as TFDS prepares it, which shuffles it by a hash of
+        its own: indices, uint16 [1797].
     """
     with np.load(FILE, allow_pickle=False) as arrays:
         return arrays["images"], arrays["labels"], arrays["order"]

@@ -20,10 +20,7 @@ from dtrain.data import digits
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Prepares the digits of digits.npz as any TFDS set is prepared.
-
-    Nothing is downloaded.
-    """
+    """Prepares the digits of digits.npz; downloads nothing."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {

@@ -3,10 +3,10 @@
     pip install scikit-learn==1.9.1
     python -m dtrain.data.digits.make
 
-The file comes out with the same bytes each time; README.md beside it tells
-where the images come from and under which licence. scikit-learn is needed
-here only, never to train. The order of TFDS, which the file holds too, is read
-from the one that is there: it follows from the number of images alone.
+The file has the same bytes each time; README.md beside it tells where the
+images come from and under which licence. scikit-learn is needed here only,
+never to train. The order of TFDS, which the file holds too, is taken from the
+old file: it follows from the number of images alone.
 """
 
 from __future__ import annotations

@@ -24,13 +24,13 @@ def open_source(
 ) -> Source:
     """Opens the data set of a run, in memory if it fits.
 
-    Call it when the strategy exists, for TensorFlow cannot be configured for
-    several workers once it has run anything; and outside of its scope, for
-    the images are not to be mirrored.
+    Call it after the strategy is made, for TensorFlow cannot be configured for
+    several workers once it has run anything; and outside of its scope, or the
+    images are mirrored.
 
     Args:
         config: the fields of the group Data count, and `conditional`.
-        report: called with a line of progress while reading takes long.
+        report: called with a line of progress if reading takes long.
 
     Returns:
         The images, converted to `image_size` and `channels`.
@@ -43,7 +43,7 @@ def open_source(
     kind, colon, path = config.dataset.partition(":")
     opener = _KINDS.get(kind) if colon else None
     if opener is None:
-        # TFDS takes a part of a second to import, and few runs need it.
+        # Few runs need TFDS, which takes a while to import.
         from dtrain.data.sources import prepared
 
         origin = prepared.open_prepared(config, report)
@@ -63,8 +63,8 @@ def open_source(
 def _is_embedded(config: DataSettings) -> bool:
     """Tells whether the whole of the embedded set is wanted, in memory.
 
-    Of a part of it, TFDS knows which images are in it; and where a directory
-    is named, it is prepared there.
+    For a part of it TFDS has to say which images are in it, and where a
+    directory is named the set is prepared there.
     """
     return (
         config.dataset == "digits"

@@ -10,7 +10,7 @@ from dtrain.data.sources.source import Images, Source
 
 
 class ArraySource(Source):
-    """Images of one array, which may be a memory-mapped file."""
+    """Images of one array, which may be mapped from a file."""
 
     def __init__(
         self,
@@ -29,19 +29,17 @@ class ArraySource(Source):
             image_size: see `conversion.convert`.
             channels: see `conversion.convert`.
         """
-        num_images, height, width, had = images.shape
+        num_images, *shape = images.shape
         super().__init__(
             name,
             num_images,
-            conversion.converted_shape(
-                (height, width, had), image_size, channels
-            ),
+            conversion.converted_shape(shape, image_size, channels),
             0 if labels is None else int(labels.max()) + 1,
         )
         self._images = images
-        self._labels = (
-            np.zeros(num_images, np.int32) if labels is None else labels
-        )
+        self._labels = np.zeros(num_images, np.int32)
+        if labels is not None:
+            self._labels = labels
         self._image_size, self._channels = image_size, channels
 
     def fetch(self, indices: tf.Tensor) -> Images:

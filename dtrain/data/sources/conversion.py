@@ -1,9 +1,11 @@
 """Converts images to the size and the channels that a run asks for.
 
-All of it is TensorFlow's C++, and the same for one image and for many.
+It is all done by TensorFlow's C++, and to one image as to many.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -34,26 +36,25 @@ def convert(images: tf.Tensor, image_size: int, channels: int) -> tf.Tensor:
 
 
 def converted_shape(
-    shape: tuple[int, int, int], image_size: int, channels: int
+    shape: Sequence[int], image_size: int, channels: int
 ) -> tuple[int, int, int]:
-    """Returns the shape of an image of `shape` after `convert`.
+    """Returns the height, width and channels of an image after `convert`.
 
     Args:
         shape: height, width and channels before.
         image_size: as of `convert`.
         channels: as of `convert`.
     """
-    height, width, had = shape
+    height, width, old_channels = shape
     if image_size:
         height = width = image_size
-    return height, width, channels or had
+    return height, width, channels or old_channels
 
 
 def _with_channels(images: tf.Tensor, channels: int) -> tf.Tensor:
-    had = images.shape[-1]
-    if had == channels:
+    if images.shape[-1] == channels:
         return images
-    colours = 3 if had >= 3 else 1
+    colours = 3 if images.shape[-1] >= 3 else 1
     images = images[..., :colours]
     if colours == channels:
         return images

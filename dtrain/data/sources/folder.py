@@ -1,9 +1,9 @@
 """Folders of PNG and JPEG files, optionally one folder for each class.
 
 Files that lie in the folder itself have no labels. Otherwise each folder in
-it is a class; classes are numbered in the order of their sorted names, and so
-are the images in a class. Hidden files and folders are passed over, and so is
-what a camera notes about which way up an image is.
+it is a class; the classes are numbered by their sorted names, and the images
+of a class are in the order of theirs. Hidden files and folders are left out.
+Images are not turned as a camera's notes in them ask for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dtrain.errors import UserError
 from dtrain.storage import access, files
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
-# What is wrong with a file, and not with the store that it is on.
+# The fault of a file, not of the store that it is on.
 _UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
 _SPLITS = frozenset(
     ("train", "training", "test", "testing", "val", "valid", "validation")
@@ -94,18 +94,6 @@ class FolderSource(EncodedSource):
         )
 
     def _shape(self, path: str) -> tuple[int, int, int]:
-        """Decodes a file for its shape.
-
-        Args:
-            path: of the file.
-
-        Returns:
-            Height, width and channels.
-
-        Raises:
-            UserError: it cannot be decoded.
-            StorageError: the store that it is on does not answer.
-        """
         try:
             image = self._decode_file(tf.constant(os.fsencode(path)))
         except tf.errors.OpError as error:
@@ -123,14 +111,11 @@ class FolderSource(EncodedSource):
 
 
 def open_folder(path: str, config: DataSettings) -> FolderSource:
-    """Opens a folder of images.
+    """Opens a folder of images; each folder in it is a class.
 
     Args:
         path: of the folder, which may be gs://.
         config: `dataset`, `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, with a class for each folder in the folder.
 
     Raises:
         UserError: there is no such folder, it holds no images or is not laid
@@ -152,8 +137,8 @@ def _open(path: str, config: DataSettings) -> FolderSource:
             "folder of the split itself"
         )
     images, folders = _list(path)
-    found = {folder: _list(folder)[0] for folder in folders}
-    classes = {folder: names for folder, names in found.items() if names}
+    inside = {folder: _list(folder)[0] for folder in folders}
+    classes = {folder: names for folder, names in inside.items() if names}
     if images and classes:
         raise UserError(
             f"{path} holds both images ({images[0]}) and folders of images "
@@ -166,7 +151,7 @@ def _open(path: str, config: DataSettings) -> FolderSource:
             f"{path} holds no images ({', '.join(_ENDINGS)}), nor folders of "
             "them"
         )
-    _check_classes(path, found)
+    _check_classes(path, inside)
     paths = [name for names in classes.values() for name in names]
     labels = [
         label for label, names in enumerate(classes.values()) for _ in names
@@ -174,14 +159,14 @@ def _open(path: str, config: DataSettings) -> FolderSource:
     return FolderSource(paths, labels, config)
 
 
-def _check_classes(path: str, found: dict[str, list[str]]) -> None:
-    names = {os.path.basename(folder).lower() for folder in found}
+def _check_classes(path: str, inside: dict[str, list[str]]) -> None:
+    names = {os.path.basename(folder).lower() for folder in inside}
     if names <= _SPLITS:
         raise UserError(
             f"{path} holds splits ({', '.join(sorted(names))}), not classes; "
-            f"try --dataset=folder:{next(iter(found))}"
+            f"try --dataset=folder:{next(iter(inside))}"
         )
-    for folder, images in found.items():
+    for folder, images in inside.items():
         if not images:
             raise UserError(
                 f"{folder} holds no images, so it is no class; remove it, or "
@@ -190,7 +175,7 @@ def _check_classes(path: str, found: dict[str, list[str]]) -> None:
 
 
 def _list(path: str) -> tuple[list[str], list[str]]:
-    # Sorted, for the order of a directory is its disk's; hidden ones left out.
+    # Sorted, for each disk lists a directory in an order of its own.
     images, folders = [], []
     try:
         for name, is_folder in files.entries(path):

@@ -1,9 +1,9 @@
 """IDX files: the layout of MNIST and of the sets made after it.
 
 A directory holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and
-for --split=test the same with `t10k`; each may be gzipped (`.gz`). Without a
-file of labels there are none. An uncompressed file of images is mapped, not
-read. The format: https://yann.lecun.org/exdb/mnist/
+for --split=test the same with `t10k`; each may be gzipped (`.gz`), and the
+labels may be missing. A file of images that is not gzipped is mapped, not read.
+The format: https://yann.lecun.org/exdb/mnist/
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ _UINT8 = 0x08
 
 
 def open_idx(directory: str, config: DataSettings) -> arrays.ArraySource:
-    """Opens a directory of IDX files.
+    """Opens a directory of IDX files: grey images, and labels if any.
 
     Args:
         directory: its path, which may be gs://.
         config: `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, grey, with the labels if there are any.
 
     Raises:
         UserError: there are no such files, or one is malformed.
@@ -76,25 +73,22 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
 
 
 def _find(directory: str, stem: str, kind: str) -> str | None:
-    names = [
-        f"{stem}{separator}{kind}{ending}"
-        for separator in "-."
-        for ending in ("", ".gz")
-    ]
-    there = set(files.names(directory))
-    paths = (os.path.join(directory, name) for name in names if name in there)
-    return next((path for path in paths if not files.is_directory(path)), None)
+    names = set(files.names(directory))
+    for separator in "-.":
+        for ending in ("", ".gz"):
+            name = f"{stem}{separator}{kind}{ending}"
+            path = os.path.join(directory, name)
+            if name in names and not files.is_directory(path):
+                return path
+    return None
 
 
 def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
-    """Reads one IDX file of bytes.
+    """Reads one IDX file of bytes, as a read-only array of uint8.
 
     Args:
         path: of the file, gzipped if it ends in .gz.
         rank: number of dimensions that it must have.
-
-    Returns:
-        uint8 of that rank, read-only.
 
     Raises:
         UserError: the file cannot be read, is not IDX, is of another type or

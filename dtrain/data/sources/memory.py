@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from dtrain.data.sources import source
 from dtrain.data.sources.source import Images, Source
+from dtrain.errors import UserError
 
 Report = Callable[[str], None]
 
-# In bytes. TensorFlow takes no memory that starts elsewhere.
+# In bytes; TensorFlow copies memory that begins elsewhere.
 _ALIGNMENT = 64
 _CHUNK_BYTES = 8 * 2**20
 _REPORT_EVERY_SECS = 5.0
@@ -42,10 +43,10 @@ class MemorySource(Source):
             origin.image_shape,
             origin.num_classes,
         )
-        # The input pipeline runs on the host; a GPU's memory is dear.
+        # The input pipeline runs on the host, and the memory of a GPU is dear.
         with tf.device("CPU:0"):
-            # Neither DLPack nor the variable copies. tf.data would copy a
-            # tensor that its functions capture, but not a variable.
+            # Neither DLPack nor a variable copies, while tf.data copies a
+            # tensor that its functions capture.
             self._images = tf.Variable(
                 tf.experimental.dlpack.from_dlpack(images.__dlpack__()),
                 trainable=False,
@@ -64,7 +65,7 @@ class MemorySource(Source):
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Allocates uint8 of a shape where TensorFlow can use it uncopied."""
+    """Allocates uint8 of a shape that TensorFlow uses without a copy."""
     size = int(np.prod(shape))
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -72,7 +73,7 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def aligned(images: np.ndarray) -> np.ndarray:
-    """Copies images to where TensorFlow can use them uncopied.
+    """Copies images to memory that TensorFlow uses without a copy.
 
     Args:
         images: uint8 of any shape.
@@ -88,28 +89,25 @@ def to_stderr(line: str) -> None:
 
 
 def fits(origin: Source, cache_gib: float) -> bool:
-    """Tells whether all the images take at most `cache_gib` GiB."""
+    """Tells whether all images take at most `cache_gib` GiB."""
     return origin.num_bytes <= cache_gib * 2**30
 
 
 def load(origin: Source, report: Report = to_stderr) -> MemorySource:
-    """Reads all images of a source, decoding them in C++ threads.
+    """Reads all images of a source, in their order and by C++ threads.
 
     An image that cannot be read is a UserError that names it.
 
     Args:
         origin: the source.
         report: called with a line of progress every few seconds.
-
-    Returns:
-        A source of the same images in the same order.
     """
     chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(origin.image_shape))))
     num_images = origin.num_images
 
     @tf.autograph.experimental.do_not_convert
     def fetch(start: tf.Tensor) -> tuple[Any]:
-        # A tuple of one, so that the next map gets it in one piece.
+        # In a tuple, so that the next map gets it as its one argument.
         end = tf.minimum(start + chunk, num_images)
         return (origin.fetch(tf.range(start, end)),)
 
@@ -126,17 +124,15 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
 def collect(
     origin: Source, batches: tf.data.Dataset, report: Report = to_stderr
 ) -> MemorySource:
-    """Copies batches of images one after another into memory.
-
-    An image that cannot be read is a UserError that names it.
+    """Copies batches of images, one after another, into memory.
 
     Args:
         origin: says how many images there are, and of which shape.
         batches: of images uint8 [b, H, W, C] and labels int32 [b], in order.
         report: called with a line of progress every few seconds.
 
-    Returns:
-        A source of these images.
+    Raises:
+        UserError: an image cannot be read; it is named if it is known.
     """
     images = _empty((origin.num_images, *origin.image_shape))
     labels = np.empty(origin.num_images, np.int32)
@@ -155,6 +151,11 @@ def collect(
                 )
     except tf.errors.OpError as error:
         fault = origin.find_fault(range(done, origin.num_images))
-        raise fault or source.unreadable(origin.name, error) from error
+        if fault is None:
+            reason = source.reason(error)
+            fault = UserError(
+                f"dataset ({origin.name}) cannot be read: {reason}"
+            )
+        raise fault from error
     assert done == origin.num_images
     return MemorySource(origin, images, labels)

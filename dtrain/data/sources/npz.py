@@ -23,28 +23,18 @@ from dtrain.storage import access, files
 
 # What NumPy and zipfile raise on files that are not sound.
 _MALFORMED = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError),
+    *(NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error),
 )
 _MAX_CLASSES = 100_000
 
 
 def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
-    """Opens an npz file.
+    """Opens an npz file: images, and labels if there are any.
 
     Args:
         path: of the file; gs:// is read into memory.
         config: `split`, `image_size` and `channels` count.
-
-    Returns:
-        The images, with the labels if there are any.
 
     Raises:
         UserError: there is no such file, it is malformed, or its arrays are
@@ -73,7 +63,7 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
             f"{path} cannot be read: {source.reason(error)}"
         ) from error
     for array in (images, labels):
-        # What is no array comes out as the bytes that it is.
+        # NumPy returns what is no array as bytes.
         if isinstance(array, bytes):
             raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
     images = _as_images(f"{images_name} in {path}", images)
@@ -85,7 +75,6 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
 
 
 def _fetch(path: str) -> io.BytesIO | None:
-    """Reads an object; returns None if there is none."""
     with access.to("dataset", path):
         content = files.read(path)
     return None if content is None else io.BytesIO(content)
@@ -125,7 +114,7 @@ def _as_images(name: str, images: np.ndarray) -> np.ndarray:
             "floats in [0, 1] or [-1, 1]"
         )
     low, high = float(images.min()), float(images.max())
-    # Written so that NaN fails too.
+    # NaN must fail, too.
     if not (low >= -1 and high <= 1):
         raise UserError(
             f"{name} lies in [{low:g}, {high:g}]; floats must lie in [0, 1] "

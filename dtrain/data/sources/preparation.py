@@ -34,7 +34,7 @@ _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def prepared_builder(config: DataSettings, name: str) -> Any:
-    """Returns the builder of a data set that is prepared on disk.
+    """Returns the TFDS builder of a data set that is prepared on disk.
 
     The embedded digits are prepared if they are not, another set only with
     --download. Workers that start together on one disk wait for the first.
@@ -42,9 +42,6 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
     Args:
         config: `dataset`, `data_dir`, `manual_dir` and `download` count.
         name: as TFDS writes it: name[/config][:version].
-
-    Returns:
-        A `tfds.core.DatasetBuilder`.
 
     Raises:
         UserError: TFDS knows no such set, it is not prepared and may not be,
@@ -66,7 +63,7 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
     _check_can_fetch(config, builder)
     try:
         return _prepare(config, builder)
-    # The code of a data set is somebody else's, and may raise anything.
+    # The code of a data set is somebody else's and may raise anything.
     except Exception as error:
         raise UserError(
             f"{config.dataset} could not be prepared in {_root(builder)}: "
@@ -93,7 +90,7 @@ def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
             f"{error.name}; install it"
         ) from error
     except (ValueError, AssertionError, KeyError) as error:
-        # TFDS puts what it was called with before what is wrong.
+        # TFDS writes its arguments before the reason.
         text = source.reason(error).rpartition('}": ')[2]
         raise UserError(
             f"dataset ({config.dataset}): {text}{_configs(name)}"
@@ -117,7 +114,7 @@ def _prepared_digits(config: DataSettings, builder: Any) -> Any:
         with _silence():
             return _prepare(config, builder)
     except OSError as error:
-        # Without --data_dir a place that lasts only for this run will do.
+        # Without --data_dir, a directory for this run alone will do.
         if config.data_dir:
             raise UserError(
                 f"data_dir ({config.data_dir}) cannot be written to: "
@@ -131,10 +128,10 @@ def _prepared_digits(config: DataSettings, builder: Any) -> Any:
 
 
 def _prepare(config: DataSettings, builder: Any) -> Any:
-    """Prepares a set as ArrayRecord unless another process has just done so.
+    """Prepares a set as ArrayRecord, unless another process has just done so.
 
-    TFDS writes into a directory of its own and renames it at the end, so that
-    a killed preparation leaves nothing that looks prepared.
+    TFDS writes into another directory and renames it at the end: if it is
+    killed, nothing is left that looks prepared.
     """
     arguments = {"data_dir": _root(builder), "version": str(builder.version)}
     if builder.builder_config is not None:
@@ -158,13 +155,13 @@ def _prepare(config: DataSettings, builder: Any) -> Any:
 
 @contextlib.contextmanager
 def _alone(directory: str) -> Iterator[None]:
-    """Lets one process of this disk in; the lock ends with the process."""
+    """Lets in one process of this disk at a time; a killed one lets go."""
     if files.is_remote(directory):
         yield
         return
     files.make_directory(directory)
     path = os.path.join(directory, ".dtrain.lock")
-    # On a disk without locks, who renames first wins.
+    # On a disk without locks they prepare it at once, and one rename wins.
     with locks.held(path, os.O_WRONLY | os.O_CREAT, wait=True):
         yield
 
@@ -184,7 +181,7 @@ def _silence() -> Iterator[None]:
 
 
 def _check_can_fetch(config: DataSettings, builder: Any) -> None:
-    # Without a network TFDS tries again for minutes; better to say so first.
+    # Without a network TFDS would try for minutes before it says so.
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not config.manual_dir:
         text = " ".join(instructions.split())
@@ -216,7 +213,7 @@ def _resolves(host: str) -> bool:
 
 
 def _has_downloads(builder: Any) -> bool:
-    """Tells whether archives lie there already, brought from elsewhere."""
+    """Tells whether somebody has put the archives there already."""
     downloads = pathlib.Path(_root(builder), "downloads")
     return any(
         path.is_file() and ".tmp." not in path.name

@@ -1,10 +1,10 @@
 """Data sets of TFDS, the embedded digits among them.
 
-A set is prepared as ArrayRecord, which has random access. One that somebody
-prepared as TFRecord, which has not, is read into memory. Without --download
-nothing asks the network for anything.
+A set is prepared as ArrayRecord, which can be read at random. A set that
+somebody has prepared as TFRecord, which cannot, is read into memory. Nothing
+asks the network for anything without --download.
 
-A set is given as TFDS writes it, name[/config][:version], or as name:config.
+A set is named as TFDS does, name[/config][:version], or as name:config.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PreparedSource(EncodedSource):
         self._image_size, self._channels = config.image_size, config.channels
         image, label = _choose(config, builder.info.features)
         self._image, self._label = image, label
-        # Only these are parsed; other features of an example are left alone.
+        # Of an example, only these are parsed.
         features = {
             name: builder.info.features[name] for name in (image, label) if name
         }
@@ -61,7 +61,9 @@ class PreparedSource(EncodedSource):
             self._first_shape = self._shape(0)
         super().__init__(
             config.dataset,
-            _num_images(config, builder, records),
+            builder.info.splits[config.split].num_examples
+            if records is None
+            else len(records),
             conversion.converted_shape(
                 self._first_shape, config.image_size, config.channels
             ),
@@ -101,15 +103,11 @@ class PreparedSource(EncodedSource):
         return self._unreadable(index, error)
 
     def in_order(self) -> tf.data.Dataset:
-        """Returns all images in batches; any format can do this.
-
-        Returns:
-            Images uint8 [b, H, W, C] and labels int32 [b].
-        """
+        """Returns all images in batches, of any format; see `Source.decode`."""
         examples = self._builder.as_dataset(
             split=self._split,
             shuffle_files=False,
-            # One file after the other, as by index.
+            # One file after the other: the order of the indices.
             read_config=tfds.ReadConfig(
                 interleave_cycle_length=1, try_autocache=False
             ),
@@ -157,14 +155,11 @@ class PreparedSource(EncodedSource):
 
 
 def open_prepared(config: DataSettings, report: memory.Report) -> Source:
-    """Opens a data set of TFDS, preparing it first where that is allowed.
+    """Opens a data set of TFDS, in memory where its format asks for it.
 
     Args:
         config: the fields of the group Data count.
         report: called with a line of progress every few seconds.
-
-    Returns:
-        The images; already in memory where the format asks for it.
 
     Raises:
         UserError: TFDS knows no such set, or it is not prepared, has no
@@ -192,7 +187,7 @@ def open_prepared(config: DataSettings, report: memory.Report) -> Source:
 
 
 def _tfds_name(dataset: str) -> str:
-    # name:config is name/config to TFDS; name:version is as it should be.
+    # To TFDS name:config is name/config; it knows name:version.
     name, colon, rest = dataset.partition(":")
     if not colon or re.fullmatch(r"\d+\.[\d*]+\.[\d*]+", rest):
         return dataset
@@ -219,14 +214,8 @@ def _check_split(config: DataSettings, builder: Any) -> None:
         )
 
 
-def _num_images(config: DataSettings, builder: Any, records: Any) -> int:
-    if records is not None:
-        return len(records)
-    return builder.info.splits[config.split].num_examples
-
-
 def _choose(config: DataSettings, features: Any) -> tuple[str, str | None]:
-    # By exact type, for some that are no pictures inherit from Image.
+    # By exact type: some that are no pictures inherit from Image.
     images = [
         name for name in features if type(features[name]) is tfds.features.Image
     ]

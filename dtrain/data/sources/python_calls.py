@@ -1,9 +1,9 @@
 """Python functions inside input pipelines, without a hang at the end.
 
-The threads of tf.data read ahead. One that calls Python while the interpreter
-ends never returns, and TensorFlow waits for it for ever. So the calls go
-through a gate that shuts first: after that each call fails at once, the
-buffers fill up with failures that nobody asks for, and the threads rest.
+The threads of tf.data read ahead. If one calls Python while the interpreter
+ends, it never returns, and TensorFlow waits for it for ever. So the calls go
+through a gate that is shut before: from then on each call fails at once, until
+the buffers are full of failures, which nobody asks for, and the threads rest.
 """
 
 from __future__ import annotations
@@ -58,15 +58,12 @@ atexit.register(_GATE.shut)
 def numpy_function(
     function: Callable[..., Any], inputs: Sequence[tf.Tensor], types: Any
 ) -> Any:
-    """Calls a pure Python function from a graph, as `tf.numpy_function` does.
+    """Calls a pure Python function as `tf.numpy_function` does.
 
     Args:
         function: takes and returns NumPy arrays.
         inputs: its arguments.
         types: dtype of each result, or of the only one.
-
-    Returns:
-        The results, of unknown shape.
     """
 
     @tf.autograph.experimental.do_not_convert

@@ -1,4 +1,4 @@
-"""What every source of images can do, whatever it reads from."""
+"""What every source of images can do, wherever it reads them."""
 
 from __future__ import annotations
 
@@ -47,18 +47,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> Any:
-        """Fetches what `decode` needs; the part that may run Python.
+        """Fetches the tensors for `decode`; the part that may run Python.
 
         Args:
             indices: int64 [b] in [0, num_images).
-
-        Returns:
-            Tensors that `decode` takes.
         """
 
     @abc.abstractmethod
     def decode(self, fetched: Any) -> Images:
-        """Turns what `fetch` returned into images, in C++ alone.
+        """Makes images of what `fetch` returned, in C++ alone.
 
         Args:
             fetched: what `fetch` returned.
@@ -69,25 +66,18 @@ class Source(abc.ABC):
         """
 
     def read(self, indices: tf.Tensor) -> Images:
-        """Reads images by their indices, in a tf.data map or eagerly.
+        """Fetches and decodes images, in a tf.data map or eagerly.
 
         Args:
             indices: int64 [b] in [0, num_images).
-
-        Returns:
-            Images uint8 [b, H, W, C], and labels int32 [b] in
-            [0, num_classes), zeros without labels.
         """
         return self.decode(self.fetch(indices))
 
     def find_fault(self, indices: Iterable[int]) -> UserError | None:
-        """Looks for the first image that cannot be read.
+        """Names the first image that cannot be read; None if all can be.
 
         Args:
             indices: of the images to try, each in [0, num_images).
-
-        Returns:
-            An error that names the image, or None if all can be read.
         """
         if self.in_memory:
             return None
@@ -111,7 +101,7 @@ class Source(abc.ABC):
 
 
 class EncodedSource(Source):
-    """Images that are decoded one by one, and may differ before that."""
+    """Images that are decoded one by one, for their files may differ."""
 
     @abc.abstractmethod
     def decode_one(self, fetched: Any) -> Images:
@@ -125,14 +115,7 @@ class EncodedSource(Source):
         """
 
     def decode(self, fetched: Any) -> Images:
-        """Decodes a batch; see `Source.decode`.
-
-        Args:
-            fetched: what `fetch` returned.
-
-        Returns:
-            Images uint8 [b, H, W, C] and labels int32 [b].
-        """
+        """Decodes a batch; see `Source.decode`."""
         return tf.map_fn(
             self._decode_checked,
             fetched,
@@ -144,19 +127,9 @@ class EncodedSource(Source):
 
     def _decode_checked(self, fetched: Any) -> Images:
         image, label = self.decode_one(fetched)
-        # A static shape would let a wrong one pass until the batch is built.
+        # Or an image of another shape fails only where the batch is built.
         image = tf.ensure_shape(image, self.image_shape)
         return image, label
-
-
-def unreadable(name: str, error: Exception) -> UserError:
-    """Says in one line that a data set cannot be read.
-
-    Args:
-        name: the data set as the user named it.
-        error: what reading it raised.
-    """
-    return UserError(f"dataset ({name}) cannot be read: {reason(error)}")
 
 
 def reason(error: Exception) -> str:
@@ -172,12 +145,9 @@ def reason(error: Exception) -> str:
 
 
 def shown(shape: Iterable[int]) -> str:
-    """Writes a shape as people do.
+    """Writes a shape as people do: `28x28x1`.
 
     Args:
         shape: such as (28, 28, 1).
-
-    Returns:
-        Such as "28x28x1".
     """
-    return "x".join(str(size) for size in shape)
+    return "x".join(map(str, shape))
