@@ -22,6 +22,7 @@ from typing import Any
 from dtrain import flags
 from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
+    MODELS,
     DataSettings,
     ModelSettings,
     ObjectiveSettings,
@@ -119,9 +120,10 @@ def _check_together(config: Config) -> None:
             f"warmup_steps ({config.warmup_steps}) must be below num_steps "
             f"({config.num_steps})"
         )
-    if config.model != "dcgan" and config.model.count(":") != 1:
+    if config.model not in MODELS and config.model.count(":") != 1:
         raise UserError(
-            f"model ({config.model}) must be dcgan or package.module:make"
+            f"model ({config.model}) must be {', '.join(MODELS)} or "
+            "package.module:make"
         )
     if config.batch_norm and config.model != "dcgan":
         raise UserError(

@@ -10,6 +10,9 @@ _data, _model = flags.fields_of("Data"), flags.fields_of("Model")
 _objective = flags.fields_of("Objective")
 _optimizers = flags.fields_of("Optimizers")
 
+# Here, for --help does not wait for TensorFlow; `gan.loading` has the rest.
+MODELS = ("dcgan",)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
@@ -63,7 +66,9 @@ class DataSettings:
 class ModelSettings:
     """Which networks, and how large."""
 
-    model: str = _model("dcgan", "dcgan, or your own as package.module:make.")
+    model: str = _model(
+        "dcgan", f"{', '.join(MODELS)}, or your own as package.module:make."
+    )
     latent_size: int = _model(
         64, "Numbers in the latent vector of an image.", minimum=1
     )

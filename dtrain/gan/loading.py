@@ -43,6 +43,9 @@ _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 Make = Callable[[Config, tuple[int, int, int], int], Any]
 
+# `config.learning.MODELS` has their names.
+_BUILT_IN: dict[str, Make] = {"dcgan": dcgan.make}
+
 
 # Finding a model.
 
@@ -51,15 +54,15 @@ def load(spec: str) -> Make:
     """Finds the function that makes the networks; `build` calls it.
 
     Args:
-        spec: "dcgan", or "package.module:make", a function in a module that
-            Python can import, also from the current directory.
+        spec: a built-in one, or "package.module:make", a function in a module
+            that Python can import, also from the current directory.
 
     Raises:
         UserError: there is no such module, importing it fails, or it has no
             such function.
     """
-    if spec == "dcgan":
-        return dcgan.make
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec]
     module_name, colon, attribute = spec.partition(":")
     if "/" in module_name or module_name.endswith(".py"):
         raise UserError(
@@ -68,7 +71,10 @@ def load(spec: str) -> Make:
         )
     names = [*module_name.split("."), attribute]
     if not colon or not all(name.isidentifier() for name in names):
-        raise UserError(f"model ({spec}) must be dcgan or package.module:make")
+        raise UserError(
+            f"model ({spec}) must be {', '.join(_BUILT_IN)} or "
+            "package.module:make"
+        )
     make = getattr(_import(spec, module_name), attribute, None)
     if make is None:
         raise UserError(
