@@ -325,14 +325,23 @@ def test_time_limit(start: Start) -> None:
 
 
 def test_end_of_the_allocation(start: Start) -> None:
-    lead = sources._LEAST_LEAD_SECS
-    end = str(int(time.time() + lead + 3))
+    # Half of what there is, where that is less than the lead.
+    end = str(int(time.time() + 6))
     child = start(SLURM_JOB_END_TIME=end)
     assert child.line() == "told by the end of the Slurm allocation True"
-    # With a minute of grace, two minutes ahead.
-    end = str(int(time.time() + 121 + 3))
-    child = start("{'grace_secs': 60.0}", SLURM_JOB_END_TIME=end)
-    assert child.line() == "told by the end of the Slurm allocation True"
+
+
+@pytest.mark.parametrize(
+    ("left", "grace_secs", "secs"),
+    [(3600, 30.0, 3540), (3600, 60.0, 3480), (300, 300.0, 150), (60, 30.0, 30)],
+)
+def test_how_long_before_the_end_of_the_allocation(
+    left: int, grace_secs: float, secs: float
+) -> None:
+    end = str(int(time.time()) + left)
+    [limit] = sources._slurm({"SLURM_JOB_END_TIME": end}, grace_secs)
+    assert isinstance(limit, sources.TimeLimit)
+    assert limit.secs == pytest.approx(secs, abs=2)
 
 
 @pytest.mark.parametrize(

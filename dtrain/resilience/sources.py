@@ -77,15 +77,15 @@ class Source(abc.ABC):
 
 
 class TimeLimit(Source):
-    """A moment that was set beforehand."""
+    """A moment that was set beforehand.
+
+    Attributes:
+        secs: from when it was set; by a clock that nobody sets.
+    """
 
     def __init__(self, secs: float, notice: Notice) -> None:
-        """Sets it.
-
-        Args:
-            secs: from now; by a clock that nobody sets.
-            notice: due then.
-        """
+        """Sets it, with the notice that is due then."""
+        self.secs = secs
         self._end = time.monotonic() + secs
         self._notice = notice
 
@@ -267,7 +267,8 @@ def _slurm(environment: Environment, grace_secs: float) -> list[Source]:
     if left <= 0:
         _ignore(name, environment[name], "a time to come")
         return []
-    lead = max(_LEAST_LEAD_SECS, 2 * grace_secs)
+    # Or a short one would end before its first step, and begin again for ever.
+    lead = min(max(_LEAST_LEAD_SECS, 2 * grace_secs), left / 2)
     notice = Notice("the end of the Slurm allocation", True, True)
     return [TimeLimit(left - lead, notice)]
 
