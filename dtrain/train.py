@@ -244,14 +244,15 @@ def _stop_or_save(run: Run, step: int) -> bool:
     """
     _check_claims(run)
     failure = run.checkpointer.rearm_failed_save()
+    ends_it = bool(failure) and run.config.on_save_error == "stop"
     say(filter(None, [run.recorder.failure()]))
-    if failure:
+    if failure and not ends_it:
         say([f"{failure}; training goes on from what was saved before"])
     stop, is_over, save, give_up, is_full = run.workers.agree(
         run.watcher.requested,
         run.watcher.is_over,
         run.checkpointer.due(step),
-        bool(failure) and run.config.on_save_error == "stop",
+        ends_it,
         not run.checkpointer.wait_for_room(0.0),
     )
     if give_up:

@@ -360,6 +360,7 @@ def test_a_run_that_is_to_stop(tmp_path: pathlib.Path) -> None:
         with disk.full():
             code, lines = run.finish()
         check_end(code, lines)
+        assert not any(FAILED.match(line) for line in lines)
         run.check_backups()
         # What is not there is not expected.
         assert run.num_lines >= run.newest

@@ -56,8 +56,9 @@ class Search(NamedTuple):
         newest: the newest checkpoint that verifies; None if there is none.
         notes: a line for each checkpoint that does not verify, which was put
             aside or passed over.
-        holds_something: whether there was anything that looks like a
-            checkpoint, be it put aside.
+        holds_something: whether there is a checkpoint, even a damaged one that
+            was put aside: where nothing verifies, the run is then refused
+            instead of started over.
     """
 
     newest: Verified | None

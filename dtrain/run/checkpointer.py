@@ -26,7 +26,7 @@ from dtrain.storage import files
 
 Clock = Callable[[], float]
 
-# After a save that failed, a checkpoint is tried again this much later.
+# After a checkpoint has failed; a backup waits for its interval.
 _RETRY_SECS = 30.0
 
 
@@ -203,7 +203,9 @@ class Checkpointer:
         return self._writer.wait_for_room(secs)
 
     def rearm_failed_save(self) -> str:
-        """Makes a save that has failed due again.
+        """Asks whether a save has failed, and has it made again.
+
+        A checkpoint is due again in 30 s, and a backup when the next one is.
 
         Returns:
             Why it failed; empty if none has since the last call.

@@ -121,7 +121,9 @@ def open_run(
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
-    saver, recorder, restored = _restore(gan, description, workers, book, stack)
+    saver, recorder, restored = _restore_run(
+        gan, description, workers, book, stack
+    )
     run = Run(
         config=config,
         workers=workers,
@@ -249,7 +251,7 @@ def _open_ledger(
         raise
 
 
-def _restore(
+def _restore_run(
     gan: GAN,
     description: identity.Description,
     workers: Workers,
@@ -291,7 +293,7 @@ def _begin(
     workers: Workers,
 ) -> metrics.Recorder:
     """Describes the run in its directory, and opens its metrics."""
-    _check_restored(restored, description)
+    _check_belongs(restored, description)
     run_dir = description.config.run_dir
     if not workers.is_chief:
         return metrics.Recorder()
@@ -304,7 +306,7 @@ def _begin(
         )
 
 
-def _check_restored(
+def _check_belongs(
     restored: Restored, description: identity.Description
 ) -> None:
     """Checks that what was restored is of this run, and within its length.

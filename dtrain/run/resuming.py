@@ -180,7 +180,8 @@ def _search(tiers: Tiers) -> going_on.Search:
         return seen._replace(notes=[*seen.notes, *pin_notes])
     where = ", ".join(recorded) or "a directory that cannot be told"
     gone = f"{config.run_dir} was saved to {where}, and nothing of it is there"
-    # The first of them is what the user is told.
+    # As if there were something, so that `exchange.agree` refuses to start
+    # over; the first note is what the user is told.
     notes = [*seen.notes, gone, *pin_notes]
     return going_on.Search(None, notes, holds_something=True)
 
