@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -328,7 +329,9 @@ def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_directory_of_somebody_else_is_refused(tmp_path: pathlib.Path) -> None:
     stock = keras.callbacks.BackupAndRestore(str(tmp_path))
-    with pytest.warns(UserWarning, match="Skipping variable loading|ignored"):
+    with warnings.catch_warnings():
+        # Keras 3.15 says what it skips, and 3.12 says nothing.
+        warnings.simplefilter("ignore", UserWarning)
         fit(stock, cut_after=NUM_BATCHES + 1)
     there = {path.name for path in tmp_path.iterdir()}
     assert there
