@@ -121,9 +121,7 @@ def open_run(
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
-    saver, recorder, restored = _restore_run(
-        gan, description, workers, book, stack
-    )
+    saver, recorder, restored = _resume(gan, description, workers, book, stack)
     run = Run(
         config=config,
         workers=workers,
@@ -251,7 +249,7 @@ def _open_ledger(
         raise
 
 
-def _restore_run(
+def _resume(
     gan: GAN,
     description: identity.Description,
     workers: Workers,
