@@ -14,7 +14,7 @@ SOURCES := dtrain launch tests
 # Notices about this machine's CPU and the absence of a GPU are no errors.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-# tests/conftest.py distributes the tests. Three for two cores, as a third of
+# tests/conftest.py distributes the tests. Three for two cores, as a quarter of
 # the time goes by in waiting for processes.
 PYTEST := $(RUN) -m pytest -n 3 --no-loadscope-reorder
 

@@ -208,7 +208,7 @@ def test_names_are_those_of_the_objects(corpus: dict[str, str]) -> None:
     if keras.__version__ == "3.15.1":
         assert text == golden
     else:
-        # Keras 3.12 numbers the layers of a functional model.
+        # Keras 3.12 numbers some layers that 3.15 names.
         assert text.count("\n") == golden.count("\n")
         warnings.warn("only the number of names was compared", stacklevel=1)
 

@@ -61,7 +61,7 @@ def import_tensorflow() -> None:
     Afterwards `import tensorflow` costs nothing and prints nothing.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Keras imports matplotlib where it is installed, a tenth of all this, for
+    # Keras imports matplotlib where it is installed, a sixth of all this, for
     # its galleries of images, which no run draws.
     with quiet(), _missing("matplotlib"):
         import keras  # noqa: F401
