@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
+from dtrain import streams
+
 FINISHED = 0
 HUNG = 70
 STORAGE_FAILED = 74
@@ -108,8 +110,7 @@ def leave(code: int) -> NoReturn:
     not grant. It is called while the pipelines are still referred to, and when
     all files are closed.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.drain()
     os._exit(code)
 
 
@@ -123,11 +124,11 @@ def end(code: int, words: str, stderr: int = 2) -> NoReturn:
     """
 
     def say() -> None:
-        with contextlib.suppress(OSError, ValueError):
+        streams.drain()
+        with contextlib.suppress(OSError):
             os.write(stderr, f"{words}\n".encode())
-            sys.stdout.flush()
 
-    # The main thread may hold the lock of `sys.stdout`, and a pipe be full.
+    # A pipe may be full.
     speaker = threading.Thread(target=say, daemon=True)
     speaker.start()
     speaker.join(_LAST_SECS)
@@ -158,18 +159,16 @@ def exit_with(
 ) -> None:
     """Runs `main` and exits with its code, or with that of an error, in a line.
 
+    From here on what is printed raises no error; see `streams`.
+
     Args:
         main: returns the exit code of the process.
         leave: ends the process; `leave` of this module ends it at once.
     """
+    streams.protect()
     try:
         code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read what was printed has seen enough, as in `| head`. Python
-        # would try once more to get rid of the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        leave(128 + signal.SIGPIPE)
+        _check_output(code)
     except (UserError, StorageError, LostWorkerError) as error:
         summary = " ".join(str(error.args[0]).split())
         for line in (f"error: {summary}", *getattr(error, "details", ())):
@@ -181,6 +180,17 @@ def exit_with(
         print("interrupted", file=sys.stderr)
         leave(code_of(error))
     leave(code)
+
+
+def _check_output(code: int) -> None:
+    """Checks that what a program had to say has come out.
+
+    Raises:
+        StorageError: it has not.
+    """
+    lost = streams.lost()
+    if lost and code == FINISHED:
+        raise StorageError(f"standard output: {lost.strerror}")
 
 
 def combine(codes: Sequence[int]) -> int:

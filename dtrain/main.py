@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dtrain import config, errors, flags
+from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment, rendezvous
 from dtrain.resilience import stop_file, watchdog
 from dtrain.resilience import watcher as watcher_lib
@@ -54,6 +54,7 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         return errors.FINISHED
     parsed = config.parse(arguments)
     workers = environment.from_environment(os.environ)
+    streams.never_wait()
     with contextlib.ExitStack() as stack:
         # From here on a signal ends the process with 75, not with its own.
         watcher = stack.enter_context(

@@ -9,7 +9,6 @@ these are functions of the step and not of how the run was cut.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -91,10 +90,9 @@ def _leave_at_once(error: Exception) -> NoReturn:
         f"lost another worker ({reason}); run again to go on from the last "
         "save",
         file=sys.stderr,
-        flush=True,
     )
     # A normal exit waits up to 20 s for the worker that is gone.
-    os._exit(errors.LOST_WORKER)
+    errors.leave(errors.LOST_WORKER)
 
 
 def _loop(run: Run) -> int:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
-from dtrain.errors import StorageError
+from dtrain import streams
 
 _POLL_SECS = 0.5
 _CHUNK = 1 << 20
-
-
-class _NobodyListensError(Exception):
-    """The pipe is closed, as behind `| head`."""
 
 
 def show(
@@ -31,17 +25,16 @@ def show(
     """
     offsets: dict[str, int] = {}
     ends = False
-    with contextlib.suppress(_NobodyListensError):
-        while not ends:
-            # Before the last look: what is written until then is seen.
-            ends = not follow or is_over()
-            for path in sorted(
-                path for pattern in patterns for path in glob.glob(pattern)
-            ):
-                offset = offsets.setdefault(path, 0)
-                offsets[path] = _print_from(path, offset, ends)
-            if not ends:
-                time.sleep(_POLL_SECS)
+    while not ends and streams.has_reader():
+        # Before the last look: what is written until then is seen.
+        ends = not follow or is_over()
+        for path in sorted(
+            path for pattern in patterns for path in glob.glob(pattern)
+        ):
+            offset = offsets.setdefault(path, 0)
+            offsets[path] = _print_from(path, offset, ends)
+        if not ends:
+            time.sleep(_POLL_SECS)
     return len(offsets)
 
 
@@ -63,15 +56,4 @@ def _print_from(path: str, offset: int, is_last: bool) -> int:
             for line in data[:end].decode(errors="replace").splitlines():
                 # A line that a supervisor handed on has its worker's name.
                 prefix = "" if line.startswith("[worker ") else f"[{name}] "
-                _say(f"{prefix}{line}")
-
-
-def _say(line: str) -> None:
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        # Or what is left in the buffer fails once more at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise _NobodyListensError from error
-        raise StorageError(f"output: {error.strerror}") from error
+                print(f"{prefix}{line}", flush=True)

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dtrain import config, errors, flags
+from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment as environment_lib
-from launch import lines
 from launch.keep import supervisor, worker
 from launch.options import BACKENDS, GROUPS, TITLES, Options
 
@@ -139,6 +138,7 @@ def _run_here(
         everyone = plan(range(options.num_workers))
         print("\n".join(process.to_shell() for process in everyone))
         return errors.FINISHED
+    streams.never_wait()
     return supervisor.run(
         supervisor.Options(
             num_workers=options.num_workers,
@@ -217,7 +217,6 @@ def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
 
 def main() -> None:
     """Runs the program."""
-    lines.print_what_cannot_be_shown()
     errors.exit_with(lambda: run(sys.argv))
 
 

@@ -17,10 +17,9 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
-from dtrain import config, errors, flags
+from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment as environment_lib
 from dtrain.resilience import stop_file
-from launch import lines
 from launch.keep import supervisor, worker
 
 
@@ -102,6 +101,7 @@ def run(
     name = f"worker {workers.index}"
     if options.log_dir:
         _log_to(options.log_dir, workers.index)
+    streams.never_wait()
     code = supervisor.run(
         supervisor.Options(
             max_restarts=options.max_restarts,
@@ -115,7 +115,7 @@ def run(
     # A person has ended the run, whatever became of this worker.
     since_secs = stop_file.since_secs(start_secs, environment)
     if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
-        lines.say(f"{name} ends: the stop file is there", sys.stderr)
+        print(f"{name} ends: the stop file is there", file=sys.stderr)
         return errors.FINISHED
     return options.again_code or code
 
@@ -127,15 +127,14 @@ def _log_to(directory: str, index: int) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
         raise errors.StorageError(f"{path}: {error.strerror}") from error
+    streams.drain()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
         os.dup2(file, stream.fileno())
     os.close(file)
 
 
 def main() -> None:
     """Runs the program."""
-    lines.print_what_cannot_be_shown()
     errors.exit_with(lambda: run(sys.argv))
 
 

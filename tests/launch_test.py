@@ -185,30 +185,6 @@ def test_signal_is_handed_on_once(tmp_path: pathlib.Path) -> None:
     assert run(process(worker)) == errors.RUN_AGAIN
 
 
-def test_output_that_nobody_reads_stops_no_worker() -> None:
-    script = (
-        "from launch.keep import cycle, worker as worker_lib\n"
-        "import sys\n"
-        "worker = worker_lib.Process('worker 0', (sys.executable, '-c', "
-        "'for n in range(50000): print(n)'), {})\n"
-        "with cycle.Notices() as notices:\n"
-        "    code = cycle.run([worker], notices).code\n"
-        "print('ended with', code, file=sys.stderr)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=runs.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as launcher:
-        assert launcher.stdout
-        assert launcher.stderr
-        assert launcher.stdout.readline() == "[worker 0] 0\n"
-        launcher.stdout.close()
-        assert "ended with 0" in launcher.stderr.read()
-
-
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
@@ -316,58 +292,3 @@ def test_nothing_heavy_is_imported_before_the_start() -> None:
         env=runs.environment(),
         stdout=subprocess.DEVNULL,
     )
-
-
-@pytest.mark.parametrize("where", ["/dev/full", "closed pipe"])
-def test_nobody_listens(where: str, tmp_path: pathlib.Path) -> None:
-    """A run does not end because its lines cannot be shown."""
-    program = (
-        "import sys\n"
-        "from launch.keep import supervisor, worker as worker_lib\n"
-        f"marks = {str(tmp_path / 'marks')!r}\n"
-        "worker = f\"open({marks!r}, 'a').write('x')\\n\"\n"
-        "worker += \"print('gr\\\\u00f6\\\\u00dfe \\\\u2603' * 9999)\\n\"\n"
-        'worker += f"exit(len(open({marks!r}).read()) < 3)"\n'
-        "def plan(_):\n"
-        "    command = (sys.executable, '-c', worker)\n"
-        "    return [worker_lib.Process('worker 0', command, {})]\n"
-        "sys.exit(supervisor.run(supervisor.Options(), plan))\n"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    target = os.open(where, os.O_WRONLY) if where == "/dev/full" else writer
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        env=runs.environment(PYTHONIOENCODING="utf-8"),
-        stdout=target,
-        stderr=target,
-        check=False,
-    )
-    # 120: Python could not write the end of its own output.
-    assert child.returncode in (errors.FINISHED, 120)
-    assert (tmp_path / "marks").read_text() == "xxx"
-
-
-def test_a_line_that_the_terminal_cannot_show() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "launch.main", "--help"],
-        env=runs.environment(PYTHONIOENCODING="ascii"),
-        capture_output=True,
-        check=True,
-        cwd=runs.ROOT,
-    )
-    assert b"usage" in child.stdout
-    program = (
-        "import sys\n"
-        "from launch import lines, main\n"
-        "sys.argv = ['main', '--help']\n"
-        "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
-        "lines.say('[worker 0] \\u2603', sys.stdout)\n"
-    )
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        env=runs.environment(PYTHONIOENCODING="ascii"),
-        capture_output=True,
-        check=True,
-    )
-    assert child.stdout.endswith(b"[worker 0] \\u2603\n")

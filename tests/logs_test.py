@@ -54,8 +54,10 @@ def test_nobody_listens(tmp_path: pathlib.Path) -> None:
     """As behind `| head`: it ends before the job does, without a word."""
     (tmp_path / "worker-0.log").write_text("a line\n" * 100_000)
     program = (
-        "from launch import logs; "
-        f"logs.show([{str(tmp_path / '*.log')!r}], True, lambda: False)"
+        "from dtrain import streams\n"
+        "from launch import logs\n"
+        "streams.protect()\n"
+        f"logs.show([{str(tmp_path / '*.log')!r}], True, lambda: False)\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program],

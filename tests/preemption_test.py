@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from dtrain import errors
-from dtrain.resilience import sources
+from dtrain.resilience import signals, sources
 from dtrain.resilience import watcher as watcher_lib
 from tests import runs
 
@@ -62,13 +63,14 @@ class Child:
         self,
         settings: str = "{}",
         then: str = BEGUN,
+        by: Sequence[str] = (),
         **variables: str,
     ) -> None:
         environment = runs.environment(
             NO_GCE_CHECK="true", PYTHONUNBUFFERED="", **variables
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, settings, then],
+            [*by, sys.executable, "-c", CHILD, settings, then],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -101,7 +103,7 @@ def start() -> Iterator[Start]:
     """Starts children that are ready, and leaves none."""
     children: list[Child] = []
 
-    def start(*args: str, **variables: str) -> Child:
+    def start(*args: Any, **variables: str) -> Child:
         children.append(Child(*args, **variables))
         assert children[-1].line() == "ready"
         return children[-1]
@@ -115,10 +117,7 @@ def start() -> Iterator[Start]:
 # Signals.
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2],
-)
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_signal_is_seen_inside_a_call_of_c(
     start: Start, number: signal.Signals
 ) -> None:
@@ -126,6 +125,14 @@ def test_signal_is_seen_inside_a_call_of_c(
     child.send(number)
     assert child.line() == f"told by {number.name} False"
     assert child.is_alive_after(0.2)
+
+
+def test_a_closed_terminal_is_no_notice_under_nohup(start: Start) -> None:
+    child = start("{}", BEGUN, ("nohup",))
+    child.send(signal.SIGHUP)
+    assert child.is_alive_after(0.2)
+    child.send(signal.SIGTERM)
+    assert child.line() == "told by SIGTERM False"
 
 
 def test_second_interrupt_ends_however_fast(start: Start) -> None:

@@ -23,7 +23,10 @@ from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import preemption_test, runs
 
 NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "3"))
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 PROGRAMS = {
     "one worker": ("dtrain.main",),
     "two workers": ("launch.main", "--num_workers=2", "--"),

@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from dtrain import errors
-from dtrain.resilience import status
+from dtrain.resilience import signals, status
 from launch.keep import cycle, supervisor, worker
 from tests import runs
 
 # What the programs begin with: tell(...) writes the status.
 PRELUDE = """
 import os, signal, sys, time
-from dtrain.resilience import status
+from dtrain.resilience import signals, status
 attempt = int(os.environ["DTRAIN_ATTEMPT"])
 def tell(step=-1, saved=-1, **more):
     status.write(
@@ -393,7 +393,7 @@ tell(8, 5)
 """
 
 
-@pytest.mark.parametrize("number", cycle.Notices.SIGNALS)
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_notice_is_handed_on_and_nothing_starts_again(
     number: int, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,20 @@ import types
 from collections.abc import Callable
 from typing import NoReturn
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+NUMBERS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+
+
+def heard() -> tuple[signal.Signals, ...]:
+    """Returns the signals that are notices to this process.
+
+    That a terminal is closed is none to one that `nohup` has started.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return tuple(number for number in NUMBERS if number != signal.SIGHUP)
+    return NUMBERS
 
 
 class Signals:
@@ -35,6 +48,7 @@ class Signals:
                 must wait for no lock.
         """
         self._on_signal = on_signal
+        self._heard = heard()
         self._previous: dict[int, object] = {}
         self._previous_wakeup = -1
         self._reader: socket.socket | None = None
@@ -58,7 +72,7 @@ class Signals:
 
     def arm(self) -> None:
         """Installs the handlers, again where another has replaced them."""
-        for number in NUMBERS:
+        for number in self._heard:
             previous = signal.signal(number, self._handle)
             if previous != self._handle:
                 self._previous[number] = previous
@@ -68,7 +82,7 @@ class Signals:
         assert self._reader
         with contextlib.suppress(TimeoutError):
             received = self._reader.recv(4096)
-            return [number for number in received if number in NUMBERS]
+            return [number for number in received if number in self._heard]
         return []
 
     def wake(self) -> None:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from dtrain import streams
+
 # What TensorFlow 2.21 says on every machine before it can be told to be silent:
 # oneDNN is on, there is no GPU, the CPU could do more.
 _NOISE = re.compile(
@@ -25,14 +27,14 @@ def quiet() -> Iterator[None]:
     Everything else that Python or C++ writes meanwhile comes out at the end,
     even if the block raises, but not if it ends the process.
     """
-    sys.stderr.flush()
+    streams.drain()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
+            streams.drain()
             os.dup2(kept, 2)
             os.close(kept)
             caught.seek(0)

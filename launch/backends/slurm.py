@@ -16,7 +16,7 @@ from dtrain import config
 from dtrain.cluster import environment
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
-from launch import code, lines, logs
+from launch import code, logs
 from launch import job as job_lib
 from launch.backends import sweep
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
@@ -302,7 +302,7 @@ def show_logs(
         os.path.join(directory, "logs", "*", "worker-*.log"),
     ]
     if not logs.show(patterns, follow, is_over):
-        lines.say(f"{submission.name} has not said anything yet", sys.stderr)
+        print(f"{submission.name} has not said anything yet", file=sys.stderr)
 
 
 def _read_state(line: str) -> State:

@@ -16,8 +16,7 @@ import types
 from collections.abc import Sequence
 
 from dtrain import errors
-from dtrain.resilience import status
-from launch import lines
+from dtrain.resilience import signals, status
 from launch.keep import worker
 
 _POLL_SECS = 0.05
@@ -57,8 +56,6 @@ class Notices:
         is_second: whether another one came, which ends the workers at once.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
     def __init__(self) -> None:
         self.first = ""
         self.is_second = False
@@ -66,7 +63,7 @@ class Notices:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Notices:
-        for number in self.SIGNALS:
+        for number in signals.heard():
             self._previous[number] = signal.signal(number, self.handle)
         return self
 
@@ -378,11 +375,11 @@ class _Cycle:
         for member in self.running:
             secs = member.silence(now)
             if secs and not member.silent_secs and not member.is_taken_down:
-                lines.say(
+                print(
                     f"{member.worker.name} gives no sign of life for "
                     f"{secs:.0f} s: it is stopped, or stuck where Python "
                     "cannot run; it is ended",
-                    sys.stderr,
+                    file=sys.stderr,
                 )
                 member.abort(now, secs)
 

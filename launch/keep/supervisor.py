@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dtrain import errors
 from dtrain.resilience import status
-from launch import lines
 from launch.keep import cycle, worker
 
 # A crash every six hours for almost a month. If there are more, somebody should
@@ -261,8 +260,8 @@ def _with_whom(everyone: Iterable[int], workers: Sequence[int]) -> str:
 def run(options: Options, plan: Plan) -> int:
     """Starts the workers until the run is finished; returns the exit code.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 let all workers save and end; a second
-    one ends them at once.
+    A signal (see `signals.heard`) lets all workers save and end; a second one
+    ends them at once.
 
     Args:
         options: how the run is kept alive.
@@ -325,4 +324,4 @@ def _wait(delay_secs: float, notices: cycle.Notices) -> bool:
 
 def _say(line: str) -> None:
     if line:
-        lines.say(line, sys.stderr)
+        print(line, file=sys.stderr)

@@ -22,7 +22,6 @@ from typing import BinaryIO
 
 from dtrain.cluster.environment import Cluster
 from launch import code as code_lib
-from launch import lines
 
 # Variables by which a worker knows which start this is, where to write its
 # status, and who its supervisor is.
@@ -194,4 +193,5 @@ class Worker:
         for line in iter(lambda: stream.readline(_LINE_BYTES), b""):
             text = line.decode(errors="replace").rstrip("\n")
             self._lines.append(text)
-            lines.say(f"[{self.name}] {text}", sys.stdout)
+            # In one piece, for other workers say something, too.
+            sys.stdout.write(f"[{self.name}] {text}\n")
