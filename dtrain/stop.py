@@ -6,14 +6,13 @@ python -m dtrain.stop --run_dir=runs/default
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Sequence
 
 from dtrain import errors, flags
 from dtrain.resilience import stop_file
-from dtrain.storage import files, locks
+from dtrain.storage import claim, files
 
 # One of these a run has in its directory from its very beginning on.
 _OF_A_RUN = {"config.json", "saved.json", ".lock", "lease.json", "checkpoints"}
@@ -41,25 +40,17 @@ start it again. The command that started it goes on from there.""",
 )
 
 
-def _is_running(run_dir: str) -> bool:
-    with files.storage_errors(run_dir):
-        if files.is_remote(run_dir):
-            return files.exists(f"{run_dir}/lease.json")
-        try:
-            # Shared and for an instant: hardly ever in the way of a start.
-            with locks.held(
-                f"{run_dir}/.lock", os.O_RDONLY, shared=True
-            ) as is_known:
-                if is_known:
-                    return False
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-    raise errors.StorageError(
-        f"{run_dir} is on a disk without locks: whether the run has ended "
-        "cannot be told"
-    )
+def _wait_until_free(run_dir: str, every_secs: float) -> None:
+    """Waits until no process trains in a directory.
+
+    The holder of a lease may have died: it is waited for as long as the lease
+    is good.
+    """
+    watch = claim.watch_of(run_dir)
+    while (is_held := claim.is_held(run_dir, watch)) is not False:
+        if is_held:
+            watch = claim.watch_of(run_dir)
+        time.sleep(every_secs)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -84,15 +75,23 @@ def run(arguments: Sequence[str]) -> int:
         )
     stop_file.write(run_dir)
     secs = stop_file.secs_between_looks(run_dir)
+    with files.storage_errors(run_dir):
+        is_held = claim.is_held(run_dir)
+    wrote = f"wrote {stop_file.path(run_dir)}"
+    if is_held is False:
+        print(
+            f"{wrote}: no process trains there now; a job that is queued ends "
+            "when it finds it, a start by a person goes on"
+        )
+        return errors.FINISHED
     print(
-        f"wrote {stop_file.path(run_dir)}: within {secs:g} s, and the step it "
-        "is at, the run saves and exits with 75; the command that started it "
-        "goes on from there",
+        f"{wrote}: within {secs:g} s, and the step it is at, the run saves and "
+        "exits with 75; the command that started it goes on from there",
         flush=True,
     )
     if options.wait:
-        while _is_running(run_dir):
-            time.sleep(secs / 2)
+        with files.storage_errors(run_dir):
+            _wait_until_free(run_dir, secs / 2)
         print(f"no process trains in {run_dir} any more")
     return errors.FINISHED
 

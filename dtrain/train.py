@@ -115,6 +115,8 @@ def _loop(run: Run) -> int:
         run.progress.update(step, metrics)
         is_fine = verdict == divergence.FINE
         figures = _run_periodic(run, step) if is_fine else {}
+        # Or the log of another run would be written to.
+        run.checkpointer.check_claims()
         run.recorder.write(first_step, metrics, figures)
         if not is_fine:
             with run.ledger.spending("restore"), run.watchdog.patience():
@@ -240,7 +242,7 @@ def _stop_or_save(run: Run, step: int) -> bool:
     Raises:
         StorageError: a worker could not save, and `on_save_error` is stop.
     """
-    _check_claims(run)
+    run.checkpointer.check_claims()
     failure = run.checkpointer.rearm_failed_save()
     ends_it = bool(failure) and run.config.on_save_error == "stop"
     say(filter(None, [run.recorder.failure()]))
@@ -281,7 +283,7 @@ def _save_last(run: Run, step: int) -> None:
     checkpointer = run.checkpointer
 
     def begin() -> None:
-        _check_claims(run)
+        run.checkpointer.check_claims()
         checkpointer.begin_last(step, _facts(run, step))
 
     with run.ledger.spending("save"):
@@ -303,11 +305,6 @@ def _wait(run: Run, is_ready: Callable[[float], bool]) -> None:
         is_this_ready = is_ready(1.0)
         _beat(run, int(run.gan.step.numpy()))
         [is_waiting] = run.workers.agree(not is_this_ready)
-
-
-def _check_claims(run: Run) -> None:
-    for claim in run.claims:
-        claim.raise_if_lost()
 
 
 def _facts(run: Run, step: int) -> Facts:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import errors
+from dtrain import checkpoint_tool, errors
 from dtrain.bundle import tensors
 from dtrain.checkpoint import manager as checkpoint_lib
 from dtrain.checkpoint import pins, retention
@@ -55,7 +57,7 @@ def test_what_is_kept_on_disk(tmp_path: pathlib.Path) -> None:
         retention.Last(2),
     )
     assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint",
+        *("checkpoint", ".lock"),
         *(
             f"ckpt-{step}.{suffix}"
             for step in (4, 8, 10, 11)
@@ -140,12 +142,48 @@ def test_save_counter_is_the_step(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_failed_save_is_told_of(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "pending").write_text("in the way")
     state = make_state()
-    manager = checkpoint_lib.CheckpointManager(state, f"{tmp_path}/file/x")
+    manager = checkpoint_lib.CheckpointManager(state, str(tmp_path))
     manager.save(1)
-    with pytest.raises(errors.StorageError, match=r"file/x: Not a directory"):
+    with pytest.raises(errors.StorageError, match="Not a directory"):
         manager.close()
+
+
+def test_another_process_saves_there(tmp_path: pathlib.Path) -> None:
+    """It may restore, and changes nothing; what it saves would be lost."""
+    state = make_state()
+    with (
+        checkpoint_lib.CheckpointManager(state, str(tmp_path)) as manager,
+        checkpoint_lib.CheckpointManager(state, str(tmp_path)) as another,
+    ):
+        manager.save(1, wait=True)
+        pending = tmp_path / "pending/ckpt-2.json"
+        pending.parent.mkdir()
+        pending.touch()
+        assert another.restore() == 1
+        assert pending.exists()
+        with pytest.raises(errors.UserError, match="another process trains in"):
+            another.save(2)
+        with pytest.raises(errors.UserError, match="another process trains in"):
+            checkpoint_tool.run(["prune", str(tmp_path), "--max_to_keep=1"])
+        manager.close()
+        another.save(2, wait=True)
+        shutil.move(tmp_path, f"{tmp_path}-moved")
+        with pytest.raises(errors.UserError, match="was moved or removed"):
+            another.save(3, wait=True)
+
+
+def test_a_manager_that_nobody_has_any_more(tmp_path: pathlib.Path) -> None:
+    """As that of a notebook's cell that is run again."""
+    state = make_state()
+    for step in (1, 2):
+        checkpoint_lib.CheckpointManager(state, str(tmp_path)).save(
+            step, wait=True
+        )
+        gc.collect()
+    with checkpoint_lib.CheckpointManager(state, str(tmp_path)) as manager:
+        assert manager.steps() == [1, 2]
 
 
 def test_stock_tensorflow_reads_it(tmp_path: pathlib.Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
+import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,12 +22,15 @@ from typing import cast
 import pytest
 
 from dtrain.errors import StorageError, UserError
-from dtrain.storage import access, claim, files
+from dtrain.storage import access, claim, files, lease
+from dtrain.storage import holder as holder_lib
+from dtrain.storage.holder import Holder
+from dtrain.storage.lease import Lease
 from tests import object_store, runs
 
 RUN_DIR = "gs://bucket/run"
 PATH = f"{RUN_DIR}/lease.json"
-ANOTHER = claim.Holder("elsewhere", 7, "k", "another machine", "1")
+ANOTHER = Holder("elsewhere", 7, "k", "another machine", "1")
 
 
 def test_a_claim_keeps_a_second_process_out(tmp_path: pathlib.Path) -> None:
@@ -72,7 +79,7 @@ class Store:
         self._fail()
         self.objects.pop(path, None)
 
-    def hold(self, holder: claim.Holder, term: int, renewal: int = 0) -> None:
+    def hold(self, holder: Holder, term: int, renewal: int = 0) -> None:
         """Writes the lease of another process."""
         lease = {
             "holder": holder._asdict(),
@@ -87,7 +94,7 @@ class Store:
         return json.loads(self.objects[PATH])
 
 
-class Clock(claim.Clock):
+class Clock(lease.Clock):
     """Seconds that pass while somebody sleeps; events happen on the way."""
 
     def __init__(self) -> None:
@@ -124,10 +131,10 @@ def clock() -> Clock:
 @contextlib.contextmanager
 def claimed(
     clock: Clock, said: list[str] | None = None, **more: float
-) -> Iterator[claim._Lease]:
+) -> Iterator[Lease]:
     report = [].append if said is None else said.append
     with claim.claim(RUN_DIR, clock=clock, report=report, **more) as made:
-        yield cast("claim._Lease", made)
+        yield cast("Lease", made)
 
 
 def test_a_free_run_is_taken_at_once(store: Store, clock: Clock) -> None:
@@ -182,16 +189,16 @@ def test_a_process_of_this_machine_that_has_ended_is_not_waited_for(
     store: Store, clock: Clock
 ) -> None:
     process = subprocess.Popen(["sleep", "60"])
-    holder = claim.Holder.this()._replace(
-        key="k", pid=process.pid, started=claim._started(process.pid)
+    holder = Holder.this()._replace(
+        key="k", pid=process.pid, started=holder_lib.started(process.pid)
     )
     assert not holder.is_gone()
-    assert not claim.Holder.this().is_gone()
+    assert not Holder.this().is_gone()
     process.kill()
     process.wait()
     assert holder.is_gone()
     # Nor is what has its number now.
-    assert claim.Holder.this()._replace(started="1").is_gone()
+    assert Holder.this()._replace(started="1").is_gone()
     assert not holder._replace(machine="").is_gone()
     store.hold(holder, term=1)
     began, said = clock.now(), []
@@ -341,7 +348,7 @@ def claim_and_release(lease_secs: float) -> list[str]:
 
 def forget_machine() -> None:
     """Makes this process one of another machine."""
-    claim._machine = lambda: "another machine"
+    holder_lib.machine = lambda: "another machine"
 
 
 def test_a_run_whose_process_is_killed() -> None:
@@ -489,3 +496,232 @@ def test_a_supervised_worker_waits_for_one_that_is_leaving(
     with claim.claim(str(tmp_path), report=leave):
         assert len(said) == 1
         assert "waiting 120 s for it to end" in said[0]
+
+
+# On a disk.
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "made anew"])
+def test_a_directory_that_is_another_one_now(
+    how: str, tmp_path: pathlib.Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with claim.claim(str(run_dir)) as mine:
+        mine.raise_if_lost()
+        run_dir.rename(tmp_path / "elsewhere")
+        if how != "moved":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if how == "made anew":
+            with claim.claim(str(run_dir)) as another:
+                another.raise_if_lost()
+        with pytest.raises(UserError, match="was moved or removed"):
+            mine.raise_if_lost()
+
+
+def test_a_disk_without_locks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre without `-o flock`: the lease does it there, and it is said."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said: list[str] = []
+    with claim.claim(str(tmp_path), lease_secs=0.5, report=said.append) as mine:
+        assert "is on a disk without locks; a lease" in said[0]
+        mine.raise_if_lost()
+        assert claim.is_held(str(tmp_path)) is None
+        with (
+            pytest.raises(UserError, match="holds its lease"),
+            claim.claim(str(tmp_path), lease_secs=0.5, report=said.append),
+        ):
+            raise AssertionError("claimed twice")
+    assert claim.is_held(str(tmp_path)) is False
+
+
+FORKS = """
+import multiprocessing, sys, time
+from dtrain.storage import claim
+with claim.claim(sys.argv[1]):
+    child = multiprocessing.get_context("fork").Process(
+        target=time.sleep, args=(60,)
+    )
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_forked_child_has_no_claim(tmp_path: pathlib.Path) -> None:
+    """It may outlive a run that was killed, as a data loader does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(tmp_path)],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        try:
+            with claim.claim(str(tmp_path)) as mine:
+                mine.raise_if_lost()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+ORPHAN = """
+import os, sys, time
+from dtrain.storage import claim
+with claim.claim(sys.argv[1]):
+    print("claimed", flush=True)
+    while os.getppid() == int(os.environ["DTRAIN_SUPERVISOR_PID"]):
+        time.sleep(0.05)
+    time.sleep(float(sys.argv[2]))
+"""
+SUPERVISOR = """
+import os, subprocess, sys
+environment = {**os.environ, "DTRAIN_SUPERVISOR_PID": str(os.getpid())}
+program = [sys.executable, "-c", *sys.argv[1:]]
+child = subprocess.Popen(program, env=environment)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("saves_for_secs", [0.5, 60.0])
+def test_an_orphan_that_was_stopped(
+    saves_for_secs: float,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes on, saves and ends; one that does not is ended."""
+    monkeypatch.setattr(claim, "_ORPHAN_SECS", 3.0)
+    command = [sys.executable, "-c", SUPERVISOR, ORPHAN, str(tmp_path)]
+    with subprocess.Popen(
+        [*command, str(saves_for_secs)],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as supervisor:
+        orphan = int(supervisor.stdout.readline())
+        assert supervisor.stdout.readline() == "claimed\n"
+        # While it has its supervisor, it is none.
+        with (
+            pytest.raises(UserError, match=rf":{orphan} holds its lock"),
+            claim.claim(str(tmp_path)),
+        ):
+            raise AssertionError("claimed twice")
+        os.kill(orphan, signal.SIGSTOP)
+        supervisor.kill()
+        supervisor.wait()
+        said: list[str] = []
+        began = time.monotonic()
+        with claim.claim(str(tmp_path), report=said.append):
+            waited = time.monotonic() - began
+    assert (waited > 3.0) == (saves_for_secs > 3.0)
+    assert len(said) == 1
+    assert f"waiting 3 s for {socket.gethostname()}:{orphan} to end" in said[0]
+
+
+def test_a_process_that_proc_does_not_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With hidepid it shows nobody else's."""
+    mine = Holder.this()
+    with subprocess.Popen(["sleep", "60"]) as another:
+        theirs = mine._replace(
+            pid=another.pid, started=holder_lib.started(another.pid)
+        )
+        monkeypatch.setattr(holder_lib, "started", lambda _: "")
+        assert not theirs.is_gone()
+        another.kill()
+    assert theirs.is_gone()
+
+
+# Two starts at once.
+
+NUM_RACES = int(os.environ.get("DTRAIN_NUM_RACES", "5"))
+RACER = """
+import random, sys, threading, time
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import claim, files, lease
+
+chance, lock = random.Random(int(sys.argv[3])), threading.Lock()
+lease._SETTLE_SECS = 0.1
+real = {name: getattr(files, name) for name in ("read_part", "write")}
+
+def slow(name):
+    def act(*arguments):
+        # Now and then a request is tried again.
+        with lock:
+            before, after = (
+                chance.choice((0, 0, 0.02, 0.1, 0.3)) for _ in range(2)
+            )
+        time.sleep(before)
+        try:
+            return real[name](*arguments)
+        finally:
+            time.sleep(after)
+    return act
+
+for name in real:
+    setattr(files, name, slow(name))
+for line in sys.stdin:
+    try:
+        with claim.claim(line.strip(), lease_secs=1.2, report=str) as mine:
+            began = time.monotonic()
+            try:
+                while time.monotonic() < began + 0.3:
+                    mine.raise_if_lost()
+                    time.sleep(0.01)
+                    held_until = time.monotonic()
+            except (UserError, StorageError):
+                pass
+            print(began, held_until, flush=True)
+    except (UserError, StorageError):
+        print("refused", flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_two_starts_at_once(
+    where: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
+    """Never two holders, however long their requests take."""
+    scheme = "" if where == "disk" else "file://"
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, "", "", str(chance.random())[2:]],
+            env=runs.environment(TF_CPP_MIN_LOG_LEVEL="3"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        num_held = 0
+        for number in range(NUM_RACES):
+            (tmp_path / str(number)).mkdir()
+            for racer in chance.sample(racers, 2):
+                racer.stdin.write(f"{scheme}{tmp_path}/{number}\n")
+                racer.stdin.flush()
+                time.sleep(chance.choice((0.0, 0.01, 0.1)))
+            said = [racer.stdout.readline() for racer in racers]
+            spans = [
+                [float(word) for word in line.split()]
+                for line in said
+                if line != "refused\n"
+            ]
+            num_held += len(spans)
+            if len(spans) == 2:
+                first, second = sorted(spans)
+                assert first[1] < second[0], said
+        # That nobody has it, time and again, would be no answer.
+        assert num_held >= NUM_RACES / 2
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()

@@ -198,7 +198,7 @@ def test_file_whose_permission_is_taken(tmp_path: pathlib.Path) -> None:
 def test_directory_that_vanishes(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run/log"
     path.parent.mkdir()
-    written = log.Log(str(path), b"")
+    written = log.Log(str(path), b"", is_temporary=True)
     written.write(lines(1, 3))
     path.unlink()
     path.parent.rmdir()

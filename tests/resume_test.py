@@ -424,3 +424,27 @@ def test_lost_worker_ends_the_other_one(tmp_path: pathlib.Path) -> None:
     assert code == 128 + signal.SIGKILL, output
     assert "[worker 0] lost another worker" in output
     assert "Traceback" not in output
+
+
+def test_run_directory_that_is_removed_under_a_run(
+    tmp_path: pathlib.Path,
+) -> None:
+    """It writes nothing more there, and leaves the place to the next."""
+    run_dir = tmp_path / "run"
+    first = runs.start("dtrain.main", *flags(run_dir, 100_000))
+    wait_for_step(run_dir, 3)
+    run_dir.rename(tmp_path / "moved")
+    second = runs.start("dtrain.main", *flags(run_dir, 30))
+    code, output = runs.finish(first)
+    assert code == errors.USER_ERROR, output
+    assert f"run_dir ({run_dir}) was moved or removed while" in output
+    code, output = runs.finish(second)
+    assert code == errors.FINISHED, output
+    assert "a fresh start" in output
+    steps = [line["step"] for line in runs.metrics(run_dir)]
+    assert steps == list(range(1, 31))
+    # And what was moved is whole.
+    code, output = runs.run(
+        "dtrain.main", *flags(tmp_path / "moved", 100_000), "--num_steps=30"
+    )
+    assert "a fresh start" not in output, output

@@ -201,6 +201,12 @@ class SlurmCluster:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
+    @property
+    def version(self) -> float:
+        """The year and month of its release, as in 22.05."""
+        # As in `slurm 22.05.8`.
+        return float(self.run(["sinfo", "--version"]).stdout.split()[1][:5])
+
     def submit(self, script: str, *arguments: str) -> str:
         """Submits a batch script by its text; returns the job's number."""
         path = self._place / f"script-{time.monotonic_ns()}.sh"

@@ -181,7 +181,13 @@ def test_preempted_killed_cut_off_and_stopped(
     said = user.types("stop", f"--run_dir={run_dir}")
     assert "saves and ends" in said
     state = slurm.job(job)
-    assert state["JobState"] == "COMPLETED", (state, log(run_dir))
+    # That of Debian 13 queues a job once more that was ever preempted, after
+    # exit code 0 too, and `stop` takes it out.
+    states = (
+        ("COMPLETED", "CANCELLED") if slurm.version > 24 else ("COMPLETED",)
+    )
+    assert state["JobState"] in states, (state, log(run_dir))
+    assert log(run_dir).count("ends: the stop file is there") == 2
     check_bits(run_dir, tmp_path)
 
 

@@ -541,3 +541,25 @@ def test_who_is_stuck_is_not_told_by_who_finds_it() -> None:
     for _ in range(2):
         decision = record.next(result(ending(errors.HUNG, 0)))
     assert decision.workers == (0, 1)
+
+
+@pytest.mark.parametrize("code", [errors.FINISHED, errors.RUN_AGAIN])
+def test_what_a_worker_has_started_ends_with_it(
+    code: int, tmp_path: pathlib.Path
+) -> None:
+    """Or it would be there beside the next start, with devices and ports."""
+    numbers = tmp_path / "numbers"
+    program = f"""
+import subprocess
+child = subprocess.Popen(["sleep", "300"])
+with open({str(numbers)!r}, "a") as file:
+    print(child.pid, file=file)
+    file.flush()
+starts = open({str(numbers)!r}).read().count("\\n")
+sys.exit({code} if starts < 2 else 0)
+"""
+    assert run(program) == errors.FINISHED
+    for number in numbers.read_text().split():
+        stat = pathlib.Path(f"/proc/{number}/stat")
+        # Until its new parent looks, the number stays.
+        assert not stat.exists() or stat.read_text().split()[2] == "Z"

@@ -12,7 +12,9 @@ The manager saves on another thread, and waits for it when it is closed:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ from dtrain.checkpoint.background import Writer
 from dtrain.checkpoint.snapshot import SnapshotTaker
 from dtrain.checkpoint.tier import Facts, Tier
 from dtrain.errors import UserError
-from dtrain.storage import files
+from dtrain.storage import claim, files
 
 
 class CheckpointManager:
@@ -33,7 +35,8 @@ class CheckpointManager:
 
     It does what `tf.train.CheckpointManager` does, in the same format, on
     another thread; a kill leaves no checkpoint half written. The chief alone
-    calls it. As a context manager it closes itself.
+    calls it. From its first save until it is closed, no other process can save
+    there; any may restore. As a context manager it closes itself.
     """
 
     def __init__(
@@ -71,6 +74,10 @@ class CheckpointManager:
         self.directory = self._tier.directory
         # Step of what was restored, if there were newer ones beside it.
         self._went_back_to: int | None = None
+        self._claim: claim.Claim | None = None
+        # A manager that nobody refers to any more holds nothing.
+        self._stack = contextlib.ExitStack()
+        self._release = weakref.finalize(self, self._stack.close)
 
     def __enter__(self) -> CheckpointManager:
         """Returns itself."""
@@ -90,8 +97,9 @@ class CheckpointManager:
         """Restores a state, or raises and changes no variable.
 
         Without a step, newer ones that do not verify are moved to
-        `quarantine/`. With one, the newer ones are moved there when the next
-        state is saved, for they are no part of this run any more.
+        `quarantine/`, unless another process saves there. With one, the newer
+        ones are moved there when the next state is saved, for they are no part
+        of this run any more.
 
         Args:
             step: which; None is the newest that verifies.
@@ -105,9 +113,13 @@ class CheckpointManager:
         """
         steps = self.steps()
         with files.storage_errors(self.directory.path):
-            self.directory.clean()
+            is_own = self._is_own()
+            if is_own:
+                self.directory.clean()
             # What is asked for by its step stays where it is.
-            place = going_on.Place(self.directory, is_mine=step is None)
+            place = going_on.Place(
+                self.directory, is_mine=is_own and step is None
+            )
             verified, notes = going_on.choose(
                 [place], self.directory.path, self._verify, step
             )
@@ -155,13 +167,17 @@ class CheckpointManager:
             wait: whether to return only when it is on the disk.
 
         Raises:
+            UserError: another process saves there, or the directory is not the
+                one any more that this one saved to.
             StorageError: this save (with `wait`) or an earlier one failed.
         """
+        own = self._own()
         snapshot = self._taker.take(step)
         write_snapshot = self._tier.writing(step, snapshot, facts or Facts())
         went_back_to, self._went_back_to = self._went_back_to, None
 
         def write() -> None:
+            own.raise_if_lost()
             if went_back_to is not None:
                 reason = f"went back to step {went_back_to}"
                 going_on.put_aside_after(self.directory, went_back_to, reason)
@@ -174,14 +190,41 @@ class CheckpointManager:
             if wait:
                 self._writer.drain()
 
-    def close(self) -> None:
-        """Waits until all is written.
+    def _own(self) -> claim.Claim:
+        """Keeps other processes from saving there, from the first call on.
 
         Raises:
-            StorageError: something was not.
+            UserError: another process saves there.
+            StorageError: the store does not answer.
+        """
+        if self._claim is None:
+            self._claim = self._stack.enter_context(
+                claim.claim(self.directory.path, name="directory")
+            )
+        return self._claim
+
+    def _is_own(self) -> bool:
+        """Tells whether this process alone may change the directory."""
+        if not files.exists(self.directory.path):
+            return True
+        try:
+            self._own()
+        except UserError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Waits until all is written, and lets others save there.
+
+        Raises:
+            StorageError: something was not written.
         """
         with files.storage_errors(self.directory.path):
-            self._writer.close()
+            try:
+                self._writer.close()
+            finally:
+                self._claim = None
+                self._stack.close()
 
 
 def _refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:

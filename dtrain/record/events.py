@@ -54,7 +54,7 @@ class Events:
         self._num_bytes += len(event)
 
     def _open(self) -> tf.io.TFRecordWriter:
-        os.makedirs(self._directory, exist_ok=True)
+        files.make_directory(self._directory, parents=False)
         now = time.time()
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
         path = os.path.join(self._directory, name)

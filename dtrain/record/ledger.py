@@ -272,7 +272,7 @@ class Ledger:
     def _replace(self, data: bytes) -> None:
         # The run is worth more than its book-keeping: no error ends it.
         with contextlib.suppress(OSError):
-            files.make_directory(self._directory)
+            files.make_directory(self._directory, parents=False)
             files.write(self._path, data, is_durable=False)
 
 

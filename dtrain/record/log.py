@@ -121,18 +121,23 @@ class Log:
         failure: why the last write failed; "" if it did not.
     """
 
-    def __init__(self, path: str, content: bytes) -> None:
+    def __init__(
+        self, path: str, content: bytes, *, is_temporary: bool = False
+    ) -> None:
         """Goes on after what the file holds.
 
         Args:
             path: of the file; it need not be there.
             content: what it holds; more is cut off, anything else replaced.
+            is_temporary: whether its directory may be tidied up, and is made
+                again. That of a run is not: a person has removed it.
 
         Raises:
             OSError: the disk is at fault.
         """
         self.path = path
         self.failure = ""
+        self._is_temporary = is_temporary
         self._sha256 = hashlib.sha256(content)
         # Of all lines so far, and of those that do not wait in memory.
         self._num_bytes = self._num_written = len(content)
@@ -166,10 +171,10 @@ class Log:
 
     def _write_waiting(self) -> None:
         with self._lock:
-            size = files.size(self.path)
-            if size is None and self._num_bytes:
+            is_gone = bool(self._num_bytes) and files.size(self.path) is None
+            if is_gone and self._is_temporary:
                 files.make_directory(os.path.dirname(self.path))
-            if self._waiting or (size is None and self._num_bytes):
+            if self._waiting or is_gone:
                 self._cut_off()
                 files.append(self.path, bytes(self._waiting))
                 self._num_written += len(self._waiting)

@@ -171,7 +171,7 @@ class RunRecorder(Recorder):
             path = os.path.join(self._spool.path, "metrics.jsonl")
             # Even if it is empty it is sent: the store may have later lines.
             files.append(path, b"")
-        return log.Log(path, lines)
+        return log.Log(path, lines, is_temporary=self._spool is not None)
 
     def rewind(self, step: int, expected: Mapping[str, Any] | None) -> None:
         """Begins again at an earlier step; see `Recorder.rewind`."""

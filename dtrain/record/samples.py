@@ -66,8 +66,10 @@ class Samples(Periodic):
             self._generator, self._config, self._num_classes
         )
         png = images.encode_png(grid)
+        path = grid_path(self._config, step)
         try:
-            images.write(grid_path(self._config, step), png)
+            files.make_directory(os.path.dirname(path), parents=False)
+            images.write(path, png)
         except OSError as error:
             print(
                 f"the grid was not written: {files.reason(error)}",

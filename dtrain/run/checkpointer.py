@@ -19,10 +19,11 @@ from dtrain.checkpoint.tier import Facts
 from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config
-from dtrain.errors import StorageError
+from dtrain.errors import StorageError, UserError
 from dtrain.run import places, resuming
 from dtrain.run.tiers import open_tiers
 from dtrain.storage import files
+from dtrain.storage.claim import Claim
 
 Clock = Callable[[], float]
 
@@ -48,6 +49,7 @@ class Checkpointer:
         cluster: Cluster,
         *,
         run: Mapping[str, Any] | None = None,
+        claims: Sequence[Claim] = (),
         clock: Clock = time.monotonic,
     ) -> None:
         """Opens both tiers of the run.
@@ -57,6 +59,7 @@ class Checkpointer:
             config: the run's settings.
             cluster: the workers, and which of them this is.
             run: what config.json holds; written into each manifest.
+            claims: what must be this worker's own when it writes.
             clock: returns seconds; the default never goes back.
 
         Raises:
@@ -66,6 +69,7 @@ class Checkpointer:
         self._tiers = open_tiers(config, cluster, run)
         self._taker = SnapshotTaker(checkpoint)
         self._writer = Writer()
+        self._claims = claims
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         # Of the newest save that the writer was given, so that none is given
@@ -92,6 +96,16 @@ class Checkpointer:
         )
         self._submitted_step = self.saved_step = restored.step
         return restored
+
+    def check_claims(self) -> None:
+        """Checks that what this worker writes to is its own; any thread.
+
+        Raises:
+            UserError: see `claim.Claim.raise_if_lost`.
+            StorageError: likewise.
+        """
+        for claim in self._claims:
+            claim.raise_if_lost()
 
     def due(self, step: int) -> bool:
         """Tells whether the run is to save at `step`; only the chief knows."""
@@ -181,6 +195,7 @@ class Checkpointer:
             self._owes_checkpoint = False
 
         def write() -> None:
+            self.check_claims()
             # The backup first: a notice may leave no time for more.
             try:
                 if back_up:
@@ -237,6 +252,25 @@ class Checkpointer:
         except StorageError as error:
             return f"the backups are not needed any more and stay: {error}"
         return ""
+
+    def __enter__(self) -> Checkpointer:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: object
+    ) -> None:
+        """Closes it; a save that fails now hides no error of before.
+
+        Raises:
+            UserError: what is written to is not this worker's own any more.
+            StorageError: a save failed.
+        """
+        try:
+            self.close()
+        except (StorageError, UserError):
+            if error is None:
+                raise
 
     def close(self) -> None:
         """Waits until all is written.

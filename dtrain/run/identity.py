@@ -237,6 +237,7 @@ def write(description: Description, networks: phases.Networks) -> None:
 
     Raises:
         UserError: the directory cannot be written to.
+        StorageError: its disk is full, or has failed.
     """
     run_dir = description.config.run_dir
     access.make("run_dir", run_dir)
@@ -249,10 +250,8 @@ def write(description: Description, networks: phases.Networks) -> None:
                 path = os.path.join(run_dir, f"{name}.json")
                 _write(path, f"{text}\n".encode())
     except OSError as error:
-        raise UserError(
-            f"run_dir ({run_dir}) cannot be written to: "
-            f"{files.reason(error)}; name another one"
-        ) from error
+        failure = access.refusal("run_dir", run_dir, "written to", error)
+        raise failure from error
 
 
 def _architecture(network: keras.Model) -> str:

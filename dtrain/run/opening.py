@@ -66,7 +66,6 @@ class Run(NamedTuple):
         watcher: sees the notices that tell this process to end.
         watchdog: ends this process if the run makes no progress.
         ledger: counts where the time goes.
-        claims: on the directories that this worker alone may write to.
         inputs: the input pipelines so far. They are kept to the end: to take
             one down may wait for its threads for half a minute.
     """
@@ -84,7 +83,6 @@ class Run(NamedTuple):
     watcher: Watcher
     watchdog: Watchdog
     ledger: ledger.Ledger
-    claims: list[claim.Claim]
     inputs: list[Any]
 
 
@@ -121,7 +119,9 @@ def open_run(
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
-    saver, recorder, restored = _resume(gan, description, workers, book, stack)
+    saver, recorder, restored = _resume(
+        gan, description, workers, claims, book, stack
+    )
     run = Run(
         config=config,
         workers=workers,
@@ -138,11 +138,10 @@ def open_run(
         watcher=watcher,
         watchdog=dog,
         ledger=book,
-        claims=claims,
         inputs=[],
     )
-    notes = [*filter(None, (note, recorder.notice)), *restored.notes]
-    return run, restored._replace(notes=notes)
+    notes = filter(None, (note, recorder.notice, *restored.notes))
+    return run, restored._replace(notes=[*notes])
 
 
 def _make_periodic(
@@ -253,6 +252,7 @@ def _resume(
     gan: GAN,
     description: identity.Description,
     workers: Workers,
+    claims: list[claim.Claim],
     book: ledger.Ledger,
     stack: contextlib.ExitStack,
 ) -> tuple[checkpointer.Checkpointer, metrics.Recorder, Restored]:
@@ -263,6 +263,7 @@ def _resume(
         config,
         workers.cluster,
         run=identity.to_dict(description),
+        claims=claims,
     )
     with book.spending("restore"):
         restored = saver.restore(workers)
@@ -275,7 +276,7 @@ def _resume(
     )
     stack.callback(recorder.close)
     # Closed before the recorder, which a save that still runs needs.
-    stack.callback(saver.close)
+    stack.enter_context(saver)
     book.restored(int(gan.step.numpy()))
     if taken:
         if workers.is_chief:

@@ -9,6 +9,7 @@ nothing here does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 
 _PRODUCT = pathlib.Path("/sys/class/dmi/id/product_name")
+# What a disk says that says the same tomorrow.
+_NEVER = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
 _LOG_IN = (
     "run `gcloud auth application-default login`, or let "
     "GOOGLE_APPLICATION_CREDENTIALS name the key of a service account"
@@ -59,14 +65,33 @@ def make(name: str, directory: str) -> None:
 
     Raises:
         UserError: it cannot be made.
+        StorageError: the disk is full, or has failed.
     """
     try:
         files.make_directory(directory)
     except OSError as error:
-        raise UserError(
-            f"{name} ({directory}) cannot be made: {files.reason(error)}; name "
-            "another one"
-        ) from error
+        failure = refusal(name, directory, "made", error)
+        raise failure from error
+
+
+def refusal(
+    name: str, path: str, what: str, error: OSError
+) -> UserError | StorageError:
+    """Says in one line that something cannot be done with a local path.
+
+    Args:
+        name: of the setting that names it.
+        path: of a file or a directory.
+        what: as in `written to`.
+        error: why.
+
+    Returns:
+        A UserError if it cannot be done there at all.
+    """
+    line = f"{name} ({path}) cannot be {what}: {files.reason(error)}"
+    if error.errno in _NEVER:
+        return UserError(f"{line}; name another one")
+    return StorageError(f"{line}; run the same command again")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ All failures are OSErrors, those of a store `StoreError`s.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -97,11 +98,17 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
-def make_directory(path: str) -> None:
+def make_directory(path: str, *, parents: bool = True) -> None:
     """Makes a directory and those above it, if they are not there.
+
+    Args:
+        path: of the directory.
+        parents: whether those above it are made. What writes into a run's
+            directory makes none: a person may have moved or removed it.
 
     Raises:
         FileExistsError: a file is in the way.
+        FileNotFoundError: the one above is not there, and `parents` is False.
     """
     if is_remote(path):
         with _store() as store:
@@ -109,6 +116,8 @@ def make_directory(path: str) -> None:
         return
     missing = []
     while path and not os.path.isdir(path):
+        if missing and not parents:
+            raise FileNotFoundError(errno.ENOENT, "No such directory", path)
         missing.append(path)
         path = os.path.dirname(path)
     for directory in reversed(missing):

@@ -194,9 +194,8 @@ class _Member:
         self._read(now)
         if code is None:
             return
-        if code not in (errors.FINISHED, errors.RUN_AGAIN):
-            # What it has started would hold its devices and its ports.
-            self.worker.kill()
+        # What it has started would hold its devices and its ports.
+        self.worker.kill()
         self.worker.close()
         # Before it has a handler, the signal itself ends it.
         by_notice = self.is_told and code == -signal.SIGTERM
