@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import pathlib
+from typing import Any
 
 import pytest
 import tensorflow as tf
 
-from dtrain import errors
-from dtrain.checkpoint import going_on, snapshot
+from dtrain import CheckpointManager, errors
+from dtrain.checkpoint import going_on, readable, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.run import checkpointer as checkpointer_lib
 from dtrain.run import places, resuming
-from dtrain.storage import files
+from dtrain.storage import claim, files
 from tests import replicas
 
 DATA = "data-00000-of-00001"
@@ -126,14 +127,6 @@ def test_a_directory_that_is_refused_is_not_touched(run: Run) -> None:
     assert sorted(run.run_dir.rglob("*")) == before
 
 
-def test_sizes_alone_believe_a_flipped_bit_that_tensorflow_finds(
-    run: Run,
-) -> None:
-    run.save("checkpoints", 1).damage(f"checkpoints/ckpt-1.{DATA}")
-    with pytest.raises(errors.StorageError, match="Checksum does not match"):
-        run.restore(verify="sizes")
-
-
 def test_what_is_on_its_way_is_no_checkpoint(run: Run) -> None:
     """Seen by another worker, while the chief sweeps after a kill."""
     run.save("checkpoints", 1)
@@ -235,3 +228,107 @@ def test_a_disk_that_reads_nothing_is_no_damage(
     monkeypatch.setattr(files, "read", fail)
     with pytest.raises(errors.StorageError, match="Input/output error"):
         run.restore()
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, times: int
+) -> list[str]:
+    """Has reads of a checkpoint fail; returns what was asked for."""
+    asked: list[str] = []
+    is_of_tensorflow = isinstance(error, tf.errors.OpError)
+    home, name = (
+        (tf.raw_ops, "RestoreV2") if is_of_tensorflow else (files, "size")
+    )
+    real = getattr(home, name)
+
+    def fail(*arguments: object, **named: object) -> object:
+        path = str(named.get("prefix", arguments[:1]))
+        if "ckpt-2" in path:
+            asked.append(path)
+            if len(asked) <= times:
+                raise error
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(home, name, fail)
+    return asked
+
+
+TROUBLE = [
+    *(OSError(errno.EIO, "e"), OSError(errno.ECONNRESET, "e")),
+    *(OSError(errno.EHOSTUNREACH, "e"), OSError(errno.ESTALE, "e")),
+    tf.errors.UnknownError(None, None, "Input/output error"),
+    tf.errors.UnavailableError(None, None, "Connection reset by peer"),
+    tf.errors.DeadlineExceededError(None, None, "timed out"),
+]
+every_trouble = pytest.mark.parametrize(
+    "error", TROUBLE, ids=lambda error: f"{type(error).__name__}-{error}"
+)
+
+
+@every_trouble
+def test_trouble_that_passes_is_no_damage(
+    error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save("checkpoints", 1, 2)
+    asked = failing(monkeypatch, error, times=1)
+    restored = run.restore()
+    assert restored.prefix == f"{run.run_dir}/checkpoints/ckpt-2"
+    assert restored.notes == []
+    assert len(asked) > 1
+
+
+@every_trouble
+def test_trouble_that_stays(
+    error: Exception, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not read one file is damaged there; a host that does
+    not answer may do so later."""
+    run.save("checkpoints", 1, 2)
+    failing(monkeypatch, error, times=1000)
+    monkeypatch.setattr(readable, "_PAUSES_SECS", (0.0, 0.0))
+    if "Input/output" in str(error) or "Errno 5]" in str(error):
+        assert run.restore().prefix == f"{run.run_dir}/checkpoints/ckpt-1"
+        assert (run.run_dir / "checkpoints/quarantine/ckpt-2").exists()
+    else:
+        with pytest.raises(errors.StorageError):
+            run.restore()
+        assert not (run.run_dir / "checkpoints/quarantine").exists()
+
+
+@pytest.mark.parametrize("name", [f"ckpt-3.{DATA}", "ckpt-3.index"])
+def test_sizes_alone_do_not_show_damage(name: str, run: Run) -> None:
+    """What TensorFlow finds at the restore is put aside as well."""
+    run.save("checkpoints", 1, 2, 3).damage(f"checkpoints/{name}")
+    restored = run.restore(verify="sizes")
+    assert restored.prefix == f"{run.run_dir}/checkpoints/ckpt-2"
+    assert len(restored.notes) == 1
+    assert (run.run_dir / "checkpoints/quarantine/ckpt-3").exists()
+
+
+@pytest.mark.parametrize("reader", ["run", "manager"])
+def test_what_is_removed_while_it_is_read(
+    reader: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run that goes on saving, and keeps one: the next is taken."""
+    run.save("checkpoints", 1)
+    path = f"{run.run_dir}/checkpoints"
+    directory = CheckpointDirectory(path)
+    real = going_on.restore
+    removed: list[int] = []
+
+    def sweep(*arguments: Any, **words: str) -> None:
+        if len(removed) < 2:
+            removed.append(len(removed) + 1)
+            run.save("checkpoints", removed[-1] + 1)
+            directory.remove(removed[-1])
+        real(*arguments, **words)
+
+    monkeypatch.setattr(going_on, "restore", sweep)
+    if reader == "run":
+        config = Config(run_dir=str(run.run_dir))
+        resuming.restore_step(run.state, config)
+    else:
+        with claim.claim(path), CheckpointManager(run.state, path) as manager:
+            assert manager.restore() == 3
+    assert set(run.weights.numpy()) == {3.0}
+    assert removed == [1, 2]

@@ -56,6 +56,15 @@ RATED = saves(
         (EveryHours(3.5), HUNDREDS, {100, 500, 900}),
         (EveryHours(0.5), HUNDREDS, set(range(100, 1001, 100))),
         (EveryHours(4), [], set()),
+        # One was saved by a clock that was 30 days ahead.
+        (
+            EveryHours(1),
+            [
+                Saved(step, (step + 720 * (step == 3)) * 3600.0, {})
+                for step in range(1, 7)
+            ],
+            {1, 2, 3, 4, 5, 6},
+        ),
         (Best(1, "loss"), RATED, {5}),
         (Best(3, "loss"), RATED, {1, 2, 5}),
         (Best(9, "loss"), RATED, {1, 2, 5, 6}),
@@ -127,7 +136,7 @@ def stays(one: Saved, history: list[Saved], policy: Any) -> bool:
             # By induction over what is older: no list of what was chosen.
             stayed = (o for o in reversed(older) if stays(o, older, policy))
             last = next(stayed, None)
-            return not last or (one.saved_at - last.saved_at) / 3600 >= hours
+            return not last or abs(one.saved_at - last.saved_at) / 3600 >= hours
         case Best(num, metric, mode):
             better = 0
             for other in older + newer:

@@ -16,8 +16,11 @@ import tensorflow as tf
 from dtrain.bundle import restore as whole_restore
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError, Manifest
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
+
+# Of somebody who reads where another writes, and keeps little.
+_NUM_TRIES = 5
 
 
 class Place(NamedTuple):
@@ -86,34 +89,56 @@ def search(
     Raises:
         OSError: a place cannot be read.
     """
-    candidates = [
-        (step, -order, place)
-        for order, place in enumerate(places)
-        for step in place.directory.candidates()
-        if (below is None or step < below) and step % (every_steps or 1) == 0
-    ]
-    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
     bad: list[tuple[Place, int, str]] = []
     unreadable: list[OSError] = []
-    for step, _, place in candidates:
-        try:
-            manifest = place.directory.verify(step, how)
-        except DamagedError as error:
-            bad.append((place, step, str(error)))
-            if isinstance(error.__cause__, OSError):
-                unreadable.append(error.__cause__)
+    for place, step in _candidates(places):
+        is_wanted = below is None or step < below
+        if not is_wanted or step % (every_steps or 1):
             continue
-        return Search(
-            Verified(place.directory, manifest),
-            [_put_aside(*candidate) for candidate in bad],
-            holds_something=True,
-        )
+        verdict = _verify(place.directory, step, how)
+        if isinstance(verdict, Manifest):
+            return Search(
+                Verified(place.directory, verdict),
+                [_put_aside(*candidate) for candidate in bad],
+                holds_something=True,
+            )
+        if verdict:
+            bad.append((place, step, str(verdict)))
+            if isinstance(verdict.__cause__, OSError):
+                unreadable.append(verdict.__cause__)
     if bad and len(unreadable) == len(bad):
         # It is the disk, and not what is on it.
         raise unreadable[0]
     set_aside = any(place.directory.quarantined() for place in places)
     notes = [_does_not_verify(*candidate) for candidate in bad]
     return Search(None, notes, bool(bad) or set_aside)
+
+
+def _verify(
+    directory: CheckpointDirectory, step: int, how: str
+) -> Manifest | DamagedError | None:
+    """Verifies a checkpoint; None if who writes there has removed it."""
+    failure: DamagedError | OSError
+    try:
+        return directory.verify(step, how)
+    except (DamagedError, FileNotFoundError) as error:
+        failure = error
+    if step not in directory.candidates():
+        return None
+    if isinstance(failure, DamagedError):
+        return failure
+    raise failure
+
+
+def _candidates(places: Sequence[Place]) -> list[tuple[Place, int]]:
+    """Lists all that looks like a checkpoint, the one to be preferred first."""
+    steps = [
+        (place, step, order)
+        for order, place in enumerate(places)
+        for step in place.directory.candidates()
+    ]
+    steps.sort(key=lambda candidate: (-candidate[1], candidate[2]))
+    return [(place, step) for place, step, _ in steps]
 
 
 def _does_not_verify(place: Place, step: int, reason: str) -> str:
@@ -197,12 +222,61 @@ def restore(
     Raises:
         UserError: it does not fit; the text ends with the edit that repairs
             it, if one is known.
-        StorageError: the disk or the store cannot be read.
+        StorageError: the disk or the store cannot be read, or it is damaged,
+            where only its sizes were looked at.
     """
-    with (
-        files.storage_errors(verified.prefix),
-        verified.directory.reading(verified.manifest.step) as prefix,
-    ):
-        whole_restore.restore(
-            checkpoint, prefix, verified.prefix, what=what, remedy=remedy
-        )
+    try:
+        with (
+            files.storage_errors(verified.prefix),
+            verified.directory.reading(verified.manifest.step) as prefix,
+        ):
+            whole_restore.restore(
+                checkpoint, prefix, verified.prefix, what=what, remedy=remedy
+            )
+    except DamagedError as error:
+        raise StorageError(f"{verified.prefix}: {error}") from error
+
+
+def restore_chosen(
+    places: Sequence[Place],
+    where: str,
+    how: str,
+    checkpoint: tf.train.Checkpoint,
+    step: int | None = None,
+    **words: str,
+) -> tuple[Verified, list[str]]:
+    """Restores the checkpoint that somebody asks for; see `choose`.
+
+    Another is chosen if it is removed meanwhile, by whoever writes there; or,
+    if only the sizes were looked at, if it turns out to be damaged.
+
+    Args:
+        places: see `choose`.
+        where: see `choose`.
+        how: full or sizes.
+        checkpoint: see `restore`.
+        step: see `choose`.
+        **words: see `restore`.
+
+    Returns:
+        The checkpoint, and a line for each newer one that does not verify.
+
+    Raises:
+        UserError: there is none, it does not verify, or it does not fit.
+        StorageError: the disk or the store cannot be read.
+        OSError: a place cannot be read.
+    """
+    for _ in range(_NUM_TRIES):
+        verified, notes = choose(places, where, how, step)
+        try:
+            restore(verified, checkpoint, **words)
+        except StorageError:
+            is_gone = verified.manifest.step not in verified.directory.steps()
+            if how == "full" and not is_gone:
+                raise
+            how = "full"
+        else:
+            return verified, notes
+    raise StorageError(
+        f"{where}: what is restored is removed, time and again; keep more"
+    )

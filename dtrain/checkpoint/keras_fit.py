@@ -25,7 +25,7 @@ from dtrain.bundle.objects import untracked_variables
 from dtrain.checkpoint import going_on
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.snapshot import Snapshot, SnapshotTaker
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 
 
@@ -170,7 +170,13 @@ class Fit:
         for note in seen.notes:
             warnings.warn(note, stacklevel=2)
         if seen.newest:
-            self._restore(seen.newest, first_epoch)
+            try:
+                self._restore(seen.newest, first_epoch)
+            except StorageError:
+                if how == "full":
+                    raise
+                # Its sizes did not show that it is damaged, if it is.
+                self.restore(directories, "full", first_epoch)
         elif seen.holds_something:
             raise UserError(
                 f"{directories[0].path} holds checkpoints and none of them can "

@@ -120,12 +120,15 @@ class CheckpointManager:
             place = going_on.Place(
                 self.directory, is_mine=is_own and step is None
             )
-            verified, notes = going_on.choose(
-                [place], self.directory.path, self._verify, step
+            verified, notes = going_on.restore_chosen(
+                [place],
+                self.directory.path,
+                self._verify,
+                self._checkpoint,
+                step,
             )
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        going_on.restore(verified, self._checkpoint)
         restored = verified.manifest.step
         is_newest = not any(newer > restored for newer in steps)
         self._went_back_to = None if is_newest else restored

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
@@ -22,18 +23,20 @@ from dtrain.storage import files, locks
 INDEX, MANIFEST = "index", "json"
 
 # What TensorFlow raises where a file is not what was written. What it raises
-# where the memory is full is not among them: the file is good.
+# where the memory is full, or a host does not answer, is not among them.
 _DAMAGE = (
     tf.errors.DataLossError,
     tf.errors.OutOfRangeError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
-    tf.errors.UnavailableError,
-    tf.errors.UnknownError,
-    tf.errors.InternalError,
     tf.errors.FailedPreconditionError,
 )
-_UNREADABLE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+# What a disk says of a file that cannot be read at all.
+_UNREADABLE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+# TensorFlow's words for EIO. One such error passes; if it comes again and
+# again, it is damage if other files can be read.
+_UNKNOWN = ("UnknownError", "InternalError")
+_PAUSES_SECS = (0.1, 1.0)
 _BATCH_BYTES = 64 << 20
 
 
@@ -110,8 +113,25 @@ class ReadableDirectory:
 
         Raises:
             DamagedError: it is not what was written; the text says why.
+            FileNotFoundError: it was removed meanwhile.
             OSError: the directory cannot be read.
         """
+        for pause_secs in _PAUSES_SECS:
+            try:
+                return self._verify_once(step, how)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(pause_secs)
+        try:
+            return self._verify_once(step, how)
+        except OSError as error:
+            kind = getattr(error, "kind", "")
+            if error.errno == errno.EIO or kind in _UNKNOWN:
+                raise DamagedError(files.reason(error)) from error
+            raise
+
+    def _verify_once(self, step: int, how: str) -> Manifest:
         try:
             return self._verify(step, how)
         except OSError as error:

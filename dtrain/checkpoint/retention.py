@@ -118,6 +118,9 @@ class Doubling:
 class EveryHours:
     """Keeps the first, then each that is `hours` later than the last kept.
 
+    Later by its step: one whose time lies as far before shows that a clock was
+    wrong, and the hours count anew from there.
+
     Attributes:
         hours: more than 0.
     """
@@ -138,7 +141,7 @@ class EveryHours:
         for checkpoint in saved:
             if (
                 not chosen
-                or checkpoint.saved_at - chosen[-1].saved_at
+                or abs(checkpoint.saved_at - chosen[-1].saved_at)
                 >= self.hours * 3600
             ):
                 chosen.append(checkpoint)

@@ -14,7 +14,7 @@ from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, ModelSettings, RunSettings
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 from dtrain.run import places
 from dtrain.run.tiers import Tiers
 from dtrain.storage import files
@@ -53,8 +53,21 @@ def restore(
             it is must, none can be used, or it does not fit the networks.
         StorageError: a disk or the store failed.
     """
+    try:
+        return _restore_newest(checkpoint, tiers, workers, tiers.config.verify)
+    except StorageError:
+        # On all workers alike: see `together`.
+        if tiers.config.verify == "full":
+            raise
+    # Its sizes did not show that it is damaged, if it is.
+    return _restore_newest(checkpoint, tiers, workers, "full")
+
+
+def _restore_newest(
+    checkpoint: tf.train.Checkpoint, tiers: Tiers, workers: Workers, how: str
+) -> Restored:
     config = tiers.config
-    seen = workers.together(lambda: _search(tiers))
+    seen = workers.together(lambda: _search(tiers, how))
     with contextlib.ExitStack() as stack:
         newest = exchange.agree(workers, seen, _own(tiers), stack)
         _check_resume(config, newest)
@@ -132,13 +145,14 @@ def restore_step(
         StorageError: the disk or the store cannot be read.
     """
     with files.storage_errors(config.run_dir):
-        chosen, _ = going_on.choose(
+        going_on.restore_chosen(
             _read_only(places.find(config, ALONE)),
             config.run_dir,
             config.verify,
+            checkpoint,
             step,
+            **_words(config),
         )
-    _restore(checkpoint, chosen, config)
 
 
 def _read_only(readable: list[going_on.Place]) -> list[going_on.Place]:
@@ -150,12 +164,15 @@ def _restore(
     verified: going_on.Verified,
     config: ModelSettings,
 ) -> None:
-    going_on.restore(
-        verified,
-        checkpoint,
-        what=f"the networks of --model={config.model}",
-        remedy="make the model as it was, or name another run_dir",
-    )
+    going_on.restore(verified, checkpoint, **_words(config))
+
+
+def _words(config: ModelSettings) -> dict[str, str]:
+    """Returns what an error of `going_on.restore` calls things."""
+    return {
+        "what": f"the networks of --model={config.model}",
+        "remedy": "make the model as it was, or name another run_dir",
+    }
 
 
 def _own(tiers: Tiers) -> going_on.CheckpointDirectory | None:
@@ -163,7 +180,7 @@ def _own(tiers: Tiers) -> going_on.CheckpointDirectory | None:
     return tiers.backup.directory if tiers.backup else None
 
 
-def _search(tiers: Tiers) -> going_on.Search:
+def _search(tiers: Tiers, how: str) -> going_on.Search:
     """Finds the newest state that this worker has, with notes for the user."""
     config = tiers.config
     with files.storage_errors(config.run_dir):
@@ -173,7 +190,7 @@ def _search(tiers: Tiers) -> going_on.Search:
             readable = _read_only(readable)
         else:
             tiers.clean()
-        seen = going_on.search(readable, config.verify)
+        seen = going_on.search(readable, how)
         recorded = places.recorded(config.run_dir)
     pin_notes = _pin_notes(tiers)
     if recorded is None or seen.holds_something:
