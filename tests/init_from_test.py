@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from dtrain import checkpoint_tool, errors
-from dtrain.bundle import fit, reader
+from dtrain.bundle import fit, reader, tensors
 from dtrain.checkpoint import writing
 from dtrain.config import Config
 from dtrain.errors import UserError
@@ -80,7 +80,7 @@ def test_what_is_taken_and_what_stays(
     config = dataclasses.replace(
         CONFIG, init_from=str(source), init_parts=parts
     )
-    told = init_from.take(gan.checkpoint, config)
+    told = init_from.take(gan.checkpoint, config, init_from.find(config))
     assert (told.step, told.parts) == (10, taken)
     after = state(gan)
     for name, value in after.items():
@@ -103,7 +103,7 @@ def test_from_a_generator_alone_that_is_called_otherwise(
         init_parts="generator",
         init_map="gen=generator",
     )
-    init_from.take(gan.checkpoint, config)
+    init_from.take(gan.checkpoint, config, init_from.find(config))
     after = state(gan)
     for name in tree.below("generator"):
         value = tree[name].read()
@@ -121,7 +121,7 @@ def test_one_that_does_not_fit_changes_nothing(
         CONFIG, init_from=f"{tmp_path}/ckpt-1", init_parts="generator"
     )
     with pytest.raises(UserError, match="does not fit this run") as caught:
-        init_from.take(gan.checkpoint, config)
+        init_from.take(gan.checkpoint, config, init_from.find(config))
     assert "generator/" in "\n".join(caught.value.details)
     after = state(gan)
     for name in before:
@@ -203,3 +203,39 @@ def test_what_the_tool_edited_is_where_a_run_starts(
     )
     assert code == errors.FINISHED, told
     assert f"resumed from {output}" in told
+
+
+def test_a_start_that_is_killed_before_it_has_saved(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Meanwhile the run that it begins from has gone on."""
+    moving, run_dir = tmp_path / "moving", tmp_path / "run"
+    shutil.copytree(source, moving)
+    begins = [*runs.SMALL, f"--init_from={moving}", "--num_steps=3"]
+    code, output = runs.run("dtrain.main", *begins, f"--run_dir={run_dir}")
+    assert code == errors.FINISHED, output
+    ends_with = tensors.digest(f"{run_dir}/checkpoints/ckpt-3")
+    # As if nothing had been saved.
+    for name in ("checkpoints", "backup", "saved.json", "metrics.jsonl"):
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    code, output = runs.run(
+        "dtrain.main", *runs.SMALL, f"--run_dir={moving}", "--num_steps=12"
+    )
+    assert code == errors.FINISHED, output
+    code, output = runs.run("dtrain.main", *begins, f"--run_dir={run_dir}")
+    assert code == errors.FINISHED, output
+    assert f"of {moving}/checkpoints/ckpt-10" in output
+    assert tensors.digest(f"{run_dir}/checkpoints/ckpt-3") == ends_with
+    # Another state of the same name is told of.
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "saved.json").unlink()
+    for path in (moving / "checkpoints").glob("ckpt-10.*"):
+        path.unlink()
+    writing.commit(
+        reader.read(f"{moving}/checkpoints/ckpt-12"),
+        f"{moving}/checkpoints/ckpt-10",
+    )
+    code, output = runs.run("dtrain.main", *begins, f"--run_dir={run_dir}")
+    assert code == errors.USER_ERROR, output
+    assert "is not what the run has begun from: its digest was" in output

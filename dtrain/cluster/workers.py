@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,6 +120,24 @@ class Workers(NamedTuple):
             return tf.constant(words if is_sender else np.zeros_like(words))
 
         return self._sum(of_replica).numpy().tobytes()[:size]
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Gives all workers what the chief makes. Every worker calls this.
+
+        Args:
+            make: called on the chief; returns what JSON can hold.
+
+        Raises:
+            UserError: `make` raised it, on the chief.
+            StorageError: likewise.
+        """
+        data = b""
+        made = self.together(lambda: make() if self.is_chief else None)
+        if self.is_chief:
+            data = json.dumps(made).encode()
+        sizes = self.gather(len(data))
+        # The first replica is the chief's.
+        return json.loads(self.broadcast(data, sizes[0], 0))
 
     def _sum(
         self, of_replica: Callable[[tf.distribute.ValueContext], tf.Tensor]

@@ -63,7 +63,51 @@ class Taken(NamedTuple):
             files.write(f"{run_dir}/init_from.json", text.encode())
 
 
-def take(checkpoint: tf.train.Checkpoint, config: RunSettings) -> Taken:
+class Source(NamedTuple):
+    """What a run begins from.
+
+    Attributes:
+        checkpoint: its prefix.
+        digest: of what was taken by a start that was killed before it had
+            saved anything; "" if this start is the first.
+    """
+
+    checkpoint: str
+    digest: str = ""
+
+
+def find(config: RunSettings) -> Source:
+    """Finds what a run begins from; the chief calls this, for all workers.
+
+    `--init_from` may name the directory of a run that goes on: a start that
+    was killed and the next one must not take two of its states.
+
+    Args:
+        config: with an `init_from`.
+
+    Raises:
+        UserError: there is no such checkpoint, or init_from.json is damaged.
+        StorageError: a disk or a store failed.
+    """
+    path = f"{config.run_dir}/init_from.json"
+    with files.storage_errors(path):
+        data = files.read(path)
+    if data is None:
+        return Source(opening.resolve(config.init_from))
+    try:
+        values = json.loads(data)
+        source = Source(values["checkpoint"], values["digest"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged; remove it to begin from what "
+            f"{config.init_from} has now"
+        ) from error
+    return Source(str(source.checkpoint), str(source.digest))
+
+
+def take(
+    checkpoint: tf.train.Checkpoint, config: RunSettings, source: Source
+) -> Taken:
     """Takes weights from `--init_from`. Every worker calls this.
 
     If it has no moving average, its generator is taken for that too.
@@ -71,26 +115,34 @@ def take(checkpoint: tf.train.Checkpoint, config: RunSettings) -> Taken:
     Args:
         checkpoint: of a GAN that has not begun.
         config: with an `init_from`.
+        source: what `find` returned on the chief.
 
     Raises:
-        UserError: there is no such checkpoint, or it does not fit.
+        UserError: there is no such checkpoint, it does not fit, or it is not
+            what the run has begun from before.
         StorageError: a disk or a store failed.
     """
     renamed = _parse_map(config.init_map)
     parts = _PARTS[config.init_parts]
-    with opening.opened(config.init_from) as source:
-        tree = source.tree.renamed(renamed)
+    with opening.opened(source.checkpoint) as opened:
+        digest = tensors.digest(opened.local)
+        if source.digest not in ("", digest):
+            raise UserError(
+                f"{opened.prefix} is not what the run has begun from: its "
+                f"digest was {source.digest[:12]} and is {digest[:12]}; bring "
+                "it back, or name another run_dir to start over"
+            )
+        tree = opened.tree.renamed(renamed)
         has_ema = bool(tree.below(EMA))
         taken = [name for name in parts if has_ema or name != EMA]
         target = tf.train.Checkpoint(
             **{name: getattr(checkpoint, name) for name in taken}
         )
-        _restore(tree, taken, target, source.prefix)
+        _restore(tree, taken, target, opened.prefix)
         if not has_ema:
             average = tf.train.Checkpoint(generator=checkpoint.ema_generator)
-            _restore(tree, ["generator"], average, source.prefix)
-        digest = tensors.digest(source.local)
-        return Taken(source.prefix, source.tree.step, digest, parts, renamed)
+            _restore(tree, ["generator"], average, opened.prefix)
+        return Taken(opened.prefix, opened.tree.step, digest, parts, renamed)
 
 
 def _restore(

@@ -268,9 +268,14 @@ def _resume(
     with book.spending("restore"):
         restored = saver.restore(workers)
         if config.init_from and restored.manifest is None:
+            source = workers.share(lambda: init_from.find(config))
             taken = workers.together(
-                lambda: init_from.take(gan.checkpoint, config)
+                lambda: init_from.take(
+                    gan.checkpoint, config, init_from.Source(*source)
+                )
             )
+            if workers.is_chief:
+                taken.write(config.run_dir)
     recorder = workers.together(
         lambda: _begin(restored, description, gan, workers)
     )
@@ -279,8 +284,6 @@ def _resume(
     stack.enter_context(saver)
     book.restored(int(gan.step.numpy()))
     if taken:
-        if workers.is_chief:
-            taken.write(config.run_dir)
         restored = restored._replace(notes=[str(taken), *restored.notes])
     return saver, recorder, restored
 
