@@ -281,4 +281,6 @@ def make_name(run_dir: str) -> str:
     """Makes the name of a job of a path, whatever is in it."""
     last = run_dir.rstrip("/").rpartition("/")[2].lower()
     words = re.sub(r"[^a-z0-9]+", "-", last)[:MAX_NAME].strip("-")
-    return words if is_name(words) else f"run-{words}".rstrip("-")
+    if is_name(words):
+        return words
+    return f"run-{words}"[:MAX_NAME].rstrip("-")

@@ -10,18 +10,34 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
+from launch import options as options_lib
 from launch.job import Job, Plan
-from launch.options import BACKENDS
+from launch.options import Options
 
+_T = TypeVar("_T")
+
+_FILE = "job.json"
 _VERSION = 1
-# Characters of what a scheduler says that are shown.
+# By which each scheduler knows a job: nothing that a program would take for an
+# option, nor Vertex AI for another host.
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_JOB_IDS = {
+    "slurm": "[0-9]{1,20}",
+    "kubernetes": f"{_LABEL}/{_LABEL}",
+    "vertex": rf"projects/[\w.:-]+/locations/{_LABEL}/customJobs/[0-9]+",
+    "skypilot": "[0-9]{1,20}",
+}
+# What a calendar has.
+_MAX_SECS = 253_402_300_800
+# Characters of what others say that are shown.
 _MAX_WORDS = 500
 _REMEDY = "is this a machine from which jobs are submitted?"
 
@@ -111,7 +127,7 @@ def write(submission: Submission, record_dir: str) -> None:
     directory = directory_of(record_dir)
     with files.storage_errors(directory):
         files.write(
-            f"{directory}/job.json", f"{text}\n".encode(), make_parents=True
+            f"{directory}/{_FILE}", f"{text}\n".encode(), make_parents=True
         )
 
 
@@ -121,56 +137,120 @@ def read(record_dir: str) -> Submission | None:
     Raises:
         StorageError: it cannot be read, or is damaged.
     """
-    path = os.path.join(directory_of(record_dir), "job.json")
+    path = os.path.join(directory_of(record_dir), _FILE)
     with files.storage_errors(path):
         text = files.read(path)
-    if not text:
+    if text is None:
         return None
     try:
-        values = json.loads(text)
-        if values.pop("version") != _VERSION:
-            raise StorageError(
-                f"{path} is of another version of dtrain; use that one"
-            )
-        return _check(Submission(**values))
-    except (
-        *(ValueError, TypeError, KeyError),
-        *(AttributeError, RecursionError),
-    ) as error:
+        return _decode(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        words = str(error)[:_MAX_WORDS]
         raise StorageError(
-            f"{path} is damaged ({error}); the scheduler's own commands still "
-            "know the job"
+            f"{path} is damaged ({words}); remove it when its job is over, "
+            "which the scheduler's own commands still know"
         ) from error
 
 
-def _check(submission: Submission) -> Submission:
-    """Checks what the verbs rely on.
+def _decode(values: Any) -> Submission:
+    """Makes a submission of what a file says, which may be anything.
 
     Raises:
-        ValueError: it is not what `make` makes.
+        ValueError: it is not what `write` writes.
+        StorageError: another version of dtrain has written it.
     """
-    if not isinstance(submission.run_dirs, list) or not submission.run_dirs:
-        raise ValueError("it has no run_dirs")
-    texts = [
-        *(submission.backend, submission.job_id, submission.name),
-        *(submission.directory, *submission.run_dirs),
-    ]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("what is to be text is none")
-    if (
-        submission.backend not in BACKENDS[1:]
-        or type(submission.submitted_secs) is not int
-    ):
-        raise ValueError("backend or submitted_secs is unknown")
-    return submission
+    record = dict(_typed("it", values, dict))
+    version = _typed("version", record.pop("version", None), int)
+    if version != _VERSION:
+        raise StorageError(
+            f"{_FILE} is of version {version}, and this dtrain knows "
+            f"{_VERSION}; use the dtrain that submitted the job"
+        )
+    names = [field.name for field in dataclasses.fields(Submission)]
+    if sorted(record) != sorted(names):
+        raise ValueError(f"it must have version, {', '.join(names)}")
+    backend = _typed("backend", record["backend"], str)
+    if backend not in _JOB_IDS:
+        raise ValueError(f"backend must be one of {', '.join(_JOB_IDS)}")
+    check_job_id(backend, record["job_id"])
+    if not options_lib.is_name(_typed("name", record["name"], str)):
+        raise ValueError("name must be that of a job")
+    for name in ("run_dirs", "arguments", "submit"):
+        _check_texts(name, record[name])
+    if not record["run_dirs"]:
+        raise ValueError("run_dirs must not be empty")
+    for path in (*record["run_dirs"], record["directory"]):
+        _check_path(path)
+    secs = _typed("submitted_secs", record["submitted_secs"], int)
+    if not 0 <= secs < _MAX_SECS:
+        raise ValueError("submitted_secs must be a time")
+    _typed("versions", record["versions"], dict)
+    _check_options(backend, _typed("options", record["options"], dict))
+    return Submission(**record)
 
 
-def find(directory: str) -> list[Submission]:
-    """Finds the submissions of the runs in a directory, and of itself.
+def check_job_id(backend: str, job_id: Any) -> None:
+    """Checks that a scheduler may have called a job so.
+
+    Args:
+        backend: of the job.
+        job_id: what is to be its id.
+
+    Raises:
+        ValueError: it may not.
+    """
+    text = _typed("job_id", job_id, str)
+    if not re.fullmatch(_JOB_IDS[backend], text, re.ASCII):
+        raise ValueError(f"job_id ({text[:80]!r}) is none of {backend}")
+
+
+def _typed(name: str, value: Any, kind: type[_T]) -> _T:
+    # A bool is an int, but for us.
+    if type(value) is not kind:
+        raise ValueError(f"{name} must be of {kind.__name__}")
+    return value
+
+
+def _check_texts(name: str, values: Any) -> None:
+    for text in _typed(name, values, list):
+        _typed(name, text, str)
+
+
+def _check_path(path: Any) -> None:
+    text = _typed("a directory", path, str)
+    is_named = files.is_remote(text) or os.path.isabs(text)
+    if not is_named or b"\0" in os.fsencode(text):
+        raise ValueError("a directory must be absolute, or on gs://")
+
+
+def _check_options(backend: str, values: Mapping[str, Any]) -> None:
+    """Checks the flags in front of the -- by the rules of the flags.
+
+    Raises:
+        ValueError: one is unknown, of another type, or breaks its rule.
+    """
+    known = {flag.name: flag for flag in dataclasses.fields(Options)}
+    options: dict[str, Any] = {"backend": backend}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"options has {name[:80]!r}, which is no flag")
+        default = known[name].default
+        if isinstance(default, tuple):
+            _check_texts(name, value)
+            value = tuple(value)
+        options[name] = _typed(name, value, type(default))
+    if Options(**options).backend != backend:
+        raise ValueError("options must be of its backend")
+    if backend == "vertex" and not options.get("project"):
+        raise ValueError("options must have a project")
+
+
+def find(directory: str) -> list[str]:
+    """Lists where `read` may find a job: a directory, and those in it.
 
     Raises:
         UserError: it is no directory.
-        StorageError: it, or a submission in it, cannot be read.
+        StorageError: it cannot be read.
     """
     with files.storage_errors(directory):
         if not files.is_directory(directory):
@@ -180,8 +260,7 @@ def find(directory: str) -> list[Submission]:
             for name, is_directory in files.entries(directory)
             if is_directory
         )
-    submissions = [read(run_dir) for run_dir in (directory, *run_dirs)]
-    return [submission for submission in submissions if submission]
+    return [directory, *run_dirs]
 
 
 def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:

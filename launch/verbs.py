@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 from dtrain import errors, flags
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 from launch import submission
 from launch.backends import slurm
 from launch.job import QUEUED, RUNNING, UNKNOWN, State
@@ -20,19 +22,21 @@ from launch.submit import BACKENDS
 
 _POLL_SECS = 2.0
 _ASK_EVERY_SECS = 5.0
+_TITLES = ("job", "backend", "name", "how", "submitted", "run")
+_NO_METRICS = (ValueError, KeyError, TypeError)
 _RUN_DIR = {"run_dir": ("", "Directory of the run, or its record_dir.")}
 
 
 def status(arguments: Sequence[str]) -> int:
     """Says how the job of a run is, and how far the run."""
     job = _find(flags.parse_flags(arguments, _RUN_DIR)["run_dir"])
-    print(f"{job.name}  {job.backend}  submitted {job.submitted}")
+    _say(f"{job.name}  {job.backend}  submitted {job.submitted}")
     for state in _states(job):
-        print(f"{state.phase}  {state.details}")
+        _say(f"{state.phase}  {state.details}")
     for run_dir in job.run_dirs:
         progress = _progress(run_dir)
         if progress:
-            print(f"{run_dir}: {progress}")
+            _say(f"{run_dir}: {progress}")
     return errors.FINISHED
 
 
@@ -65,14 +69,14 @@ def stop(arguments: Sequence[str]) -> int:
     run_dirs = job.run_dirs if _is_any(job, RUNNING) else ()
     untold = [run_dir for run_dir in run_dirs if not _tell(run_dir)]
     if len(untold) < len(run_dirs):
-        print(f"{job.name} saves and ends", flush=True)
+        _say(f"{job.name} saves and ends")
         while _is_any(job, RUNNING, missed=True):
             time.sleep(_POLL_SECS)
             # A run of a sweep may have had no directory yet.
             untold = [run_dir for run_dir in untold if not _tell(run_dir)]
     if _is_any(job, QUEUED, RUNNING):
         BACKENDS[job.backend].cancel(job)
-    print(f"{job.name} is not started again; {_states(job)[0].details}")
+    _say(f"{job.name} is not started again; {_states(job)[0].details}")
     return errors.FINISHED
 
 
@@ -80,38 +84,57 @@ def list_jobs(arguments: Sequence[str]) -> int:
     """Prints a line for each job of the runs in a directory."""
     known = {"run_dir": ("runs", "Directory of the runs.")}
     values = flags.parse_flags(arguments, known)
-    jobs = submission.find(os.path.expanduser(values["run_dir"]))
-    if not jobs:
-        print(f"no run in {values['run_dir']} was submitted")
-        return errors.FINISHED
-    rows = [("job", "backend", "name", "how", "submitted", "run")]
-    for job in jobs:
+    rows = []
+    is_any = False
+    for record_dir in submission.find(os.path.expanduser(values["run_dir"])):
         try:
-            phases = sorted({state.phase for state in _states(job)})
-        except UserError as error:
-            # The others have another scheduler, or it answers again.
-            print(f"{job.name}: {error}", file=sys.stderr)
-            phases = [UNKNOWN]
-        rows.append(
-            (
-                job.job_id,
-                job.backend,
-                job.name,
-                "+".join(phases),
-                job.submitted,
-                # Of a sweep, the directory of all; `gs://` is no path to it.
-                os.path.commonpath(job.run_dirs)
-                if len(job.run_dirs) > 1
-                else job.run_dirs[0],
-            )
-        )
+            job = submission.read(record_dir)
+        except StorageError as error:
+            # It hides no other.
+            _say(str(error), sys.stderr)
+            is_any = True
+            continue
+        if job:
+            rows.append(_row(job))
+    if rows:
+        _print_table([_TITLES, *rows])
+    elif not is_any:
+        _say(f"no run in {values['run_dir']} was submitted")
+    return errors.FINISHED
+
+
+def _row(job: Submission) -> tuple[str, ...]:
+    try:
+        phases = sorted({state.phase for state in _states(job)})
+    except UserError as error:
+        # The others have another scheduler, or it answers again.
+        _say(f"{job.name}: {error}", sys.stderr)
+        phases = [UNKNOWN]
+    # Of a sweep, the directory of all; `gs://` is no path to `os.path`.
+    steps = zip(*(path.split("/") for path in job.run_dirs), strict=False)
+    common = itertools.takewhile(lambda names: len({*names}) == 1, steps)
+    return (
+        job.job_id,
+        job.backend,
+        job.name,
+        "+".join(phases),
+        job.submitted,
+        errors.printable("/".join(names[0] for names in common)),
+    )
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(
             text.ljust(width) for text, width in zip(row, widths, strict=True)
         )
-        print(line.rstrip())
-    return errors.FINISHED
+        _say(line.rstrip())
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line, in which a scheduler or a file may have had a word."""
+    print(errors.printable(line), file=stream or sys.stdout, flush=True)
 
 
 def _find(record_dir: str) -> Submission:
@@ -142,7 +165,7 @@ def _is_any(job: Submission, *phases: str, missed: bool | None = None) -> bool:
     except UserError as error:
         if missed is None:
             raise
-        print(f"{job.name}: {error}", file=sys.stderr)
+        _say(f"{job.name}: {error}", sys.stderr)
         return missed
 
 
@@ -159,7 +182,7 @@ def _tell(run_dir: str) -> bool:
         errors="replace",
     )
     if done.returncode not in (errors.FINISHED, errors.USER_ERROR):
-        raise errors.StorageError(done.stderr.strip()[-300:])
+        raise StorageError(done.stderr.strip()[-300:])
     return done.returncode == errors.FINISHED
 
 
@@ -171,8 +194,8 @@ def _progress(run_dir: str) -> str:
             file.seek(max(0, os.path.getsize(path) - (1 << 16)))
             # Behind the last end of a line one may just be written.
             lines = file.read().split(b"\n")[-3:]
-        ago = time.time() - os.path.getmtime(path)
-        step = max(json.loads(line)["step"] for line in lines[:-1] if line)
-    except (OSError, ValueError, KeyError, TypeError):
+        ago = max(0, time.time() - os.path.getmtime(path))
+        step = max(int(json.loads(line)["step"]) for line in lines[:-1] if line)
+        return f"step {step:,}, {ago:.0f} s ago"
+    except (OSError, ArithmeticError, RecursionError, *_NO_METRICS):
         return ""
-    return f"step {step:,}, {ago:.0f} s ago"

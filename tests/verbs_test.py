@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -59,6 +60,12 @@ def programs(
         json.dumps({**GOOD, "job_id": 17}).encode(),
         json.dumps({**GOOD, "run_dirs": []}).encode(),
         json.dumps({**GOOD, "run_dirs": None}).encode(),
+        json.dumps({**GOOD, "more": 1}).encode(),
+        json.dumps({**GOOD, "run_dirs": ["-x"]}).encode(),
+        json.dumps({**GOOD, "options": {"gpus_per_node": -1}}).encode(),
+        json.dumps({**GOOD, "options": {"gang": "jobset"}}).encode(),
+        json.dumps({**GOOD, "options": {"backend": "vertex"}}).encode(),
+        b"",
     ],
 )
 def test_a_record_that_is_damaged(
@@ -67,6 +74,100 @@ def test_a_record_that_is_damaged(
     write(tmp_path, content)
     with pytest.raises(StorageError, match=r"job\.json is"):
         submission.read(str(tmp_path))
+
+
+ODD = (
+    *(None, True, 17, -1, 1.5, 10**30, float("nan"), "", "17 18", "18\n"),
+    *("-u1000", "--full", "\x1b[2J\x1b]0;x\x07", "a\0b", "\ud800", "x" * 9999),
+    *("/x/\x1b[2J", "../../x", [], [None], ["-u1000"], ["/x/\x1b[2J"]),
+    *(["/x", "gs://b/x"], {}, {"\x1b[2J": 1}, {"gang": "\x1b[2J"}),
+    {"num_nodes": "\x1b[2J"},
+)
+
+
+@pytest.mark.parametrize("field", GOOD)
+def test_a_record_is_not_believed(
+    field: str,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Any value of any type: a line, nothing raw, and no other option."""
+    asked = tmp_path / "asked"
+    for name in ("scontrol", "scancel", "sacct"):
+        script = f'echo "$@" >> {asked}; echo JobId=17 JobState=PENDING'
+        make_program(programs, name, script)
+    for index, value in enumerate(ODD):
+        run_dir = tmp_path / str(index)
+        write(run_dir, json.dumps({**GOOD, field: value}).encode())
+        for verb in ("status", "logs", "stop"):
+            with contextlib.suppress(StorageError):
+                main.run(["x", verb, f"--run_dir={run_dir}"], {})
+    assert main.run(["x", "list", f"--run_dir={tmp_path}"], {}) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).replace("\n", "").isprintable()
+    words = asked.read_text().split() if asked.exists() else []
+    assert set(words) <= {"show", "job", "-o", "--state=PENDING", "17"}
+
+
+def test_a_record_that_is_damaged_hides_no_other(
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_program(programs, "scontrol", "echo JobId=17 JobState=RUNNING")
+    for name, content in {
+        "a": json.dumps(GOOD).encode(),
+        "b\x1b[2J": b"{",
+        "c": json.dumps(GOOD).encode(),
+    }.items():
+        write(tmp_path / name, content)
+    assert main.run(["x", "list", f"--run_dir={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("running") == 2
+    [line] = said.err.splitlines()
+    assert line.isprintable()
+    assert "job.json is damaged" in line
+
+
+def test_a_step_that_is_none(
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_program(programs, "scontrol", "echo JobId=17 JobState=RUNNING")
+    record = {**GOOD, "run_dirs": [str(tmp_path)]}
+    write(tmp_path, json.dumps(record).encode())
+    for step in ("many", None, [], 1e999):
+        line = json.dumps({"step": step})
+        (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+        assert main.run(["x", "status", f"--run_dir={tmp_path}"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_a_scheduler_says_is_not_printed_raw(
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "JobId=17 JobState=PENDING Reason=\x1b[2J"
+    make_program(programs, "scontrol", f"printf '%s' '{said}'")
+    write(tmp_path, json.dumps(GOOD).encode())
+    assert main.run(["x", "status", f"--run_dir={tmp_path}"]) == 0
+    assert "\\x1b[2J" in capsys.readouterr().out
+
+
+def test_a_number_that_is_none(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """As of a wrapper of sbatch that says more, or nothing."""
+    for answer in ("-u1000", "Thank you", ""):
+        make_program(
+            programs, "sbatch", f'[ $1 = --test-only ] || echo "{answer}"'
+        )
+        with pytest.raises(StorageError, match="squeue --me tells whether"):
+            main.run(["x", "--backend=slurm", "--", f"--run_dir={tmp_path}/r"])
+        assert not (tmp_path / "r" / "launch" / "job.json").exists()
 
 
 def test_a_scheduler_that_does_not_answer_hides_no_other_job(

@@ -255,7 +255,14 @@ def submit(job: Job, plan: Plan) -> str:
             f"stay in {job.directory}"
         ) from error
     # As in `17;cluster`.
-    return output.split()[-1].split(";")[0]
+    job_id = (output.split() or [""])[-1].split(";")[0]
+    if not job_id.isdecimal():
+        raise StorageError(
+            f"sbatch did not say the number of the job ({output.strip()!r}); "
+            "squeue --me tells whether it is queued, its files stay in "
+            f"{job.directory}"
+        )
+    return job_id
 
 
 def states(submission: Submission) -> list[State]:
