@@ -39,7 +39,7 @@ _SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|CONFIG")
 
 # The copies of earlier jobs, if runs are beside the code: each would hold all
 # copies before it.
-_COPY = re.compile(r"(^|/)launch/[0-9]{8}-[0-9]{6}/code(/|$)")
+_COPY = re.compile(r"(^|/)launch/[0-9]{8}-[0-9]{6}(-[0-9a-f]{6})?/code(/|$)")
 
 # Code is small; a directory with more has data in it, or is a home.
 _MOST_DIRECTORIES = 20_000

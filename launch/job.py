@@ -6,8 +6,9 @@ scheduler, or what asks it, is missing, refuses or does not answer.
     plan(job)         the files and commands that submit it: pure, so that
                       --dry_run prints it and the tests compare it; a UserError
                       where a flag is missing, malformed, or fits no other
-    submit(job, plan) submits it, when the files of the plan are written;
-                      returns the id by which the scheduler knows it
+    submit(job, plan) submits it, when the files of the plan are written and
+                      its check, if it has one, has passed; returns the id by
+                      which the scheduler knows it
     states(submission)
                       how a job is; a state for each run of a sweep
     cancel(submission)
@@ -43,6 +44,7 @@ class Job:
         workdir: the directory that the job was submitted from.
         python: the Python of the submission.
         submitted_secs: when, in seconds since 1970.
+        mark: six characters by chance, for another job of the same second.
     """
 
     options: Options
@@ -52,6 +54,7 @@ class Job:
     workdir: str
     python: str
     submitted_secs: int
+    mark: str
 
     @property
     def name(self) -> str:

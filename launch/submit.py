@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
+import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from dtrain import config, flags
@@ -38,30 +41,35 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         UserError: the job cannot be, or its scheduler does not take it.
         StorageError: its files cannot be written.
     """
-    job = make_job(options, arguments, int(time.time()))
+    mark = secrets.token_hex(3)
+    job = make_job(options, arguments, int(time.time()), mark)
     plan = BACKENDS[options.backend].plan(job)
     if options.dry_run:
         print(plan.describe(job.directory))
         print(f"\n{job.estimate()}")
         return
-    _check_alone(job.record_dir)
-    print(job.estimate(), flush=True)
-    # Before it is submitted: it takes seconds in a large repository, and a job
-    # must be written down before anybody presses Ctrl-C.
-    versions = code.versions(job.workdir)
-    job_id = _submit(job, plan)
-    # At once: nobody else knows its number.
-    print(
-        f"submitted {job.name} as job {job_id}; python -m launch.main status, "
-        f"logs or stop --run_dir={shlex.quote(job.record_dir)}",
-        flush=True,
-    )
-    submitted = submission.make(job, plan, job_id, versions)
-    submission.write(submitted, job.record_dir)
+    with _held(job.record_dir):
+        _check_alone(job.record_dir)
+        # Before it is submitted: it takes seconds in a large repository, and a
+        # job must be written down before anybody presses Ctrl-C.
+        versions = code.versions(job.workdir)
+        job_id = _submit(job, plan)
+        # At once: nobody else knows its number.
+        print(
+            f"submitted {job.name} as job {job_id}; python -m launch.main "
+            "status, logs or stop "
+            f"--run_dir={shlex.quote(job.record_dir)}",
+            flush=True,
+        )
+        submitted = submission.make(job, plan, job_id, versions)
+        submission.write(submitted, job.record_dir)
 
 
 def make_job(
-    options: Options, arguments: Sequence[str], submitted_secs: int
+    options: Options,
+    arguments: Sequence[str],
+    submitted_secs: int,
+    mark: str,
 ) -> Job:
     """Makes the job that a command line describes.
 
@@ -69,6 +77,7 @@ def make_job(
         options: the flags in front of the --.
         arguments: the flags behind it.
         submitted_secs: when, in seconds since 1970.
+        mark: see `Job`.
 
     Raises:
         UserError: a flag behind the -- is wrong, or contradicts one of ours.
@@ -90,8 +99,10 @@ def make_job(
         workdir=_workdir(),
         python=sys.executable,
         submitted_secs=submitted_secs,
+        mark=mark,
     )
-    directory = os.path.join(submission.directory_of(job.record_dir), stamp)
+    name = f"{stamp}-{mark}"
+    directory = os.path.join(submission.directory_of(job.record_dir), name)
     return dataclasses.replace(job, directory=submission.absolute(directory))
 
 
@@ -103,6 +114,38 @@ def _workdir() -> str:
             f"this directory cannot be worked in ({error.strerror}); change to "
             "that of your code"
         ) from error
+
+
+@contextlib.contextmanager
+def _held(record_dir: str) -> Iterator[None]:
+    """Holds the directory in which the jobs of a run are written down.
+
+    Or two submissions at once would both see that the run has no job. What is
+    made here, and empty at the end, is removed.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    record = submission.directory_of(record_dir)
+    # A store has neither directories nor locks.
+    if files.is_remote(record):
+        yield
+        return
+    with files.storage_errors(record):
+        directories = (record, os.path.dirname(record))
+        new = [path for path in directories if not os.path.isdir(path)]
+        files.make_directory(record)
+        held = os.open(record, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Not every disk can; the run's own claim is behind this one.
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+        for path in new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
 
 def _check_alone(record_dir: str) -> None:
@@ -126,35 +169,29 @@ def _submit(job: Job, plan: Plan) -> str:
         StorageError: a file cannot be written, or it is not known whether the
             scheduler has taken the job.
     """
-    record = submission.directory_of(job.record_dir)
-    with files.storage_errors(record):
-        # The run's directory, too, if this makes it.
-        new = [
-            directory
-            for directory in (record, os.path.dirname(record))
-            if not files.exists(directory)
-        ]
+    if not files.is_remote(job.directory):
+        with files.storage_errors(job.directory):
+            # What is there already is of another job.
+            os.makedirs(job.directory)
     try:
         _write(job, plan)
+        if plan.check:
+            submission.ask(plan.check, plan.files.get(plan.stdin, ""))
     except BaseException:
-        _remove(job, new)
+        _remove(job)
         raise
+    print(job.estimate(), flush=True)
     try:
         return BACKENDS[job.options.backend].submit(job, plan)
     except UserError:
         # After any other error the job may be queued, and need its files.
-        _remove(job, new)
+        _remove(job)
         raise
 
 
-def _remove(job: Job, new: Sequence[str]) -> None:
-    """Removes the files of a job, and what is empty of new directories."""
+def _remove(job: Job) -> None:
     with files.storage_errors(job.directory):
         files.remove_tree(job.directory)
-        # A store has no directories.
-        for directory in new:
-            if os.path.isdir(directory) and not os.listdir(directory):
-                os.rmdir(directory)
 
 
 def _write(job: Job, plan: Plan) -> None:

@@ -41,7 +41,7 @@ def test_a_job_takes_no_copy_of_another_along(
     (tmp_path / "launch" / "code" / "mine.py").write_text("SIZE = 2\n")
     first = code.find(str(tmp_path))
     for run_dir in ("", "runs/a/"):
-        place = tmp_path / f"{run_dir}launch/20261123-081500/code"
+        place = tmp_path / f"{run_dir}launch/20261123-081500-5ca1ab/code"
         code.write(first, str(place))
         assert (place / "run.py").read_text() == "SIZE = 1\n"
     assert code.find(str(tmp_path)) == first

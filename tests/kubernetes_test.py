@@ -36,6 +36,7 @@ from tests.kubernetes_api import KubernetesApi
 from tests.requirement import missing
 
 SECS = plans.SECS
+UNIQUE = f"{SECS}-{plans.MARK}"
 # The first that has all fields on by default, and the newest of the schemas.
 RELEASES = ("1.31", "1.34", "1.37")
 
@@ -273,14 +274,14 @@ def test_kubectl_takes_no_text_for_a_number() -> None:
 def test_who_is_who() -> None:
     """The names are those that Kubernetes gives to the pods."""
     for gang, host in (("job", "faces-{}"), ("jobset", "faces-{}-worker-0")):
-        name = f"faces-{SECS}"
+        name = f"faces-{UNIQUE}"
         *_, document = documents(
             make_plan(f"--gang={gang}", "--num_nodes=2", *STORE)
         )
         variables = {
             each["name"]: each["value"] for each in container(document)["env"]
         }
-        host = host.format(SECS)
+        host = host.format(UNIQUE)
         assert variables["DTRAIN_WORKERS"] == (
             f"{host}-0.{name}:2222,{host}-1.{name}:2222"
         )
@@ -288,12 +289,12 @@ def test_who_is_who() -> None:
 
 def test_a_long_name_leaves_room_for_those_of_the_pods() -> None:
     plan = make_plan(
-        *(f"--name={'a' * 31}-{'b' * 18}", "--gang=jobset"),
+        *(f"--name={'a' * 24}-{'b' * 25}", "--gang=jobset"),
         *("--num_nodes=1000", *STORE),
     )
     [document] = documents(plan)
     name = document["metadata"]["name"]
-    assert name == f"{'a' * 31}-{SECS}"
+    assert name == f"{'a' * 24}-{UNIQUE}"
     assert len(f"{name}-worker-0-9999-abcde") <= 63
 
 

@@ -14,7 +14,8 @@ from launch.options import Options
 
 # When, where and by which Python they are typed.
 SECS = 1_800_000_000
-STAMP = "20270115-080000"
+MARK = "5ca1ab"
+STAMP = f"20270115-080000-{MARK}"
 WORKDIR = "/home/me/code"
 PYTHON = "/home/me/venv/bin/python"
 
@@ -168,7 +169,7 @@ def make_job(*typed: str) -> Job:
     """The job of a command line, with the clock and the user of the files."""
     end = typed.index("--")
     options = Options(**flags.parse(Options, ["main", *typed[:end]]))
-    job = submit.make_job(options, typed[end + 1 :], SECS)
+    job = submit.make_job(options, typed[end + 1 :], SECS, MARK)
     return dataclasses.replace(job, workdir=WORKDIR, python=PYTHON)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import secrets
 import shlex
 import sys
 import time
@@ -36,6 +37,7 @@ def test_a_dry_run_prints_what_is_in_the_file(
 ) -> None:
     """DTRAIN_WRITE_GOLDEN=1 writes the files anew."""
     monkeypatch.setattr(time, "time", lambda: plans.SECS + 0.5)
+    monkeypatch.setattr(secrets, "token_hex", lambda _: plans.MARK)
     monkeypatch.setattr(os, "getcwd", lambda: plans.WORKDIR)
     monkeypatch.setattr(sys, "executable", plans.PYTHON)
     monkeypatch.setattr(

@@ -32,6 +32,7 @@ def job(*arguments: str, **options: object) -> Job:
         workdir="/home/me/code",
         python="/home/me/venv/bin/python",
         submitted_secs=plans.SECS,
+        mark=plans.MARK,
     )
 
 

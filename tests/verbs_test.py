@@ -6,11 +6,16 @@ import contextlib
 import json
 import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import pytest
 
+from dtrain import errors
 from dtrain.errors import StorageError, UserError
 from launch import main, submission
+from tests import plans, runs
 
 GOOD = {
     "version": 1,
@@ -237,6 +242,57 @@ def test_what_was_there_stays(
             )
     assert not list((tmp_path / "there").iterdir())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_two_submissions_in_one_second(
+    num_runs: int,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that is refused takes nothing of the other with it."""
+    monkeypatch.setattr(time, "time", lambda: plans.SECS)
+    make_program(programs, "scontrol", "echo JobId=17 JobState=COMPLETED")
+    # Refused when Slurm was asked already whether it would take it.
+    script = f"[ -e {tmp_path}/full ] && exit 1 || echo 17"
+    make_program(programs, "sbatch", f"[ $1 = --test-only ] || {{ {script}; }}")
+    flags = ["x", "--backend=slurm", f"--record_dir={tmp_path}/jobs", "--"]
+    main.run([*flags, f"--run_dir={tmp_path}/1"], {})
+    written = sorted((tmp_path / "jobs").rglob("*"))
+    (tmp_path / "full").touch()
+    with pytest.raises(UserError, match="sbatch failed with 1"):
+        main.run([*flags, f"--run_dir={tmp_path}/{num_runs}"], {})
+    assert sorted((tmp_path / "jobs").rglob("*")) == written
+
+
+def test_two_submissions_at_once(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """One is queued, the other sees it: two would train one run."""
+    make_program(programs, "scontrol", "echo JobId=17 JobState=PENDING")
+    make_program(
+        programs,
+        "sbatch",
+        '[ "$1" = --test-only ] && exit\n'
+        f"sleep 0.5; echo x >> {tmp_path}/queued; echo 17",
+    )
+    flags = ["--backend=slurm", "--", f"--run_dir={tmp_path}/run"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launch.main", *flags],
+            env=runs.environment(),
+            cwd=programs,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [each.communicate()[1] for each in started]
+    codes = sorted(each.returncode for each in started)
+    assert codes == [errors.FINISHED, errors.USER_ERROR], said
+    assert "has a job already, 17" in "".join(said)
+    assert (tmp_path / "queued").read_text() == "x\n"
 
 
 def test_a_directory_that_was_removed(

@@ -40,6 +40,7 @@ def job(*arguments: str, **options: object) -> Job:
         workdir="/home/me/code",
         python="/home/me/venv/bin/python",
         submitted_secs=plans.SECS,
+        mark=plans.MARK,
     )
 
 
@@ -219,6 +220,7 @@ job = Job(
     workdir="/",
     python="python",
     submitted_secs=1,
+    mark="5ca1ab",
 )
 plan = vertex.plan(job)
 # Nobody is logged in.

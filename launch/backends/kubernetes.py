@@ -103,12 +103,11 @@ def _namespace(job: Job) -> tuple[str, ...]:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Creates a job, if the cluster would take it; returns NAMESPACE/NAME.
+    """Creates a job; returns NAMESPACE/NAME.
 
     If the cluster does not take it, nothing of it is left there. See `job`.
     """
     text = plan.files[plan.stdin]
-    ask(plan.check, text)
     try:
         ask(plan.submit, text)
         return _adopt(job)

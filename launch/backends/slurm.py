@@ -238,13 +238,12 @@ def _srun_arguments(job: Job) -> tuple[str, ...]:
 
 
 def submit(job: Job, plan: Plan) -> str:
-    """Queues a job, if Slurm would take it; returns its number. See `job`.
+    """Queues a job; returns its number. See `job`.
 
     Raises:
         UserError: Slurm does not take it.
         StorageError: Slurm does not say whether it has taken it.
     """
-    ask(plan.check)
     try:
         output = ask(plan.submit)
     except UserError as error:

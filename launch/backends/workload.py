@@ -21,8 +21,8 @@ _PORT = 2222
 INSTANCE = "app.kubernetes.io/instance"
 
 # A label of DNS has 63 characters. The name of a pod of a JobSet needs 20 of
-# them for -worker-0-9999-abcde, and the time of the submission 11.
-_MAX_NAME = 32
+# them for -worker-0-9999-abcde, and the time and the mark of the submission 18.
+_MAX_NAME = 25
 _MAX_INT = (1 << 31) - 1
 
 _GRACE_SECS = 60.0
@@ -42,7 +42,8 @@ _SPOT_TAINTS = (
 
 def object_name(job: Job) -> str:
     """Returns a name that no other submission of this or another run has."""
-    return f"{job.name[:_MAX_NAME].rstrip('-')}-{job.submitted_secs}"
+    name = job.name[:_MAX_NAME].rstrip("-")
+    return f"{name}-{job.submitted_secs}-{job.mark}"
 
 
 def documents(job: Job) -> list[dict[str, Any]]:
