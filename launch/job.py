@@ -1,7 +1,8 @@
 """What is submitted, and what becomes of it: a job, and the plan of a backend.
 
 A backend is a module with these functions. Each raises a UserError where the
-scheduler, or what asks it, is missing, refuses or does not answer.
+scheduler, or what asks it, is missing or refuses, and a StorageError where it
+does not answer.
 
     plan(job)         the files and commands that submit it: pure, so that
                       --dry_run prints it and the tests compare it; a UserError

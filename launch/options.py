@@ -183,7 +183,10 @@ class Options:
     qos: str = _field("", SLURM, "Quality of service.")
     constraint: str = _field("", SLURM, "Features of the nodes.")
     sbatch_arg: tuple[str, ...] = _field(
-        (), SLURM, "Any further argument of sbatch."
+        (),
+        SLURM,
+        "Any further flag of sbatch, as in --sbatch_arg=--reservation=night; "
+        "what there is a flag for here is refused.",
     )
     module: tuple[str, ...] = _field(
         (), SLURM, "Module to load before the workers start."

@@ -39,6 +39,9 @@ _JOB_IDS = {
 _MAX_SECS = 253_402_300_800
 # Characters of what others say that are shown.
 _MAX_WORDS = 500
+# What a busy server may take for an answer; and for all logs of a job.
+_TIMEOUT_SECS = 60.0
+LOG_SECS = 600.0
 _REMEDY = "is this a machine from which jobs are submitted?"
 
 
@@ -263,16 +266,23 @@ def find(directory: str) -> list[str]:
     return [directory, *run_dirs]
 
 
-def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
+def ask(
+    command: Sequence[str],
+    stdin: str = "",
+    remedy: str = _REMEDY,
+    timeout_secs: float | None = None,
+) -> str:
     """Runs a command of a scheduler; returns what it prints.
 
     Args:
         command: the program and its arguments; no shell sees them.
         stdin: what it reads.
         remedy: what to do where there is no such program.
+        timeout_secs: how long it may take; None is a minute.
 
     Raises:
         UserError: there is no such program, or it fails; with its last words.
+        StorageError: it does not answer in time.
     """
     with _program(command, remedy):
         done = subprocess.run(
@@ -281,6 +291,7 @@ def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
+            timeout=timeout_secs or _TIMEOUT_SECS,
         )
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())[-_MAX_WORDS:]
@@ -290,18 +301,20 @@ def ask(command: Sequence[str], stdin: str = "", remedy: str = _REMEDY) -> str:
     return done.stdout
 
 
-def show(command: Sequence[str], remedy: str) -> None:
+def show(command: Sequence[str], remedy: str, *, is_endless: bool) -> None:
     """Runs a command that prints the logs of a job, until it ends.
 
     Args:
         command: the program and its arguments; its exit code may be the job's.
         remedy: what to do where there is no such program.
+        is_endless: whether it follows the job; else it may take minutes.
 
     Raises:
         UserError: there is none.
+        StorageError: it does not come to its end.
     """
     with _program(command, remedy):
-        subprocess.run(command)
+        subprocess.run(command, timeout=None if is_endless else LOG_SECS)
 
 
 @contextlib.contextmanager
@@ -311,4 +324,10 @@ def _program(command: Sequence[str], remedy: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{command[0]} cannot be run ({error.strerror}); {remedy}"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        secs = round(error.timeout, 1)
+        raise StorageError(
+            f"{command[0]} has not answered within {secs:g} s; try again when "
+            "its server answers"
         ) from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from dtrain import config, flags
-from dtrain.errors import UserError
+from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 from launch import code, submission
 from launch.backends import kubernetes, skypilot, slurm, vertex
@@ -184,9 +184,13 @@ def _submit(job: Job, plan: Plan) -> str:
     try:
         return BACKENDS[job.options.backend].submit(job, plan)
     except UserError:
-        # After any other error the job may be queued, and need its files.
         _remove(job)
         raise
+    except StorageError as error:
+        # It may be queued, and need them.
+        raise StorageError(
+            f"{error}; the files of the job stay in {job.directory}"
+        ) from error
 
 
 def _remove(job: Job) -> None:

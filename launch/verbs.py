@@ -106,7 +106,7 @@ def list_jobs(arguments: Sequence[str]) -> int:
 def _row(job: Submission) -> tuple[str, ...]:
     try:
         phases = sorted({state.phase for state in _states(job)})
-    except UserError as error:
+    except (UserError, StorageError) as error:
         # The others have another scheduler, or it answers again.
         _say(f"{job.name}: {error}", sys.stderr)
         phases = [UNKNOWN]
@@ -157,12 +157,13 @@ def _is_any(job: Submission, *phases: str, missed: bool | None = None) -> bool:
     """Tells whether a run of a job is in one of some phases.
 
     Raises:
-        UserError: the scheduler does not answer, and `missed` is None; else
-            that is returned, and a line says so.
+        UserError: the scheduler refuses, and `missed` is None; else that is
+            returned, and a line says so.
+        StorageError: it does not answer; the same.
     """
     try:
         return any(state.phase in phases for state in _states(job))
-    except UserError as error:
+    except (UserError, StorageError) as error:
         if missed is None:
             raise
         _say(f"{job.name}: {error}", sys.stderr)

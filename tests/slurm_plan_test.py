@@ -99,7 +99,7 @@ def test_what_bash_reads_is_what_was_typed(
     workdir.mkdir(exist_ok=True)
     plan = slurm.plan(
         dataclasses.replace(
-            job(arguments, sbatch_arg=(other,), module=(other,)),
+            job(arguments, sbatch_arg=(f"--comment={other}",), module=(other,)),
             directory=str(tmp_path / "job" / AWKWARD),
             workdir=str(workdir),
         )
@@ -108,7 +108,7 @@ def test_what_bash_reads_is_what_was_typed(
     assert code == 0
     assert said[said.index("--") + 1 :] == list(arguments)
     assert json.loads((place / "said.module").read_text()) == ["load", other]
-    assert other in plan.submit
+    assert f"--comment={other}" in plan.submit
     assert (tmp_path / "job" / AWKWARD / "logs" / "0").is_dir()
     assert not list(tmp_path.rglob("canary"))
 
@@ -174,10 +174,6 @@ def test_a_job_that_loses_nodes_is_queued_again_so_often(
         ({"sweep": ("seed=1,2,1",)}, "seed=1,2,1) has a value twice"),
         ({"sweep": ("seed=1", "seed=2")}, "must be over different flags"),
         ({"sweep": ("run_dir=a,b",)}, "not over run_dir"),
-        ({"sbatch_arg": ("--nodes=1",)}, "use --num_nodes"),
-        ({"sbatch_arg": ("-N1",)}, "use --num_nodes"),
-        ({"sbatch_arg": ("--array=0-3",)}, "use --sweep"),
-        ({"sbatch_arg": ("--job-name=JobState=COMPLETED",)}, "use --name"),
     ],
 )
 def test_what_would_be_another_job(
@@ -185,3 +181,68 @@ def test_what_would_be_another_job(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         slurm.plan(job(**options))
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("--nodes=1", "use --num_nodes"),
+        ("-N1", "use --num_nodes"),
+        # Letters of one word, and the beginning of a name.
+        ("-HvN1", "use --num_nodes"),
+        ("--node=1", "use --num_nodes"),
+        ("--ntasks=2", "each node has one worker"),
+        ("--array=0-3", "use --sweep"),
+        ("--job-name=JobState=COMPLETED", "use --name"),
+        ("--time=1", "use --max_hours"),
+        ("-t1", "use --max_hours"),
+        ("--tim=1", "use --max_hours"),
+        ("--mem=1G", "use --memory_gib"),
+        ("--mem-per-cpu=1G", "use --memory_gib"),
+        ("-c4", "use --cpus_per_node"),
+        ("--gres=gpu:1", "use --gpus_per_node"),
+        ("--gpus=1", "use --gpus_per_node"),
+        ("--partition=a", "use --partition"),
+        ("-pa", "use --partition"),
+        ("--account=a", "use --account"),
+        ("--qos=a", "use --qos"),
+        ("--constraint=a", "use --constraint"),
+        ("--error=/tmp/a", "launch.main logs"),
+        ("--open-mode=truncate", "launch.main logs"),
+        ("--signal=USR1@5", "--max_hours and --grace_secs"),
+        ("--no-requeue", "when it is queued again"),
+        ("--wrap=true", "a script of its own"),
+        ("--chdir=/tmp", "where it is submitted"),
+        ("--wait", "logs --follow"),
+        ("-W", "logs --follow"),
+        ("--test-only", "use --dry_run"),
+        ("--parsable", "use --dry_run"),
+        ("--version", "use --dry_run"),
+        ("--clusters=a", "submit on that cluster"),
+        ("word", "must be a flag of sbatch"),
+        ("", "must be a flag of sbatch"),
+        ("--", "must be a flag of sbatch"),
+        # sbatch would take the script for its value.
+        ("--reservation", "--sbatch_arg=--reservation=VALUE"),
+        ("-w", "--sbatch_arg=-wVALUE"),
+        ("-Hw", "--sbatch_arg=-HwVALUE"),
+    ],
+)
+def test_what_is_not_for_sbatch(argument: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        slurm.plan(job(sbatch_arg=(argument,)))
+    assert str(caught.value).startswith(f"sbatch_arg ({argument}) ")
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--reservation=night", "--exclusive", "--exclusive=user", "--hold"),
+        *("-H", "-wnode1", "-Hwnode1", "--nodelist=node1", "--mem-bind=local"),
+        *("--time-min=1", "--wait-all-nodes=1", "--comment=-N 2", "-xnode1"),
+    ],
+)
+def test_what_is_for_sbatch(argument: str) -> None:
+    plan = slurm.plan(job(sbatch_arg=(argument,)))
+    assert argument in plan.submit[:-1]

@@ -15,6 +15,7 @@ import pytest
 from dtrain import errors
 from dtrain.errors import StorageError, UserError
 from launch import main, submission
+from launch.backends import kubernetes, skypilot
 from tests import plans, runs
 
 GOOD = {
@@ -173,6 +174,85 @@ def test_a_number_that_is_none(
         with pytest.raises(StorageError, match="squeue --me tells whether"):
             main.run(["x", "--backend=slurm", "--", f"--run_dir={tmp_path}/r"])
         assert not (tmp_path / "r" / "launch" / "job.json").exists()
+
+
+RECORDS = {
+    "slurm": GOOD,
+    "kubernetes": {**GOOD, "backend": "kubernetes", "job_id": "a/digits"},
+    "skypilot": {**GOOD, "backend": "skypilot"},
+}
+SUBMISSIONS = {
+    "slurm": "--backend=slurm -- --run_dir={}",
+    "kubernetes": "--backend=kubernetes --image=x:1 --record_dir={} -- "
+    "--run_dir=gs://b/r",
+    "skypilot": "--backend=skypilot --record_dir={} -- --run_dir=gs://b/r",
+}
+# All that asks a scheduler, but for Vertex AI's library.
+PROGRAMS = ("sbatch", "scontrol", "sacct", "scancel", "kubectl", "sky")
+
+
+@pytest.fixture
+def silent(programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers that never answer, and less patience than one has."""
+    for name in PROGRAMS:
+        make_program(programs, name, "exec sleep 600")
+    for module, name in (
+        *((submission, "_TIMEOUT_SECS"), (submission, "LOG_SECS")),
+        *((skypilot, "_TIMEOUT_SECS"), (skypilot, "_SUBMIT_SECS")),
+        *((kubernetes, "LOG_SECS"), (kubernetes, "_LAST_SECS")),
+    ):
+        monkeypatch.setattr(module, name, 0.2)
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "stop", "list"])
+@pytest.mark.parametrize("backend", RECORDS)
+def test_a_scheduler_that_never_answers(
+    verb: str,
+    backend: str,
+    silent: None,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del silent
+    write(tmp_path, json.dumps(RECORDS[backend]).encode())
+    start = time.monotonic()
+    if verb == "list" or (verb, backend) == ("logs", "slurm"):
+        assert main.run(["x", verb, f"--run_dir={tmp_path}"]) == 0
+    else:
+        with pytest.raises(StorageError, match="has not answered within"):
+            main.run(["x", verb, f"--run_dir={tmp_path}"])
+    assert time.monotonic() - start < 30
+    if verb == "list":
+        assert "has not answered within 0.2 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", SUBMISSIONS)
+def test_a_submission_that_is_never_answered(
+    backend: str, silent: None, tmp_path: pathlib.Path
+) -> None:
+    """It may be queued, unless only the check was not answered."""
+    del silent
+    flags = SUBMISSIONS[backend].format(tmp_path / "run").split()
+    with pytest.raises(StorageError, match="has not answered within"):
+        main.run(["x", *flags], {})
+    has_check = backend != "skypilot"
+    assert (tmp_path / "run").exists() != has_check
+
+
+@pytest.mark.parametrize(
+    "name", ["SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT"]
+)
+def test_variables_that_would_make_another_job(
+    name: str,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_program(programs, "sbatch", "echo 17")
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=f"unset {name}"):
+        main.run(["x", "--backend=slurm", "--", f"--run_dir={tmp_path}/r"])
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_scheduler_that_does_not_answer_hides_no_other_job(

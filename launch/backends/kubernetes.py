@@ -27,7 +27,7 @@ from launch.job import (
     Plan,
     State,
 )
-from launch.submission import Submission, ask
+from launch.submission import LOG_SECS, Submission, ask
 
 # By the value of `--gang`; with their groups, for others have jobs, too.
 _RESOURCES = {"job": "jobs.batch", "jobset": "jobsets.jobset.x-k8s.io"}
@@ -39,6 +39,8 @@ _HEADER = (
 _POLL_SECS = 2.0
 # For the last lines of a pod.
 _LAST_SECS = 10.0
+# For the end of pods, beside what they may take to save.
+_DELETE_SECS = 120.0
 
 
 def plan(job: Job) -> Plan:
@@ -160,7 +162,12 @@ def cancel(submission: Submission) -> None:
     namespace, _, name = submission.job_id.partition("/")
     resource = f"{_resource(submission)}/{name}"
     delete = ("kubectl", "delete", resource, f"--namespace={namespace}")
-    ask((*delete, "--ignore-not-found", "--cascade=foreground"))
+    # It waits for the pods, which may take their time to save.
+    grace_secs = submission.options.get("grace_secs", workload.GRACE_SECS)
+    ask(
+        (*delete, "--ignore-not-found", "--cascade=foreground"),
+        timeout_secs=_DELETE_SECS + grace_secs,
+    )
 
 
 def show_logs(
@@ -200,8 +207,9 @@ def _read_logs(
     if follow:
         return subprocess.Popen([*command, "--follow"])
     reader = subprocess.Popen(command)
-    # The pods speak one after the other.
-    reader.wait()
+    # The pods speak one after the other. The reader is ended with the others.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        reader.wait(LOG_SECS)
     return reader
 
 

@@ -33,6 +33,10 @@ _SAVE_SECS = 30
 
 _REMEDY = "pip install 'skypilot[gcp]', in a virtual environment of its own"
 
+# It asks its clouds; and makes a machine for its controller if there is none.
+_TIMEOUT_SECS = 180.0
+_SUBMIT_SECS = 1800.0
+
 # Characters that mean themselves inside of $''.
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _-+=/.:,@")
 
@@ -170,7 +174,7 @@ def submit(job: Job, plan: Plan) -> str:
         copy = os.path.join(directory, os.path.basename(path))
         with open(copy, "wb") as file:
             file.write(os.fsencode(plan.files["task.yaml"]))
-        text = _ask((*command, copy))
+        text = _ask((*command, copy), _SUBMIT_SECS)
     match = re.search(r"Managed Job ID: (\d+)", text)
     if not match:
         raise UserError(
@@ -224,8 +228,10 @@ def show_logs(
     mode = "--follow" if follow else "--no-follow"
     # Without --tail it prints the end of the log alone.
     command = ("sky", "jobs", "logs", mode, "--tail=0", submission.job_id)
-    show(command, _REMEDY)
+    show(command, _REMEDY, is_endless=follow)
 
 
-def _ask(command: Sequence[str]) -> str:
-    return ask(command, remedy=_REMEDY)
+def _ask(command: Sequence[str], timeout_secs: float | None = None) -> str:
+    return ask(
+        command, remedy=_REMEDY, timeout_secs=timeout_secs or _TIMEOUT_SECS
+    )

@@ -18,7 +18,7 @@ from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 from launch import code, logs
 from launch import job as job_lib
-from launch.backends import sweep
+from launch.backends import sbatch, sweep
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
 from launch.options import Options
 from launch.submission import Submission, ask
@@ -33,20 +33,6 @@ _PHASES = {
     RUNNING: _BUSY,
     FINISHED: ("COMPLETED",),
     CANCELLED: ("CANCELLED",),
-}
-
-# Arguments of sbatch that are given already, and what to do instead.
-_OURS = {
-    ("--nodes", "-N"): "use --num_nodes",
-    ("--ntasks", "-n", "--ntasks-per-node"): (
-        "leave it out: each node has one worker"
-    ),
-    ("--array", "-a"): "use --sweep",
-    ("--job-name", "-J"): "use --name",
-    ("--output", "-o"): "leave it out: launch.main logs reads it",
-    ("--clusters", "--cluster", "-M"): (
-        "submit on that cluster, which alone knows the number of the job"
-    ),
 }
 
 _SCRIPT = """\
@@ -102,13 +88,7 @@ def plan(job: Job) -> Plan:
             "Slurm takes for its own; name another with --record_dir"
         )
     for argument in job.options.sbatch_arg:
-        is_long = argument.startswith("--")
-        name = argument.partition("=")[0] if is_long else argument[:2]
-        for names, remedy in _OURS.items():
-            if name in names:
-                raise UserError(
-                    f"sbatch_arg ({argument}) is told sbatch already; {remedy}"
-                )
+        sbatch.check(argument)
     script = os.path.join(job.directory, "job.sh")
     arguments = (*_sbatch_arguments(job), script)
     return Plan(
@@ -244,22 +224,22 @@ def submit(job: Job, plan: Plan) -> str:
         UserError: Slurm does not take it.
         StorageError: Slurm does not say whether it has taken it.
     """
+    del job
+    sbatch.check_variables()
     try:
         output = ask(plan.submit)
-    except UserError as error:
-        if "timed out" not in str(error):
+    except (UserError, StorageError) as error:
+        if isinstance(error, UserError) and "timed out" not in str(error):
             raise
         raise StorageError(
-            f"{error}; squeue --me tells whether the job is queued, its files "
-            f"stay in {job.directory}"
+            f"{error}; squeue --me tells whether the job is queued"
         ) from error
     # As in `17;cluster`.
     job_id = (output.split() or [""])[-1].split(";")[0]
     if not job_id.isdecimal():
         raise StorageError(
             f"sbatch did not say the number of the job ({output.strip()!r}); "
-            "squeue --me tells whether it is queued, its files stay in "
-            f"{job.directory}"
+            "squeue --me tells whether it is queued"
         )
     return job_id
 
@@ -334,7 +314,7 @@ def _accounted(job_id: str) -> list[State]:
     command = ("sacct", "-n", "-P", "-X", "-j", job_id, "-o", columns)
     try:
         lines = ask(command).splitlines()
-    except UserError:
+    except (UserError, StorageError):
         lines = []
     runs = []
     for line in lines:

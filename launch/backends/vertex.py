@@ -222,7 +222,8 @@ def show_logs(
             "textPayload)",
             f'resource.type="ml_job" AND resource.labels.job_id="{job}"',
         )
-    show(("gcloud", *command), "it comes with the Google Cloud CLI")
+    remedy = "it comes with the Google Cloud CLI"
+    show(("gcloud", *command), remedy, is_endless=follow)
 
 
 def _parts(name: str) -> Mapping[str, str]:

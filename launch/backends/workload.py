@@ -25,7 +25,7 @@ INSTANCE = "app.kubernetes.io/instance"
 _MAX_NAME = 25
 _MAX_INT = (1 << 31) - 1
 
-_GRACE_SECS = 60.0
+GRACE_SECS = 60.0
 # Between the end of a worker and that of its supervisor.
 _MARGIN_SECS = 10
 # How long a job can be looked at that is over.
@@ -333,4 +333,4 @@ def claims(job: Job) -> list[tuple[str, str]]:
 
 def grace_secs(job: Job) -> float:
     """Returns how long the workers may take to save."""
-    return job.options.grace_secs or job.parsed.grace_secs or _GRACE_SECS
+    return job.options.grace_secs or job.parsed.grace_secs or GRACE_SECS
