@@ -32,6 +32,11 @@ from dtrain.errors import UserError
 from launch import options as options_lib
 from launch.options import Options
 
+# What a node is asked for that has GPUs, or Slurm gives one CPU: the pipeline
+# of the images needs more. Any machine with GPUs has that.
+CPUS_PER_GPU = 4
+MEMORY_GIB_PER_GPU = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -68,6 +73,23 @@ class Job:
         # No shell writes out a ~ behind an equals sign.
         named = os.path.expanduser(self.options.record_dir)
         return named or self.parsed.run_dir
+
+    @property
+    def cpus_per_node(self) -> int:
+        """CPUs of each node; 0 is the backend's default."""
+        return self.options.cpus_per_node or CPUS_PER_GPU * self._shared_gpus
+
+    @property
+    def memory_gib(self) -> int:
+        """Memory of each node; 0 is the backend's default."""
+        share = MEMORY_GIB_PER_GPU * self._shared_gpus
+        return self.options.memory_gib or share
+
+    @property
+    def _shared_gpus(self) -> int:
+        # The others take whole machines, which have what fits their GPUs.
+        is_shared = self.options.backend in ("slurm", "kubernetes")
+        return self.options.gpus_per_node if is_shared else 0
 
     @property
     def worker_arguments(self) -> tuple[str, ...]:
@@ -139,19 +161,6 @@ class Job:
                 f"gpus_per_node ({options.gpus_per_node}) needs --gpu_type, "
                 f"which {options.backend} has no default for"
             )
-
-    def estimate(self) -> str:
-        """Says what one allocation costs at most."""
-        options = self.options
-        gpus = options.num_nodes * options.gpus_per_node
-        size = f"{options.num_nodes} node{'s' * (options.num_nodes > 1)}"
-        if gpus:
-            size += f" x {options.gpus_per_node} GPUs"
-        if not options.max_hours:
-            return f"{size}, without a time limit of its own"
-        total = (gpus or options.num_nodes) * options.max_hours
-        unit = "GPU hours" if gpus else "node hours"
-        return f"{size} x {options.max_hours:g} h = {total:,.0f} {unit} at most"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,8 @@ class Options:
     cpus_per_node: int = _field(
         0,
         NODES,
-        "CPU cores of each; 0 is the backend's default.",
+        "CPU cores of each; 0 is 4 for each GPU on Slurm and Kubernetes, else "
+        "the backend's default.",
         *_NOT_VERTEX,
         minimum=0,
         below=10001,
@@ -123,7 +124,8 @@ class Options:
     memory_gib: int = _field(
         0,
         NODES,
-        "Memory of each; 0 is the backend's default.",
+        "Memory of each; 0 is 16 for each GPU on Slurm and Kubernetes, else "
+        "the backend's default.",
         *_NOT_VERTEX,
         minimum=0,
         below=100001,

@@ -16,7 +16,7 @@ from types import ModuleType
 from dtrain import config, flags
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
-from launch import code, submission
+from launch import code, cost, submission
 from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Plan
 from launch.options import Options
@@ -46,7 +46,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
     plan = BACKENDS[options.backend].plan(job)
     if options.dry_run:
         print(plan.describe(job.directory))
-        print(f"\n{job.estimate()}")
+        print(f"\n{cost.lines(job, len(plan.run_dirs))}")
         return
     with _held(job.record_dir):
         _check_alone(job.record_dir)
@@ -180,7 +180,7 @@ def _submit(job: Job, plan: Plan) -> str:
     except BaseException:
         _remove(job)
         raise
-    print(job.estimate(), flush=True)
+    print(cost.lines(job, len(plan.run_dirs)), flush=True)
     try:
         return BACKENDS[job.options.backend].submit(job, plan)
     except UserError:

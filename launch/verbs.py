@@ -30,8 +30,9 @@ _RUN_DIR = {"run_dir": ("", "Directory of the run, or its record_dir.")}
 def status(arguments: Sequence[str]) -> int:
     """Says how the job of a run is, and how far the run."""
     job = _find(flags.parse_flags(arguments, _RUN_DIR)["run_dir"])
+    states = _states(job)
     _say(f"{job.name}  {job.backend}  submitted {job.submitted}")
-    for state in _states(job):
+    for state in states:
         _say(f"{state.phase}  {state.details}")
     for run_dir in job.run_dirs:
         progress = _progress(run_dir)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from dtrain import errors
-from launch import main, submit
+from launch import cost, main, submit
 from launch.keep import worker
 from launch.options import Options
 from tests import build_files, plans
@@ -51,6 +51,58 @@ def test_a_dry_run_prints_what_is_in_the_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "--backend=slurm --num_nodes=2 --gpus_per_node=8 --max_hours=4 "
+            "--max_requeues=3",
+            [
+                "2 nodes x 8 GPUs x 4 h = 64 GPU hours at most for one "
+                "allocation",
+                "it is started again after each preemption and time limit, "
+                "however often, until its last step; after the loss of a node "
+                "3 times at most, 256 GPU hours",
+                "each node has 32 CPUs (4 a GPU) and 128 GiB (16 a GPU) by "
+                "default; --cpus_per_node and --memory_gib say otherwise",
+            ],
+        ),
+        (
+            "--backend=slurm --sweep=seed=1,2,3 --max_hours=0.5 "
+            "--max_requeues=0",
+            [
+                "3 runs x 1 node x 0.5 h = 1.5 node hours at most for one "
+                "allocation of each",
+                "each is started again after each preemption and time limit, "
+                "however often, until its last step; after the loss of a node "
+                "not at all",
+            ],
+        ),
+        (
+            "--backend=kubernetes --image=x --gpus_per_node=1 --memory_gib=10",
+            [
+                "1 node x 1 GPU, without a time limit of its own",
+                "it is started again after each preemption, however often, "
+                "until its last step; after the loss of a node 20 times at "
+                "most",
+                "each node has 4 CPUs (4 a GPU) by default; --cpus_per_node "
+                "and --memory_gib say otherwise",
+            ],
+        ),
+        (
+            "--backend=vertex --project=p --region=r --machine_type=m "
+            "--image=x",
+            ["1 node x 168 h = 168 node hours at most"],
+        ),
+    ],
+)
+def test_what_a_job_takes_is_said(line: str, expected: list[str]) -> None:
+    run_dir = "/runs/a" if "slurm" in line else "gs://bucket/a"
+    job = plans.make_job(*line.split(), "--", f"--run_dir={run_dir}")
+    plan = submit.BACKENDS[job.options.backend].plan(job)
+    assert cost.lines(job, len(plan.run_dirs)).splitlines() == expected
 
 
 def test_every_file_is_of_a_command() -> None:

@@ -73,8 +73,8 @@ PartitionName=high Nodes=ALL \\
 {more}
 """
 _NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr={address} CPUs=4 "
-    "CoresPerSocket=4 Sockets=1 ThreadsPerCore=1 RealMemory=1000 Gres=gpu:2"
+    "NodeName={name} NodeHostname={host} NodeAddr={address} CPUs=8 "
+    "CoresPerSocket=8 Sockets=1 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:2"
 )
 
 

@@ -54,7 +54,7 @@ def job(arguments: tuple[str, ...] = (), **options: object) -> Job:
 
 
 def run_script(
-    plan: Plan, place: pathlib.Path, code: int = 0
+    plan: Plan, place: pathlib.Path, code: int = 0, **variables: str
 ) -> tuple[list[str], int, str]:
     """Runs a batch script; returns what srun got, the code, and scontrol's."""
     place.mkdir(exist_ok=True)
@@ -71,6 +71,7 @@ def run_script(
             "SAID": str(said),
             "CODE": str(code),
             "SLURM_JOB_ID": "17",
+            **variables,
         },
         cwd=place,
         capture_output=True,
@@ -124,6 +125,20 @@ def test_a_canary_would_be_seen(tmp_path: pathlib.Path) -> None:
     said, _, _ = run_script(broken, tmp_path)
     assert said[-1] == "--data_dir="
     assert (tmp_path / "canary").exists()
+
+
+def test_a_module_may_read_what_is_not_set(tmp_path: pathlib.Path) -> None:
+    """`module` is a function of the shell, on most clusters."""
+    plan = slurm.plan(
+        dataclasses.replace(
+            job(module=("cuda",)),
+            directory=str(tmp_path / "job"),
+            workdir=str(tmp_path),
+        )
+    )
+    module = {"BASH_FUNC_module%%": '() { echo "$LOADED_MODULES_OF_NOBODY"; }'}
+    _, code, _ = run_script(plan, tmp_path / "place", **module)
+    assert code == 0
 
 
 @pytest.mark.parametrize(

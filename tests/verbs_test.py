@@ -240,6 +240,38 @@ def test_a_submission_that_is_never_answered(
 
 
 @pytest.mark.parametrize(
+    ("verb", "backend"),
+    [
+        *(("submit", "slurm"), ("status", "slurm"), ("stop", "slurm")),
+        *(("submit", "kubernetes"), ("status", "kubernetes")),
+        *(("logs", "kubernetes"), ("stop", "kubernetes")),
+    ],
+)
+def test_no_scheduler_here(
+    verb: str,
+    backend: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line, and nothing else: a cost would not be one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    flags = [f"--run_dir={tmp_path}/run"]
+    if verb == "submit":
+        flags = SUBMISSIONS[backend].format(tmp_path / "run").split()
+    else:
+        write(tmp_path / "run", json.dumps(RECORDS[backend]).encode())
+    with pytest.raises(SystemExit) as ended:
+        errors.exit_with(lambda: main.run(["x", verb, *flags], {}))
+    said = capsys.readouterr()
+    assert ended.value.code == errors.USER_ERROR
+    assert len(said.err.splitlines()) == 1
+    assert "is this a machine from which jobs are submitted?" in said.err
+    assert not said.out
+    assert (tmp_path / "run").exists() == (verb != "submit")
+
+
+@pytest.mark.parametrize(
     "name", ["SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT"]
 )
 def test_variables_that_would_make_another_job(

@@ -38,7 +38,6 @@ _PHASES = {
 _SCRIPT = """\
 #!/bin/bash
 # Written by `python -m launch.main`; docs/slurm.md explains it.
-set -u
 # What the shell of the submission has set of a cluster is none of this job.
 unset {foreign}
 export DTRAIN_SUBMITTED_SECS={submitted_secs}
@@ -47,6 +46,8 @@ logs={logs}/${{SLURM_ARRAY_TASK_ID:-0}}
 mkdir -p "$logs"
 cd {workdir} || exit 78
 {modules}
+# Behind the modules, whose scripts read what is not set.
+set -u
 {arguments}
 # A worker that ends lets the others save: it neither kills them nor hurries.
 # All that is exported above arrives, also where sbatch is to export nothing.
@@ -179,10 +180,10 @@ def _sbatch_arguments(job: Job) -> tuple[str, ...]:
     if options.gpus_per_node:
         kind = f"{options.gpu_type}:" if options.gpu_type else ""
         arguments.append(f"--gres=gpu:{kind}{options.gpus_per_node}")
-    if options.cpus_per_node:
-        arguments.append(f"--cpus-per-task={options.cpus_per_node}")
-    if options.memory_gib:
-        arguments.append(f"--mem={options.memory_gib}G")
+    if job.cpus_per_node:
+        arguments.append(f"--cpus-per-task={job.cpus_per_node}")
+    if job.memory_gib:
+        arguments.append(f"--mem={job.memory_gib}G")
     if options.max_hours:
         arguments.append(f"--time={max(1, round(60 * options.max_hours))}")
     arguments += [
@@ -196,7 +197,7 @@ def _sbatch_arguments(job: Job) -> tuple[str, ...]:
 def _srun_arguments(job: Job) -> tuple[str, ...]:
     options = job.options
     # Since 22.05 a step does not inherit what sbatch was told.
-    cpus = options.cpus_per_node
+    cpus = job.cpus_per_node
     arguments = [f"--cpus-per-task={cpus}"] if cpus else []
     if not options.container_image:
         return tuple(arguments)

@@ -278,9 +278,12 @@ def _resources(job: Job) -> dict[str, Any]:
     if options.gpus_per_node:
         limits["nvidia.com/gpu"] = options.gpus_per_node
     if options.memory_gib:
-        limits["memory"] = requests["memory"] = f"{options.memory_gib}Gi"
-    if options.cpus_per_node:
-        requests["cpu"] = options.cpus_per_node
+        limits["memory"] = f"{options.memory_gib}Gi"
+    if job.memory_gib:
+        # A default is no limit, at which a pod would be killed.
+        requests["memory"] = f"{job.memory_gib}Gi"
+    if job.cpus_per_node:
+        requests["cpu"] = job.cpus_per_node
     both = {"requests": requests, "limits": limits}
     return {name: value for name, value in both.items() if value}
 
