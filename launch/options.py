@@ -69,6 +69,13 @@ class Options:
         "is run_dir. Needed where this machine cannot write to run_dir.",
         *_CLUSTERS,
     )
+    check_here: bool = _field(
+        True,
+        JOB,
+        "Looks for the data on this machine, and imports the model, before the "
+        "job is queued; --nocheck_here where only the nodes have them.",
+        *("slurm", "skypilot"),
+    )
     dry_run: bool = _field(
         False, JOB, "Prints what would be done, and does nothing."
     )

@@ -16,7 +16,7 @@ from types import ModuleType
 from dtrain import config, flags
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
-from launch import code, cost, submission
+from launch import code, cost, submission, visible
 from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Plan
 from launch.options import Options
@@ -48,6 +48,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         print(plan.describe(job.directory))
         print(f"\n{cost.lines(job, len(plan.run_dirs))}")
         return
+    visible.check(job)
     with _held(job.record_dir):
         _check_alone(job.record_dir)
         # Before it is submitted: it takes seconds in a large repository, and a

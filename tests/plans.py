@@ -62,7 +62,7 @@ SLURM = {
         *("--qos=low", "--constraint=nvme", "--grace_secs=90"),
         *("--max_restarts=5", "--max_requeues=3"),
         *("--sbatch_arg=--reservation=night", "--record_dir=/home/me/jobs"),
-        *("--sbatch_arg=--comment=two words", *DISK),
+        *("--sbatch_arg=--comment=two words", "--nocheck_here", *DISK),
     ),
     "modules": ("--module=cuda/12", "--module=a b", *DISK),
     "container": (
@@ -146,7 +146,7 @@ SKYPILOT = {
         *("--cpus_per_node=8", "--memory_gib=32", "--cloud=gcp"),
         *("--region=europe-west4", "--name=faces-1", "--max_restarts=5"),
         *("--max_requeues=3", "--grace_secs=45.5"),
-        *("--record_dir=/home/me/jobs", *STORE),
+        *("--record_dir=/home/me/jobs", "--nocheck_here", *STORE),
     ),
     "awkward": (*STORE, *AWKWARD),
 }

@@ -217,7 +217,7 @@ def test_a_mistake_is_not_tried_again(
     """One that only the nodes can see."""
     run_dir = tmp_path / "run"
     job = user.submits(
-        *("--num_nodes=2", "--", *FLAGS),
+        *("--num_nodes=2", "--nocheck_here", "--", *FLAGS),
         *(f"--run_dir={run_dir}", f"--dataset=npz:{tmp_path}/none.npz"),
     )
     assert user.slurm.wait(job, ["FAILED", "COMPLETED"]) == "FAILED"

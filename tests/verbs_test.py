@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from dtrain import errors
+from dtrain import config, errors
 from dtrain.errors import StorageError, UserError
+from dtrain.storage import sealed
 from launch import main, submission
 from launch.backends import kubernetes, skypilot
 from tests import plans, runs
@@ -405,6 +406,67 @@ def test_two_submissions_at_once(
     assert codes == [errors.FINISHED, errors.USER_ERROR], said
     assert "has a job already, 17" in "".join(said)
     assert (tmp_path / "queued").read_text() == "x\n"
+
+
+def seen_here(
+    programs: pathlib.Path, tmp_path: pathlib.Path, *flags: str
+) -> list[str]:
+    """Submits a job from a directory of its own; returns what is said."""
+    make_program(programs, "sbatch", "echo 17")
+    make_program(programs, "scontrol", "echo JobId=17 JobState=COMPLETED")
+    with pytest.raises(UserError) as caught:
+        main.run(["x", "--backend=slurm", *flags], {})
+    assert not list(tmp_path.rglob("job.sh"))
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset=npz:none.npz",), "dataset (npz:none.npz): there is no"),
+        (("--dataset=folder:/none",), "there is no /none on this machine"),
+        (("--init_from=none/ckpt-1",), "init_from (none/ckpt-1) is not on"),
+        (("--model=mine:make",), "model (mine:make): there is no module mine"),
+        (("--model=broken:make",), "importing broken raised ZeroDivisionError"),
+    ],
+)
+def test_what_the_login_node_sees_is_said_before_it_is_queued(
+    flags: tuple[str, ...],
+    message: str,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    typed = ["--", f"--run_dir={tmp_path}/run", *flags]
+    [line] = seen_here(programs, tmp_path, *typed)
+    assert message in line
+    assert line.endswith("or add --nocheck_here if the nodes have it")
+    main.run(["x", "--backend=slurm", "--nocheck_here", *typed], {})
+    assert list(tmp_path.rglob("job.sh"))
+
+
+def test_another_run_is_seen_before_a_job_is_queued(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    place = tmp_path / "sweep" / "seed=2"
+    place.mkdir(parents=True)
+    parsed = config.parse(["x", "--run_dir=run", "--image_size=16"])
+    content = sealed.dumps({"config": parsed.to_dict()})
+    (place / "config.json").write_bytes(content)
+    typed = ["--sweep=seed=1,2", "--", f"--run_dir={tmp_path}/sweep"]
+    [line] = seen_here(programs, tmp_path, *typed)
+    assert f"run_dir ({place}) belongs to another run: " in line
+    assert "image_size was 16 and is now 0" in line
+
+
+def test_each_run_of_a_sweep_is_looked_at(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    typed = [f"--sweep=dataset=digits,npz:{tmp_path}/none", "--"]
+    [line] = seen_here(programs, tmp_path, *typed, f"--run_dir={tmp_path}/r")
+    assert f"there is no {tmp_path}/none on this machine" in line
 
 
 def test_a_directory_that_was_removed(

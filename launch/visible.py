@@ -1,0 +1,155 @@
+"""What this machine can see of a job that would fail on its nodes.
+
+It shares disks with the nodes of Slurm, and code with those that get a copy. A
+job may wait for days before its nodes see the same.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+from dtrain import config as config_lib
+from dtrain import errors
+from dtrain.config import Config
+from dtrain.config.learning import MODELS
+from dtrain.errors import UserError
+from dtrain.storage import files, sealed
+from launch import lines
+from launch.backends import sweep
+from launch.job import Job
+
+# TensorFlow takes seconds to import, on a busy disk many.
+_IMPORT_SECS = 180.0
+_LOAD = """\
+import sys
+from dtrain import errors
+from dtrain.gan import loading
+errors.exit_with(lambda: loading.load(sys.argv[1]) and 0)
+"""
+_ERROR = "error: "
+_PATHS = ("folder:", "idx:", "npz:")
+_REMEDY = "or add --nocheck_here if the nodes have it"
+
+
+def check(job: Job) -> None:
+    """Looks at the directories, the data and the model of each run of a job.
+
+    Args:
+        job: the job; its flags fit each other.
+
+    Raises:
+        UserError: its nodes would refuse what is there, or is not there.
+        StorageError: a directory cannot be read.
+    """
+    configs = [
+        config_lib.parse(["dtrain.main", *arguments])
+        for arguments in sweep.runs(job)
+    ]
+    options = job.options
+    if options.backend == "slurm":
+        _each(configs, _check_run_dir, "run_dir")
+        if options.check_here:
+            _each(configs, _check_data, "dataset", "init_from")
+    has_copy = options.backend in ("slurm", "skypilot")
+    is_bare = not options.image and not options.container_image
+    if options.check_here and has_copy and is_bare:
+        _each(configs, lambda config: _check_model(job, config), "model")
+
+
+def _each(
+    configs: list[Config], look: Callable[[Config], None], *names: str
+) -> None:
+    """Looks once at what has the same values of some flags."""
+    by_values = {
+        tuple(getattr(config, name) for name in names): config
+        for config in configs
+    }
+    for config in by_values.values():
+        look(config)
+
+
+def _check_run_dir(config: Config) -> None:
+    if files.is_remote(config.run_dir):
+        return
+    path = os.path.join(config.run_dir, "config.json")
+    with files.storage_errors(path):
+        data = files.read(path)
+    try:
+        before = config_lib.from_dict(sealed.loads(data or b"")["config"])
+    except (sealed.DamagedError, UserError, KeyError, AttributeError):
+        # What is damaged is in the checkpoints, too, and the run reads those.
+        return
+    differences = before.differences(config)
+    if differences:
+        listed = ", ".join(
+            f"{name} was {old} and is now {new}"
+            for name, (old, new) in differences.items()
+        )
+        raise UserError(
+            f"run_dir ({config.run_dir}) belongs to another run: {listed}; use "
+            "the same settings, or name another run_dir"
+        )
+
+
+def _check_data(config: Config) -> None:
+    kind, path = "", config.dataset
+    for begin in _PATHS:
+        if path.startswith(begin):
+            kind, path = begin, os.path.expanduser(path.removeprefix(begin))
+    if kind and not files.is_remote(path) and not os.path.exists(path):
+        raise UserError(
+            f"dataset ({config.dataset}): there is no {path} on this machine; "
+            f"correct it, {_REMEDY}"
+        )
+    path = os.path.expanduser(config.init_from)
+    # A checkpoint is named by what its files begin with.
+    is_there = os.path.exists(path) or glob.glob(f"{glob.escape(path)}*")
+    if path and not files.is_remote(path) and not is_there:
+        raise UserError(
+            f"init_from ({config.init_from}) is not on this machine; correct "
+            f"it, {_REMEDY}"
+        )
+
+
+def _check_model(job: Job, config: Config) -> None:
+    if config.model in MODELS:
+        return
+    command = [job.python, "-c", _LOAD, config.model]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=job.workdir,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_IMPORT_SECS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    else:
+        words = [
+            line.removeprefix(_ERROR)
+            for line in done.stderr.splitlines()
+            if line.startswith(_ERROR)
+        ]
+        if done.returncode == errors.USER_ERROR and words:
+            raise UserError(f"{words[-1]}; correct it, {_REMEDY}")
+        if not done.returncode:
+            return
+        # Such as a login node without TensorFlow.
+        why = (done.stderr.splitlines() or ["no word"])[-1]
+    text = f"model ({config.model}) was not looked at: {why}"
+    lines.say(errors.printable(text), sys.stderr)
+
+
+def _search_path() -> list[str]:
+    """Returns where Python looks for modules, this dtrain last."""
+    before = os.environ.get("PYTHONPATH")
+    package = os.path.dirname(os.path.dirname(config_lib.__file__))
+    return [*([before] if before else []), os.path.dirname(package)]
