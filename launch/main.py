@@ -15,7 +15,7 @@ from typing import Any
 from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment as environment_lib
 from launch.keep import supervisor, worker
-from launch.options import BACKENDS, GROUPS, TITLES, Options
+from launch.options import BACKENDS, GROUPS, TITLES, Options, variables
 
 
 def _mark(metadata: Mapping[str, Any]) -> str:
@@ -127,12 +127,14 @@ def _run_here(
             # Its strategy may be for one device alone.
             config.parse(["dtrain.main", *theirs])
 
+    added = variables(options)
+
     def plan(workers: Sequence[int]) -> tuple[worker.Process, ...]:
         names = [f"worker {index}" for index in workers]
         ports = worker.free_ports(len(workers))
         # Each keeps its GPUs, even if others are left out.
         visible = [gpus[index] for index in workers] if gpus else []
-        return worker.plan(ports, theirs, names, visible)
+        return worker.plan(ports, theirs, names, visible, added)
 
     if options.dry_run:
         everyone = plan(range(options.num_workers))

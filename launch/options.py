@@ -30,6 +30,12 @@ _IMAGES = ("kubernetes", "vertex", "skypilot")
 _CLUSTERS = BACKENDS[1:]
 _NOT_VERTEX = ("slurm", "kubernetes", "skypilot")
 
+# Variables that say to workers who they are.
+_OURS = re.compile("TF_CONFIG|CLUSTER_SPEC|(DTRAIN|SLURM|SKYPILOT)_.*")
+_SECRET = re.compile(
+    "TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)KEY(_|$)", re.I
+)
+
 # A label of DNS, which is what the strictest backend takes for a name.
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME = 50
@@ -68,6 +74,13 @@ class Options:
         "Where the job is written down for status, logs, stop and list; empty "
         "is run_dir. Needed where this machine cannot write to run_dir.",
         *_CLUSTERS,
+    )
+    env: tuple[str, ...] = _field(
+        (),
+        JOB,
+        "NAME=VALUE, a variable of the workers' environment, as in "
+        "--env=NCCL_DEBUG=INFO; docs/nccl.md. Not for secrets, which anybody "
+        "could read in the job.",
     )
     check_here: bool = _field(
         True,
@@ -278,10 +291,44 @@ class Options:
             raise UserError(
                 f"image ({self.image!r}) must be as in registry/name:tag"
             )
+        variables(self)
         if self.gpu_type and not self.gpus_per_node:
             raise UserError(
                 f"gpu_type ({self.gpu_type}) needs --gpus_per_node, how many"
             )
+
+
+def variables(options: Options) -> dict[str, str]:
+    """Returns what is added to the environment of the workers.
+
+    Args:
+        options: the flags; each `env` is as it was typed.
+
+    Raises:
+        UserError: one is malformed, there twice, of dtrain, or a secret.
+    """
+    found: dict[str, str] = {}
+    for text in options.env:
+        name, equals, value = text.partition("=")
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) or not equals:
+            # What is behind the name may be a secret.
+            raise UserError(f"env ({name}) must be of the form NAME=VALUE")
+        if _OURS.fullmatch(name):
+            raise UserError(
+                f"env ({name}) is set by dtrain or by the scheduler; leave it "
+                "out"
+            )
+        # The path of a file is none.
+        if _SECRET.search(name) and not value.startswith("/"):
+            raise UserError(
+                f"env ({name}) looks like a secret, which everybody can read "
+                "in a job; use --env_secret=SECRET on Kubernetes, elsewhere a "
+                "file that only you can read"
+            )
+        if name in found:
+            raise UserError(f"env ({name}) is given twice; leave one out")
+        found[name] = value
+    return found
 
 
 def is_name(name: str) -> bool:

@@ -90,6 +90,9 @@ def make_job(
             f"strategy ({parsed.strategy}) runs on one machine; with "
             f"num_nodes ({options.num_nodes}) leave it out"
         )
+    for name in ("run_dir", "checkpoint_dir", "backup_dir"):
+        _check_store(name, getattr(parsed, name))
+    _check_store("record_dir", options.record_dir)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(submitted_secs))
     job = Job(
         options=options,
@@ -105,6 +108,14 @@ def make_job(
     name = f"{stamp}-{mark}"
     directory = os.path.join(submission.directory_of(job.record_dir), name)
     return dataclasses.replace(job, directory=submission.absolute(directory))
+
+
+def _check_store(name: str, path: str) -> None:
+    if files.is_remote(path) and not path.startswith("gs://"):
+        raise UserError(
+            f"{name} ({path}) must be on gs://, which is the only store that "
+            "dtrain knows, or on a disk"
+        )
 
 
 def _workdir() -> str:

@@ -241,7 +241,18 @@ DOLLARS = st.lists(
 @example([typed.ALL.replace("\udcff", "")])
 def test_arguments_arrive_as_they_were_typed(typed: list[str]) -> None:
     job = dataclasses.replace(make_job(*STORE), arguments=tuple(typed))
+    options = dataclasses.replace(
+        job.options,
+        env=tuple(f"TYPED_{n}={each}" for n, each in enumerate(typed)),
+    )
+    job = dataclasses.replace(job, options=options)
     [document] = documents(kubernetes.plan(job))
+    environment = [
+        expand(each["value"], {"HOME": "/tmp"})
+        for each in container(document)["env"]
+        if each["name"].startswith("TYPED_")
+    ]
+    assert environment == typed
     args = [
         expand(each, {"HOME": "/tmp"}) for each in container(document)["args"]
     ]

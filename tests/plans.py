@@ -32,6 +32,7 @@ A100S = (
     *("--machine_type=a2-highgpu-8g", "--gpus_per_node=8"),
     "--gpu_type=NVIDIA_TESLA_A100",
 )
+ENV = ("--env=NCCL_DEBUG=INFO", "--env=XLA_FLAGS=--a='b' $(HOME) $$x")
 AWKWARD = (
     "--model=my model:$(HOME)",
     "--dataset=$$x $",
@@ -46,7 +47,7 @@ LOCAL = {
     "all_of_it": (
         *("--backend=local", "--num_workers=4", "--min_workers=2"),
         "--devices_per_worker=2",
-        *("--max_restarts=5", "--grace_secs=45.5", *DISK),
+        *("--max_restarts=5", "--grace_secs=45.5", *ENV, *DISK),
     ),
     "awkward": ("--num_workers=2", *DISK, *AWKWARD),
 }
@@ -62,7 +63,7 @@ SLURM = {
         *("--qos=low", "--constraint=nvme", "--grace_secs=90"),
         *("--max_restarts=5", "--max_requeues=3"),
         *("--sbatch_arg=--reservation=night", "--record_dir=/home/me/jobs"),
-        *("--sbatch_arg=--comment=two words", "--nocheck_here", *DISK),
+        *("--sbatch_arg=--comment=two words", "--nocheck_here", *ENV, *DISK),
     ),
     "modules": ("--module=cuda/12", "--module=a b", *DISK),
     "container": (
@@ -97,7 +98,7 @@ KUBERNETES = {
     ),
     "limits": (
         *(*IMAGE, "--grace_secs=120.5", "--max_hours=0.5", "--max_restarts=0"),
-        *("--max_requeues=0", "--num_nodes=3", *STORE),
+        *("--max_requeues=0", "--num_nodes=3", *ENV, *STORE),
     ),
     "claims": (
         *(*IMAGE, *CLAIM, "--volume_claim=images.v2:/images/", *ON_CLAIM),
@@ -122,7 +123,7 @@ VERTEX_AI = {
         *(*VERTEX, *A100S, "--num_nodes=4", "--name=faces-1"),
         *("--max_hours=36.5", "--max_restarts=5", "--grace_secs=20"),
         "--service_account=trainer@my-project.iam.gserviceaccount.com",
-        *("--record_dir=/home/me/jobs", *STORE),
+        *("--env=NCCL_DEBUG=INFO", "--record_dir=/home/me/jobs", *STORE),
     ),
     "awkward": (*VERTEX, "--machine_type=n1-standard-8", *STORE, *AWKWARD),
 }
@@ -146,7 +147,7 @@ SKYPILOT = {
         *("--cpus_per_node=8", "--memory_gib=32", "--cloud=gcp"),
         *("--region=europe-west4", "--name=faces-1", "--max_restarts=5"),
         *("--max_requeues=3", "--grace_secs=45.5"),
-        *("--record_dir=/home/me/jobs", "--nocheck_here", *STORE),
+        *("--record_dir=/home/me/jobs", "--nocheck_here", *ENV, *STORE),
     ),
     "awkward": (*STORE, *AWKWARD),
 }

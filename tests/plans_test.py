@@ -237,9 +237,37 @@ BROKEN = {
     "registry/name:tag",
     VERTEX + "--max_requeues=3" + ON_STORE: f"max_requeues {IS_FLAG_OF}slurm "
     "or kubernetes or skypilot; with vertex leave it out",
-    SKYPILOT + "-- --run_dir=s3://bucket/a": "run_dir (s3://bucket/a) must be "
-    "on gs://, where the next machines find it; use "
-    "--run_dir=gs://BUCKET/DIRECTORY",
+    **{
+        f"{backend}{flag}": f"{name} (s3://b/a) must be on gs://, which is the "
+        "only store that dtrain knows, or on a disk"
+        for backend, flag, name in (
+            (SKYPILOT, "-- --run_dir=s3://b/a", "run_dir"),
+            (KUBERNETES, "-- --run_dir=s3://b/a", "run_dir"),
+            ("--backend=slurm ", "-- --run_dir=s3://b/a", "run_dir"),
+            (
+                KUBERNETES,
+                f"{ON_STORE[1:]} --checkpoint_dir=s3://b/a",
+                "checkpoint_dir",
+            ),
+            (VERTEX, f"{ON_STORE[1:]} --backup_dir=s3://b/a", "backup_dir"),
+            (KUBERNETES, f"--record_dir=s3://b/a{ON_STORE}", "record_dir"),
+        )
+    },
+    "--env=NCCL_DEBUG" + ON_DISK: "env (NCCL_DEBUG) must be of the form "
+    "NAME=VALUE",
+    "--env='NCCL DEBUG=1'" + ON_DISK: "env (NCCL DEBUG) must be of the form "
+    "NAME=VALUE",
+    "--env=TF_CONFIG=x" + ON_DISK: "env (TF_CONFIG) is set by dtrain or by the "
+    "scheduler; leave it out",
+    "--env=A=1 --env=A=2" + ON_DISK: "env (A) is given twice; leave one out",
+    VERTEX + "'--env=A=$(HOME)'" + ON_STORE: "env (A=$(HOME)) must have no $ "
+    "on Vertex AI, which replaces $(VARIABLE) there",
+    **{
+        f"--env={name}=hunter2" + ON_DISK: f"env ({name}) looks like a secret, "
+        "which everybody can read in a job; use --env_secret=SECRET on "
+        "Kubernetes, elsewhere a file that only you can read"
+        for name in ("WANDB_API_KEY", "HF_TOKEN", "db_password", "KEY")
+    },
     SKYPILOT + "--gpu_type=A100" + ON_STORE: "gpu_type (A100) needs "
     "--gpus_per_node, how many",
     SKYPILOT + "--max_hours=4" + ON_STORE: f"max_hours {IS_FLAG_OF}slurm or "

@@ -65,6 +65,7 @@ def run_node(
             "import json, os, sys\n"
             f"with open({str(home / name)!r} + '.said', 'w') as file:\n"
             "    json.dump([os.getcwd(), *sys.argv[1:],\n"
+            "               os.environ.get('TYPED', ''),\n"
             "               os.environ['DTRAIN_SUBMITTED_SECS']], file)\n"
             f"sys.exit({code if name == 'python' else 0})\n",
         )
@@ -92,15 +93,16 @@ def test_what_bash_reads_is_what_was_typed(
     data_dir: str, model: str, tmp_path: pathlib.Path
 ) -> None:
     arguments = (f"--data_dir={data_dir}", f"--backup_dir={model}")
-    script = run_of(job(*arguments))
+    script = run_of(job(*arguments, env=(f"TYPED={model}",)))
     # Nothing that YAML would take for something else.
     assert all(line.isprintable() for line in script.split("\n"))
-    code, [directory, *python, secs], _ = run_node(script, tmp_path)
+    code, [directory, *python, variable, secs], _ = run_node(script, tmp_path)
     assert code == 0
     assert directory == str(tmp_path / "dtrain")
     assert python[:3] == ["-m", "launch.node", "--max_restarts=100"]
     run_dir = "--run_dir=gs://bucket/faces"
     assert python[3:] == ["--", run_dir, *arguments]
+    assert variable == model
     assert secs == str(plans.SECS)
     assert not list(tmp_path.rglob("canary"))
 
@@ -108,7 +110,7 @@ def test_what_bash_reads_is_what_was_typed(
 def test_a_canary_would_be_seen(tmp_path: pathlib.Path) -> None:
     word = "--data_dir=$(touch canary)"
     script = run_of(job(word)).replace(f"'{word}'", word)
-    _, [_, *python, _], _ = run_node(script, tmp_path)
+    _, [_, *python, _, _], _ = run_node(script, tmp_path)
     assert python[-1] == "--data_dir="
     assert (tmp_path / "dtrain" / "canary").exists()
 
@@ -122,7 +124,7 @@ def test_others_have_time_to_save(
     found, _, sleep = run_node(script, tmp_path, code)
     assert found == code
     secs = max(30, math.ceil(grace_secs))
-    assert sleep[1:-1] == ([str(secs)] if code else [])
+    assert sleep[1:-2] == ([str(secs)] if code else [])
     alone = run_of(job(grace_secs=grace_secs))
     assert run_node(alone, tmp_path, code)[::2] == (code, [])
 

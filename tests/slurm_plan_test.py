@@ -25,7 +25,7 @@ from tests import plans, typed
 SRUN = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["SAID"], "w") as file:
-    json.dump([sys.argv[1:], os.getcwd()], file)
+    json.dump([sys.argv[1:], os.environ.get("TYPED")], file)
 sys.exit(int(os.environ["CODE"]))
 """
 SCONTROL = '#!/bin/sh\necho "$@" >> "$SAID.scontrol"\n'
@@ -77,7 +77,7 @@ def run_script(
         capture_output=True,
         text=True,
     )
-    [arguments, _] = json.loads(said.read_text())
+    arguments, _ = json.loads(said.read_text())
     asked = pathlib.Path(f"{said}.scontrol")
     return (
         arguments,
@@ -100,7 +100,12 @@ def test_what_bash_reads_is_what_was_typed(
     workdir.mkdir(exist_ok=True)
     plan = slurm.plan(
         dataclasses.replace(
-            job(arguments, sbatch_arg=(f"--comment={other}",), module=(other,)),
+            job(
+                arguments,
+                sbatch_arg=(f"--comment={other}",),
+                module=(other,),
+                env=(f"TYPED={other}",),
+            ),
             directory=str(tmp_path / "job" / AWKWARD),
             workdir=str(workdir),
         )
@@ -109,6 +114,7 @@ def test_what_bash_reads_is_what_was_typed(
     assert code == 0
     assert said[said.index("--") + 1 :] == list(arguments)
     assert json.loads((place / "said.module").read_text()) == ["load", other]
+    assert json.loads((place / "said").read_text())[1] == other
     assert f"--comment={other}" in plan.submit
     assert (tmp_path / "job" / AWKWARD / "logs" / "0").is_dir()
     assert not list(tmp_path.rglob("canary"))

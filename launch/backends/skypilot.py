@@ -19,6 +19,7 @@ from dtrain.errors import RUN_AGAIN, UserError
 from launch import code as code_lib
 from launch import job as job_lib
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
+from launch.options import variables
 from launch.submission import Submission, ask, show
 
 _PHASES = {
@@ -50,7 +51,7 @@ file_mounts: {file_mounts}
 {setup}run: |
   cd ~/dtrain || exit 1
   export DTRAIN_SUBMITTED_SECS={submitted_secs}
-  {command}
+{exports}  {command}
   code=$?
 {wait}  exit $code
 """
@@ -101,6 +102,10 @@ def _task(job: Job) -> str:
         file_mounts=_json({"~/dtrain": code}),
         setup="" if options.image else _setup(bool(options.gpus_per_node)),
         submitted_secs=job.submitted_secs,
+        exports="".join(
+            f"  export {name}={_quote(value)}\n"
+            for name, value in variables(options).items()
+        ),
         command=" ".join(map(_quote, command)),
         wait=_WAIT.format(secs=secs) if options.num_nodes > 1 else "",
     )

@@ -20,7 +20,7 @@ from launch import code, logs
 from launch import job as job_lib
 from launch.backends import sbatch, sweep
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
-from launch.options import Options
+from launch.options import Options, variables
 from launch.submission import Submission, ask
 
 # Slurm looks at the clock about every 30 s.
@@ -48,7 +48,7 @@ cd {workdir} || exit 78
 {modules}
 # Behind the modules, whose scripts read what is not set.
 set -u
-{arguments}
+{exports}{arguments}
 # A worker that ends lets the others save: it neither kills them nor hurries.
 # All that is exported above arrives, also where sbatch is to export nothing.
 srun --export=ALL \\
@@ -125,6 +125,10 @@ def _script(job: Job) -> str:
         modules="".join(
             f"module load {shlex.quote(module)} || exit 78\n"
             for module in job.options.module
+        ),
+        exports="".join(
+            f"export {name}={shlex.quote(value)}\n"
+            for name, value in variables(job.options).items()
         ),
         arguments=_arguments(sweep.runs(job)),
         srun_arguments=shlex.join(_srun_arguments(job)),

@@ -26,6 +26,7 @@ from launch.job import (
     Plan,
     State,
 )
+from launch.options import variables
 from launch.submission import Submission, show
 
 # Behind JOB_STATE_.
@@ -129,13 +130,22 @@ def _pool(job: Job, size: int) -> dict[str, Any]:
                 *arguments,
             ],
             "env": [
-                {
-                    "name": "DTRAIN_SUBMITTED_SECS",
-                    "value": str(job.submitted_secs),
-                }
+                {"name": name, "value": value}
+                for name, value in _environment(job).items()
             ],
         },
     }
+
+
+def _environment(job: Job) -> dict[str, str]:
+    added = variables(job.options)
+    for name, value in added.items():
+        if "$" in value:
+            raise UserError(
+                f"env ({name}={value}) must have no $ on Vertex AI, which "
+                "replaces $(VARIABLE) there"
+            )
+    return {"DTRAIN_SUBMITTED_SECS": str(job.submitted_secs), **added}
 
 
 def _parent(job: Job) -> str:

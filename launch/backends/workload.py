@@ -14,6 +14,7 @@ from typing import Any
 from dtrain import errors
 from dtrain.errors import UserError
 from launch.job import Job
+from launch.options import variables
 
 # Name of the container, and of the one Job of a JobSet.
 _WORKER = "worker"
@@ -239,10 +240,11 @@ def _container(job: Job) -> dict[str, Any]:
         "name": _WORKER,
         "image": job.options.image,
         "command": ["python", "-m", "launch.node"],
-        # Kubernetes takes $(NAME) for a variable, and $$ for a dollar.
+        # Kubernetes takes $(NAME) for a variable, and $$ for a dollar, here and
+        # in the environment.
         "args": [argument.replace("$", "$$") for argument in arguments],
         "env": [
-            {"name": name, "value": value}
+            {"name": name, "value": value.replace("$", "$$")}
             for name, value in _environment(job).items()
         ],
         "resources": _resources(job),
@@ -255,20 +257,21 @@ def _container(job: Job) -> dict[str, Any]:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    variables = {
+    environment = {
         "DTRAIN_SUBMITTED_SECS": str(job.submitted_secs),
         # The user's home, if there is one, is on the read-only file system.
         "HOME": "/tmp",
+        **variables(job.options),
     }
     if job.options.num_nodes > 1:
         name = host = object_name(job)
         if job.options.gang == "jobset":
             host = f"{name}-{_WORKER}-0"
-        variables["DTRAIN_WORKERS"] = ",".join(
+        environment["DTRAIN_WORKERS"] = ",".join(
             f"{host}-{index}.{name}:{_PORT}"
             for index in range(job.options.num_nodes)
         )
-    return variables
+    return environment
 
 
 def _resources(job: Job) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def plan(
     arguments: Sequence[str],
     names: Sequence[str] = (),
     gpus: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> tuple[Process, ...]:
     """Makes the processes of a run.
 
@@ -78,6 +79,7 @@ def plan(
         arguments: the flags of `dtrain.main`, without `--strategy`.
         names: of the workers, as many; `worker 0`, `worker 1`, ... if empty.
         gpus: the CUDA_VISIBLE_DEVICES of each; if empty, each sees them all.
+        variables: what else is added to the environment of each.
 
     Returns:
         The workers; the first is the chief. A single one is started without a
@@ -85,7 +87,7 @@ def plan(
     """
     command = [*_program(), *arguments]
     names = names or [f"worker {index}" for index in range(len(ports))]
-    environments: list[dict[str, str]] = [{} for _ in ports]
+    environments: list[dict[str, str]] = [dict(variables or {}) for _ in ports]
     if len(ports) > 1:
         command.append("--strategy=multi_worker")
         workers = tuple(f"127.0.0.1:{port}" for port in ports)
