@@ -251,7 +251,8 @@ class Options:
     volume_claim: tuple[str, ...] = _field(
         (),
         KUBERNETES,
-        "claim:/path, a PersistentVolumeClaim and where it is mounted.",
+        "claim:/path, a PersistentVolumeClaim and where it is mounted; "
+        "claim:/path:ro of data that is only read.",
     )
     service_account: str = _field(
         "",
@@ -262,6 +263,45 @@ class Options:
     )
     node_selector: tuple[str, ...] = _field(
         (), KUBERNETES, "label=value that the nodes must have."
+    )
+
+    image_pull_secret: tuple[str, ...] = _field(
+        (), KUBERNETES, "Secret with which the image is pulled."
+    )
+    priority_class: str = _field("", KUBERNETES, "Priority class of the pods.")
+    toleration: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "key, key=value or either with :effect, of a taint that the nodes may "
+        "have.",
+    )
+    env_secret: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "Secret, each key of which becomes a variable of the environment.",
+    )
+    label: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "key=value, a label of the job and its pods, as "
+        "kueue.x-k8s.io/queue-name=QUEUE.",
+    )
+    annotation: tuple[str, ...] = _field(
+        (), KUBERNETES, "key=value, an annotation of the job and its pods."
+    )
+    extra_resource: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "name=count of what each pod needs beside GPUs, as rdma/hca=1.",
+    )
+    host_network: bool = _field(
+        False, KUBERNETES, "The pods use the network of their nodes."
+    )
+    manifest_patch: str = _field(
+        "",
+        KUBERNETES,
+        "File of YAML or JSON that is merged into the objects; see "
+        "docs/kubernetes.md.",
     )
 
     project: str = _field("", VERTEX, "Google Cloud project.")

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from dtrain import errors
 from dtrain.errors import UserError
 from launch import main
-from launch.backends import kubernetes, yaml_text
+from launch.backends import kubernetes, manifest_patch, yaml_text
 from launch.job import FAILED, FINISHED, QUEUED, RUNNING, UNKNOWN, Job, Plan
 from launch.submission import Submission
 from tests import build_files, kubernetes_workload, plans, runs, typed
@@ -333,9 +333,40 @@ def test_a_long_name_leaves_room_for_those_of_the_pods() -> None:
             (*CLAIM, "--volume_claim=x:/data/", *ON_CLAIM),
             "/data is mounted twice",
         ),
-        (("--node_selector=zone", *STORE), "must be of the form label=value"),
+        (("--node_selector=zone", *STORE), "must be of the form key=value"),
         (("--node_selector=a/b/c=d", *STORE), "node_selector (a/b/c=d) must"),
         (("--node_selector=zone=a b", *STORE), "node_selector (zone=a b) must"),
+        (("--label=a", *STORE), "label (a) must be of the form key=value"),
+        (("--label=a=b c", *STORE), "label (a=b c) must be a label"),
+        (("--label=a/b/c=d", *STORE), "label (a/b/c=d) must be a label"),
+        (
+            ("--label=app.kubernetes.io/name=x", *STORE),
+            "label (app.kubernetes.io/name) is set by dtrain",
+        ),
+        (("--annotation=a b=c", *STORE), "annotation (a b) must be a label"),
+        (("--toleration=:NoExecute", *STORE), "toleration (:NoExecute) must"),
+        (("--toleration=a=b:Never", *STORE), "with an effect of NoSchedule"),
+        (("--toleration=a b", *STORE), "toleration (a b=) must be a label"),
+        (("--env_secret=A_B", *STORE), "env_secret (A_B) must be of a-z"),
+        (("--image_pull_secret=A", *STORE), "image_pull_secret (A) must be"),
+        (("--priority_class=A", *STORE), "priority_class (A) must be of a-z"),
+        (("--extra_resource=cpu=3", *STORE), "extra_resource (cpu=3) must be"),
+        (("--extra_resource=a/b=1G", *STORE), "(a/b=1G) must be of the form"),
+        (
+            (
+                *("--gpus_per_node=1", "--extra_resource=nvidia.com/gpu=2"),
+                *STORE,
+            ),
+            "extra_resource (nvidia.com/gpu=2) must be of the form",
+        ),
+        (
+            (
+                *("--volume_claim=runs:/data:ro", "--record_dir=/x", "--"),
+                "--run_dir=/data/x",
+            ),
+            "run_dir (/data/x) would be lost with its pod",
+        ),
+        (("--manifest_patch=/none", *STORE), "(/none) cannot be read: No such"),
         (("--namespace=My", *STORE), "namespace (My) must be of a-z"),
         (("--service_account=a_b", *STORE), "service_account (a_b) must be of"),
         (("--gpu_type=nvidia-l4", *STORE), "gpu_type (nvidia-l4) needs"),
@@ -356,6 +387,58 @@ def test_flags_that_do_not_fit(flags: Sequence[str], message: str) -> None:
         make_plan(*flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold mappings that begin with `kind:`"),
+        ("- a", "must hold mappings that begin with `kind:`"),
+        ("a: [", "is no YAML: while parsing"),
+        ("\x1b[2J", "is no YAML: unacceptable character"),
+        ("spec: {}", "kind (None) must be one of Service, Job, Pod"),
+        ("kind: Deployment", "kind (Deployment) must be one of Service, Job"),
+        ("kind: [Job]", "kind (['Job']) must be one of Service, Job, Pod"),
+        ("{kind: Job, spec: {a: 2027-01-15}}", "spec.a (2027-01-15) must be"),
+        ("{kind: Job, spec: {1: a}}", "the key spec.1 must be text"),
+        ("{kind: Job, metadata: {name: x}}", "must leave name, namespace and"),
+        ("{kind: Job, metadata: {namespace: x}}", "must leave name, namespace"),
+        ("{kind: Job, metadata: {labels: null}}", "must leave name, namespace"),
+        ("{kind: Service, metadata: 3}", "must leave name, namespace and"),
+        ("{kind: Job, spec: 3}", "leaves nothing to make pods from"),
+        ("{kind: Pod, spec: {containers: []}}", "leaves nothing to make pods"),
+        ("{kind: Pod, spec: null}", "leaves nothing to make pods from"),
+    ],
+)
+def test_patches_that_do_not_fit(
+    text: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "patch.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        make_plan(f"--manifest_patch={path}", "--num_nodes=2", *STORE)
+    assert str(caught.value).startswith(f"manifest_patch ({path})")
+    assert message in str(caught.value)
+
+
+def test_a_patch_is_merged() -> None:
+    """Key by key; item by item where items have names; null removes."""
+    before = {
+        "a": {"b": 1, "c": [1, 2]},
+        "d": [{"name": "x", "e": 1, "f": 2}, {"name": "y"}],
+        "g": 1,
+    }
+    patch = {
+        "a": {"c": [3]},
+        "d": [{"name": "z"}, {"name": "x", "e": None, "f": 3}],
+        "g": None,
+        "h": {"i": None},
+    }
+    assert manifest_patch.merge(before, patch) == {
+        "a": {"b": 1, "c": [3]},
+        "d": [{"name": "x", "f": 3}, {"name": "y"}, {"name": "z"}],
+        "h": {},
+    }
 
 
 Break = Callable[[Any, Any], object]

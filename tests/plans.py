@@ -6,6 +6,7 @@ Those of a backend have each of its flags among them.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 from dtrain import flags
 from launch import submit
@@ -33,6 +34,8 @@ A100S = (
     "--gpu_type=NVIDIA_TESLA_A100",
 )
 ENV = ("--env=NCCL_DEBUG=INFO", "--env=XLA_FLAGS=--a='b' $(HOME) $$x")
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+PATCH = f"--manifest_patch={GOLDEN}/manifest_patch.yaml"
 AWKWARD = (
     "--model=my model:$(HOME)",
     "--dataset=$$x $",
@@ -103,6 +106,19 @@ KUBERNETES = {
     "claims": (
         *(*IMAGE, *CLAIM, "--volume_claim=images.v2:/images/", *ON_CLAIM),
         *("--checkpoint_dir=gs://bucket/faces", "--grace_secs=20"),
+    ),
+    "flags": (
+        *(*IMAGE, "--num_nodes=2", "--gpus_per_node=8", "--host_network"),
+        *("--image_pull_secret=registry", "--priority_class=research"),
+        *("--toleration=dedicated=research:NoExecute", "--toleration=a/b"),
+        *("--env_secret=wandb", "--label=kueue.x-k8s.io/queue-name=team"),
+        *("--label=team=vision", "--annotation=example.com/why=a reason"),
+        *("--extra_resource=rdma/hca=1", "--volume_claim=images:/images:ro"),
+        *(PATCH, *STORE),
+    ),
+    "flags_of_a_jobset": (
+        *(*IMAGE, "--gang=jobset", "--label=kueue.x-k8s.io/queue-name=team"),
+        *(PATCH, *STORE),
     ),
     "awkward": (*IMAGE, *STORE, *AWKWARD),
 }

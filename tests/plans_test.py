@@ -204,7 +204,7 @@ BROKEN = {
     "on a volume claim, which only the pods see; add --record_dir=DIR, where "
     "this machine writes the job down",
     KUBERNETES + "--volume_claim=c" + ON_STORE: "volume_claim (c) must be of "
-    "the form CLAIM:/PATH",
+    "the form CLAIM:/PATH, or CLAIM:/PATH:ro",
     KUBERNETES + "--node_selector='zone=a b'" + ON_STORE: "node_selector "
     "(zone=a b) must be a label of Kubernetes: letters, digits, -, _ and ., 63 "
     "at most, and a domain with / in front of its name if it has one",

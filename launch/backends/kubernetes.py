@@ -16,7 +16,7 @@ from typing import Any
 
 from dtrain.errors import UserError
 from dtrain.storage import files
-from launch.backends import workload, yaml_text
+from launch.backends import manifest_patch, workload, yaml_text
 from launch.job import (
     FAILED,
     FINISHED,
@@ -48,6 +48,9 @@ def plan(job: Job) -> Plan:
     _check_flags(job)
     documents = workload.documents(job)
     yaml_text.check(documents)
+    if job.options.manifest_patch:
+        documents = manifest_patch.apply(job.options.manifest_patch, documents)
+        yaml_text.check_texts(documents)
     # Not `apply`, which would change a job that has this name already.
     create = ("kubectl", "create", *_namespace(job), "--filename=-")
     return Plan(
@@ -62,7 +65,9 @@ def plan(job: Job) -> Plan:
 def _check_flags(job: Job) -> None:
     options, parsed = job.options, job.parsed
     job.require_image()
-    mounts = [path for _, path in workload.claims(job)]
+    mounts = [
+        claim.path for claim in workload.claims(job) if not claim.is_read_only
+    ]
     for name in ("run_dir", "checkpoint_dir"):
         path = getattr(parsed, name)
         if path and not _is_kept(path, mounts):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import posixpath
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dtrain import errors
 from dtrain.errors import UserError
@@ -35,6 +35,7 @@ _KEPT_SECS = 7 * 24 * 3600
 # As in the Dockerfile.
 _USER = 1000
 
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _SPOT_TAINTS = (
     ("cloud.google.com/gke-spot", "true"),
     ("kubernetes.azure.com/scalesetpriority", "spot"),
@@ -61,6 +62,7 @@ def documents(job: Job) -> list[dict[str, Any]]:
     if options.namespace:
         metadata["namespace"] = options.namespace
     metadata["labels"] = _labels(job)
+    metadata.update(_annotations(job))
     if options.gang == "jobset":
         return [_job_set(job, metadata)]
     spec = {
@@ -81,7 +83,32 @@ def documents(job: Job) -> list[dict[str, Any]]:
 
 
 def _labels(job: Job) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "dtrain", INSTANCE: object_name(job)}
+    ours = {"app.kubernetes.io/name": "dtrain", INSTANCE: object_name(job)}
+    theirs = _pairs("label", job.options.label)
+    for key in ours:
+        if key in theirs:
+            raise UserError(f"label ({key}) is set by dtrain; leave it out")
+    return {**ours, **theirs}
+
+
+def _annotations(job: Job) -> dict[str, Any]:
+    found = _pairs("annotation", job.options.annotation)
+    return {"annotations": found} if found else {}
+
+
+def _pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """Reads `key=value` of a flag that is given several times.
+
+    Raises:
+        UserError: one is malformed.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"{flag} ({text}) must be of the form key=value")
+        found[key] = value
+    return found
 
 
 def _service(job: Job, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +183,7 @@ def _job_spec(job: Job) -> dict[str, Any]:
         # it has ended, would be replaced and find nobody to train with.
         spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     spec["template"] = {
-        "metadata": {"labels": _labels(job)},
+        "metadata": {"labels": _labels(job), **_annotations(job)},
         "spec": _pod(job),
     }
     return spec
@@ -185,6 +212,13 @@ def _pod(job: Job) -> dict[str, Any]:
         ),
         "nodeSelector": _node_selector(job),
         "tolerations": _tolerations(job),
+        "imagePullSecrets": [{"name": n} for n in options.image_pull_secret],
+        "priorityClassName": options.priority_class,
+        "hostNetwork": options.host_network,
+        # Or the pods would not find each other by the names of the cluster.
+        "dnsPolicy": (
+            "ClusterFirstWithHostNet" if options.host_network else ""
+        ),
     }
     return {
         "restartPolicy": "Never",
@@ -216,12 +250,22 @@ def _volumes(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         # The 64 MiB that a container has are too little for NCCL.
         ("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}}),
     ]
-    for index, (claim, path) in enumerate(claims(job)):
-        volume = {"persistentVolumeClaim": {"claimName": claim}}
-        volumes.append((f"claim-{index}", path, volume))
+    read_only = set()
+    for index, claim in enumerate(claims(job)):
+        name = f"claim-{index}"
+        source: dict[str, Any] = {"claimName": claim.name}
+        if claim.is_read_only:
+            source["readOnly"] = True
+            read_only.add(name)
+        volume = {"persistentVolumeClaim": source}
+        volumes.append((name, claim.path, volume))
     return (
         [{"name": name, **volume} for name, _, volume in volumes],
-        [{"name": name, "mountPath": path} for name, path, _ in volumes],
+        [
+            {"name": name, "mountPath": path}
+            | ({"readOnly": True} if name in read_only else {})
+            for name, path, _ in volumes
+        ],
     )
 
 
@@ -236,6 +280,14 @@ def _container(job: Job) -> dict[str, Any]:
         # A deadline of Kubernetes would fail the job.
         limit_secs = max(1, round(3600 * job.options.max_hours))
         arguments.append(f"--stop_after_secs={limit_secs}")
+    secrets = [{"secretRef": {"name": n}} for n in job.options.env_secret]
+    optional = {
+        "envFrom": secrets,
+        # The scheduler puts no two that want it on one node.
+        "ports": (
+            [{"containerPort": _PORT}] if job.options.host_network else []
+        ),
+    }
     return {
         "name": _WORKER,
         "image": job.options.image,
@@ -247,6 +299,7 @@ def _container(job: Job) -> dict[str, Any]:
             {"name": name, "value": value.replace("$", "$$")}
             for name, value in _environment(job).items()
         ],
+        **{name: value for name, value in optional.items() if value},
         "resources": _resources(job),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -280,6 +333,14 @@ def _resources(job: Job) -> dict[str, Any]:
     requests: dict[str, Any] = {}
     if options.gpus_per_node:
         limits["nvidia.com/gpu"] = options.gpus_per_node
+    for name, count in _pairs("extra_resource", options.extra_resource).items():
+        if "/" not in name or name in limits or not count.isdecimal():
+            raise UserError(
+                f"extra_resource ({name}={count}) must be of the form "
+                "domain/name=count, as rdma/hca=1; --gpus_per_node, "
+                "--cpus_per_node and --memory_gib are flags of their own"
+            )
+        limits[name] = int(count)
     if options.memory_gib:
         limits["memory"] = f"{options.memory_gib}Gi"
     if job.memory_gib:
@@ -295,14 +356,7 @@ def _node_selector(job: Job) -> dict[str, str]:
     labels = {}
     if job.options.gpu_type:
         labels["cloud.google.com/gke-accelerator"] = job.options.gpu_type
-    for text in job.options.node_selector:
-        label, equals, value = text.partition("=")
-        if not label or not equals:
-            raise UserError(
-                f"node_selector ({text}) must be of the form label=value"
-            )
-        labels[label] = value
-    return labels
+    return {**labels, **_pairs("node_selector", job.options.node_selector)}
 
 
 def _tolerations(job: Job) -> list[dict[str, str]]:
@@ -314,10 +368,45 @@ def _tolerations(job: Job) -> list[dict[str, str]]:
             {"key": key, "operator": "Equal", "value": value}
             for key, value in _SPOT_TAINTS
         ]
-    return [{**taint, "effect": "NoSchedule"} for taint in taints]
+    return [
+        *({**taint, "effect": "NoSchedule"} for taint in taints),
+        *map(_toleration, job.options.toleration),
+    ]
 
 
-def claims(job: Job) -> list[tuple[str, str]]:
+def _toleration(text: str) -> dict[str, str]:
+    """Reads key, key=value, key:effect or key=value:effect.
+
+    Raises:
+        UserError: it is malformed.
+    """
+    taint, colon, effect = text.partition(":")
+    key, equals, value = taint.partition("=")
+    if not key or (colon and effect not in _EFFECTS):
+        raise UserError(
+            f"toleration ({text}) must be of the form key=value:effect, with "
+            f"an effect of {', '.join(_EFFECTS)}"
+        )
+    found = {"key": key, "operator": "Equal" if equals else "Exists"}
+    optional = {"value": value, "effect": effect}
+    return {**found, **{name: text for name, text in optional.items() if text}}
+
+
+class Claim(NamedTuple):
+    """A volume claim that is mounted.
+
+    Attributes:
+        name: of the PersistentVolumeClaim.
+        path: where the pods see it.
+        is_read_only: whether it holds data that is only read.
+    """
+
+    name: str
+    path: str
+    is_read_only: bool
+
+
+def claims(job: Job) -> list[Claim]:
     """Returns each volume claim and where it is mounted.
 
     Args:
@@ -329,11 +418,14 @@ def claims(job: Job) -> list[tuple[str, str]]:
     mounts = []
     for text in job.options.volume_claim:
         claim, colon, path = text.partition(":")
+        is_read_only = path.endswith(":ro")
+        path = path.removesuffix(":ro")
         if not claim or not colon or not path.startswith("/"):
             raise UserError(
-                f"volume_claim ({text}) must be of the form CLAIM:/PATH"
+                f"volume_claim ({text}) must be of the form CLAIM:/PATH, or "
+                "CLAIM:/PATH:ro"
             )
-        mounts.append((claim, posixpath.normpath(path)))
+        mounts.append(Claim(claim, posixpath.normpath(path), is_read_only))
     return mounts
 
 

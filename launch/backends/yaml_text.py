@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -77,13 +77,28 @@ def check(documents: Sequence[Document]) -> None:
     Raises:
         UserError: they would be refused, or would not do what they should.
     """
-    for path, text in _texts(documents, ""):
-        _check_text(path, text)
+    check_texts(documents)
     for document in documents:
-        namespace = document["metadata"].get("namespace", "x")
-        _check_name("namespace", namespace, _LABEL)
+        metadata = document["metadata"]
+        _check_name("namespace", metadata.get("namespace", "x"), _LABEL)
+        _check_labels("label", metadata["labels"])
+        for key in metadata.get("annotations", {}):
+            _check_key("annotation", key, key)
     for pod in _pods(documents):
         _check_pod(pod)
+
+
+def check_texts(documents: Sequence[Document]) -> None:
+    """Checks that all text can be handed on.
+
+    Args:
+        documents: whatever is in them.
+
+    Raises:
+        UserError: some is no UTF-8, or too long.
+    """
+    for path, text in _texts(documents, ""):
+        _check_text(path, text)
 
 
 def _pods(documents: Sequence[Document]) -> Iterator[Document]:
@@ -130,14 +145,38 @@ def _check_pod(pod: Document) -> None:
     [container] = pod["containers"]
     account = pod.get("serviceAccountName", "x")
     _check_name("service_account", account, _SUBDOMAIN)
-    for label, value in pod.get("nodeSelector", {}).items():
-        if not _QUALIFIED.fullmatch(label) or not _LABEL_VALUE.fullmatch(value):
-            raise UserError(
-                f"node_selector ({label}={value}) must be a label of "
-                "Kubernetes: letters, digits, -, _ and ., 63 at most, and a "
-                "domain with / in front of its name if it has one"
-            )
+    _check_labels("node_selector", pod.get("nodeSelector", {}))
+    _check_name("priority_class", pod.get("priorityClassName", "x"), _SUBDOMAIN)
+    for secret in pod.get("imagePullSecrets", ()):
+        _check_name("image_pull_secret", secret["name"], _SUBDOMAIN)
+    for source in container.get("envFrom", ()):
+        _check_name("env_secret", source["secretRef"]["name"], _SUBDOMAIN)
+    for taint in pod.get("tolerations", ()):
+        label = {taint["key"]: taint.get("value", "")}
+        _check_labels("toleration", label)
+    for name, count in container["resources"].get("limits", {}).items():
+        _check_key("extra_resource", name, f"{name}={count}")
     _check_mounts(pod, container)
+
+
+def _check_labels(flag: str, labels: Mapping[str, str]) -> None:
+    for label, value in labels.items():
+        _check_key(flag, label, f"{label}={value}")
+        if not _LABEL_VALUE.fullmatch(value):
+            _refuse_label(flag, f"{label}={value}")
+
+
+def _check_key(flag: str, key: str, shown: str) -> None:
+    if not _QUALIFIED.fullmatch(key):
+        _refuse_label(flag, shown)
+
+
+def _refuse_label(flag: str, shown: str) -> NoReturn:
+    raise UserError(
+        f"{flag} ({shown}) must be a label of Kubernetes: letters, digits, -, "
+        "_ and ., 63 at most, and a domain with / in front of its name if it "
+        "has one"
+    )
 
 
 def _check_mounts(pod: Document, container: Document) -> None:
