@@ -3,6 +3,11 @@
 Each node is a slurmd in a network namespace of its own; the controller and the
 login node, from which jobs are submitted, are in one more. Needs root and
 Debian's packages slurm-wlm and iproute2. It starts in about a second.
+
+    python -m tests.slurm_cluster
+    python -m tests.slurm_cluster sbatch --test-only job.sh
+
+gives a shell on the login node, or runs a command there, and ends with it.
 """
 
 from __future__ import annotations
@@ -13,9 +18,13 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+
+import pytest
 
 from tests import network
 from tests.requirement import missing
@@ -207,6 +216,13 @@ class SlurmCluster:
         # As in `slurm 22.05.8`.
         return float(self.run(["sinfo", "--version"]).stdout.split()[1][:5])
 
+    def show(self, command: Sequence[str]) -> int:
+        """Runs a command of a person on the login node; returns its code."""
+        return subprocess.run(
+            [*self.network.on(self._login), *command],
+            env={**os.environ, **self.environment},
+        ).returncode
+
     def submit(self, script: str, *arguments: str) -> str:
         """Submits a batch script by its text; returns the job's number."""
         path = self._place / f"script-{time.monotonic_ns()}.sh"
@@ -296,3 +312,21 @@ class SlurmCluster:
             if not self.run(["squeue", "-h"], check=False).stdout.strip():
                 return
             time.sleep(0.1)
+
+
+def main() -> int:
+    """Starts a Slurm of two nodes, and ends it with what is run there."""
+    try:
+        check()
+    except pytest.skip.Exception as absent:
+        sys.exit(f"error: {absent}")
+    command = sys.argv[1:] or [os.environ.get("SHELL", "/bin/bash")]
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as place,
+        SlurmCluster(pathlib.Path(place)) as cluster,
+    ):
+        return cluster.show(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

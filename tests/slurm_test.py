@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -375,3 +376,19 @@ def test_what_cannot_be_is_not_queued(
     # Nothing is left of it.
     assert not (tmp_path / "run").exists()
     assert not user.slurm.run(["squeue", "-h"]).stdout
+
+
+def test_a_cluster_by_hand() -> None:
+    slurm_cluster.check()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.slurm_cluster"),
+            *("bash", "-c", "srun --nodes=2 echo hello; exit 3"),
+        ],
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == "hello\nhello\n"
