@@ -45,6 +45,10 @@ LOG_SECS = 600.0
 _REMEDY = "is this a machine from which jobs are submitted?"
 
 
+class NoProgramError(UserError):
+    """What asks a scheduler is not on this machine."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Submission:
     """A job that was submitted.
@@ -322,7 +326,7 @@ def _program(command: Sequence[str], remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise NoProgramError(
             f"{command[0]} cannot be run ({error.strerror}); {remedy}"
         ) from error
     except subprocess.TimeoutExpired as error:

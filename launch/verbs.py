@@ -159,13 +159,14 @@ def _is_any(job: Submission, *phases: str, missed: bool | None = None) -> bool:
 
     Raises:
         UserError: the scheduler refuses, and `missed` is None; else that is
-            returned, and a line says so.
+            returned, and a line says so. Or nobody can ask it here.
         StorageError: it does not answer; the same.
     """
     try:
         return any(state.phase in phases for state in _states(job))
     except (UserError, StorageError) as error:
-        if missed is None:
+        # One that is missing will not answer later.
+        if missed is None or isinstance(error, submission.NoProgramError):
             raise
         _say(f"{job.name}: {error}", sys.stderr)
         return missed

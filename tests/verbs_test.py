@@ -240,12 +240,35 @@ def test_a_submission_that_is_never_answered(
     assert (tmp_path / "run").exists() != has_check
 
 
+@pytest.mark.parametrize("answer", ["", "Welcome!", "[]", "\x1b[2J|", "{"])
+@pytest.mark.parametrize("backend", RECORDS)
+def test_an_answer_that_is_none(
+    answer: str,
+    backend: str,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As of a wrapper that greets, or a version that says it otherwise."""
+    for name in PROGRAMS:
+        make_program(programs, name, f"printf '%s' '{answer}'")
+    write(tmp_path / "run", json.dumps(RECORDS[backend]).encode())
+    for verb in ("status", "stop"):
+        with contextlib.suppress(UserError):
+            main.run(["x", verb, f"--run_dir={tmp_path}/run"], {})
+    assert main.run(["x", "list", f"--run_dir={tmp_path}"], {}) == 0
+    said = capsys.readouterr()
+    assert " unknown " in said.out
+    assert (said.out + said.err).replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize(
     ("verb", "backend"),
     [
         *(("submit", "slurm"), ("status", "slurm"), ("stop", "slurm")),
         *(("submit", "kubernetes"), ("status", "kubernetes")),
         *(("logs", "kubernetes"), ("stop", "kubernetes")),
+        ("logs --follow", "slurm"),
     ],
 )
 def test_no_scheduler_here(
@@ -263,7 +286,7 @@ def test_no_scheduler_here(
     else:
         write(tmp_path / "run", json.dumps(RECORDS[backend]).encode())
     with pytest.raises(SystemExit) as ended:
-        errors.exit_with(lambda: main.run(["x", verb, *flags], {}))
+        errors.exit_with(lambda: main.run(["x", *verb.split(), *flags], {}))
     said = capsys.readouterr()
     assert ended.value.code == errors.USER_ERROR
     assert len(said.err.splitlines()) == 1

@@ -129,7 +129,7 @@ def _adopt(job: Job) -> str:
     name = workload.object_name(job)
     resource = f"{_RESOURCES[job.options.gang]}/{name}"
     get = ("kubectl", "get", resource, *_namespace(job), "--output=json")
-    created = json.loads(ask(get))
+    created = _parse(ask(get))
     metadata = created["metadata"]
     if created["kind"] == "Job" and job.options.num_nodes > 1:
         owner = {
@@ -230,7 +230,26 @@ def _get(submission: Submission, resources: str) -> list[dict[str, Any]]:
             *(f"--selector={workload.INSTANCE}={name}", "--output=json"),
         )
     )
-    return json.loads(text)["items"]
+    return _parse(text)["items"]
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Reads what kubectl says in JSON.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        words = " ".join(text.split())[:200]
+        raise UserError(
+            f"kubectl is not understood, it says no JSON ({words!r}); is it a "
+            "wrapper that says more?"
+        )
+    return found
 
 
 _ENDS = {"Complete": FINISHED, "Completed": FINISHED, "Failed": FAILED}

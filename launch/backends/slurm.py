@@ -263,6 +263,8 @@ def states(submission: Submission) -> list[State]:
         return _accounted(submission.job_id)
     # The name of a directory may have several lines.
     lines = [line for line in text.splitlines() if line.startswith("JobId=")]
+    if not lines:
+        return _accounted(submission.job_id)
     return [_read_state(line) for line in lines]
 
 
@@ -323,6 +325,8 @@ def _accounted(job_id: str) -> list[State]:
         lines = []
     runs = []
     for line in lines:
+        if line.count("|") < 2:
+            continue
         number, state, nodes = line.split("|")[:3]
         # As in `CANCELLED by 1000`.
         word = state.partition(" ")[0]
