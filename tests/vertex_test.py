@@ -98,6 +98,13 @@ def test_the_service_starts_a_job_again_after_134(
     assert run_node(monkeypatch, [], code)[0] == code
 
 
+def test_a_short_limit_is_one() -> None:
+    """0 s would be none, and the job would end after a week."""
+    made = job(max_hours=1e-5)
+    written = json.loads(vertex.plan(made).files["job.json"])
+    assert written["jobSpec"]["scheduling"]["timeout"] == "1s"
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.cloud.aiplatform_v1", None)
     with pytest.raises(UserError, match="pip install google-cloud-aipl"):

@@ -92,7 +92,9 @@ def _custom_job(job: Job) -> dict[str, Any]:
         "restartJobOnWorkerRestart": False,
     }
     if options.max_hours:
-        scheduling["timeout"] = f"{round(3600 * options.max_hours)}s"
+        # Of 0 it would make a week.
+        secs = max(1, round(3600 * options.max_hours))
+        scheduling["timeout"] = f"{secs}s"
     others = options.num_nodes - 1
     spec = {
         # The first pool is the chief, with which the job ends.
