@@ -7,9 +7,10 @@ does not answer.
     plan(job)         the files and commands that submit it: pure, so that
                       --dry_run prints it and the tests compare it; a UserError
                       where a flag is missing, malformed, or fits no other
-    submit(job, plan) submits it, when the files of the plan are written and
-                      its check, if it has one, has passed; returns the id by
-                      which the scheduler knows it
+    check(plan)       asks whether the scheduler would take the job, as far as
+                      that can be asked, when the files of the plan are written
+    submit(job, plan) submits it, after that; returns the id by which the
+                      scheduler knows it
     states(submission)
                       how a job is; a state for each run of a sweep
     cancel(submission)

@@ -187,8 +187,7 @@ def _submit(job: Job, plan: Plan) -> str:
             os.makedirs(job.directory)
     try:
         _write(job, plan)
-        if plan.check:
-            submission.ask(plan.check, plan.files.get(plan.stdin, ""))
+        BACKENDS[job.options.backend].check(plan)
     except BaseException:
         _remove(job)
         raise

@@ -188,6 +188,10 @@ SUBMISSIONS = {
     "--run_dir=gs://b/r",
     "skypilot": "--backend=skypilot --record_dir={} -- --run_dir=gs://b/r",
 }
+VERTEX = (
+    "--backend=vertex --project=p --region=r --machine_type=m --image=x "
+    "--record_dir={} -- --run_dir=gs://b/r"
+)
 # All that asks a scheduler, but for Vertex AI's library.
 PROGRAMS = ("sbatch", "scontrol", "sacct", "scancel", "kubectl", "sky")
 
@@ -269,6 +273,7 @@ def test_an_answer_that_is_none(
         *(("submit", "kubernetes"), ("status", "kubernetes")),
         *(("logs", "kubernetes"), ("stop", "kubernetes")),
         ("logs --follow", "slurm"),
+        *(("submit", "skypilot"), ("submit", "vertex")),
     ],
 )
 def test_no_scheduler_here(
@@ -282,7 +287,9 @@ def test_no_scheduler_here(
     monkeypatch.setenv("PATH", str(tmp_path))
     flags = [f"--run_dir={tmp_path}/run"]
     if verb == "submit":
-        flags = SUBMISSIONS[backend].format(tmp_path / "run").split()
+        line = {**SUBMISSIONS, "vertex": VERTEX}[backend]
+        flags = line.format(tmp_path / "run").split()
+        monkeypatch.setitem(sys.modules, "google.cloud.aiplatform_v1", None)
     else:
         write(tmp_path / "run", json.dumps(RECORDS[backend]).encode())
     with pytest.raises(SystemExit) as ended:
@@ -290,7 +297,8 @@ def test_no_scheduler_here(
     said = capsys.readouterr()
     assert ended.value.code == errors.USER_ERROR
     assert len(said.err.splitlines()) == 1
-    assert "is this a machine from which jobs are submitted?" in said.err
+    remedies = ("is this a machine from which jobs are submitted?", "; pip ")
+    assert any(remedy in said.err for remedy in remedies)
     assert not said.out
     assert (tmp_path / "run").exists() == (verb != "submit")
 

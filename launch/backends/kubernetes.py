@@ -109,6 +109,11 @@ def _namespace(job: Job) -> tuple[str, ...]:
     return (f"--namespace={name}",) if name else ()
 
 
+def check(plan: Plan) -> None:
+    """Asks the API server whether it would take all of a job; see `job`."""
+    ask(plan.check, plan.files[plan.stdin])
+
+
 def submit(job: Job, plan: Plan) -> str:
     """Creates a job; returns NAMESPACE/NAME.
 

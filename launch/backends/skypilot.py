@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import string
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from launch import code as code_lib
 from launch import job as job_lib
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
 from launch.options import variables
-from launch.submission import Submission, ask, show
+from launch.submission import NoProgramError, Submission, ask, show
 
 _PHASES = {
     QUEUED: ("PENDING", "SUBMITTED", "STARTING", "RECOVERING"),
@@ -164,6 +165,17 @@ def _quote(text: str) -> str:
         for byte in os.fsencode(text)
     )
     return f"$'{escaped}'"
+
+
+def check(plan: Plan) -> None:
+    """Looks for SkyPilot, which cannot be asked before; see `job`.
+
+    Raises:
+        NoProgramError: it is not here.
+    """
+    program = plan.submit[0]
+    if not shutil.which(program):
+        raise NoProgramError(f"{program} is not on PATH; {_REMEDY}")
 
 
 def submit(job: Job, plan: Plan) -> str:

@@ -222,6 +222,12 @@ def _srun_arguments(job: Job) -> tuple[str, ...]:
     )
 
 
+def check(plan: Plan) -> None:
+    """Asks Slurm whether it would take a job; see `job`."""
+    sbatch.check_variables()
+    ask(plan.check)
+
+
 def submit(job: Job, plan: Plan) -> str:
     """Queues a job; returns its number. See `job`.
 
@@ -230,7 +236,6 @@ def submit(job: Job, plan: Plan) -> str:
         StorageError: Slurm does not say whether it has taken it.
     """
     del job
-    sbatch.check_variables()
     try:
         output = ask(plan.submit)
     except (UserError, StorageError) as error:

@@ -154,6 +154,11 @@ def _parent(job: Job) -> str:
     return f"projects/{job.options.project}/locations/{job.options.region}"
 
 
+def check(plan: Plan) -> None:
+    """Reads the job as the client library does; see `job`."""
+    parse(plan.files["job.json"])
+
+
 def submit(job: Job, plan: Plan) -> str:
     """Creates a job; returns its name, which has project and region in it."""
     custom_job = parse(plan.files["job.json"])
