@@ -322,6 +322,11 @@ class Options:
                     f"{flag.name} is a flag of --backend="
                     f"{' or '.join(backends)}; with {self.backend} leave it out"
                 )
+            value = getattr(self, flag.name)
+            if isinstance(value, tuple) and "" in value:
+                raise UserError(
+                    f"{flag.name} is given without a value; leave it out"
+                )
         if self.name and not is_name(self.name):
             raise UserError(
                 f"name ({self.name}) must be of a-z, 0-9 and -, begin with a "

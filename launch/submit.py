@@ -21,6 +21,12 @@ from launch.backends import kubernetes, skypilot, slurm, vertex
 from launch.job import QUEUED, RUNNING, Job, Plan
 from launch.options import Options
 
+# What a path is that cannot be a directory.
+_NO_PLACE = (
+    *(FileExistsError, NotADirectoryError, FileNotFoundError),
+    PermissionError,
+)
+
 # What each of them has is said in `job`.
 BACKENDS: dict[str, ModuleType] = {
     "slurm": slurm,
@@ -136,7 +142,8 @@ def _held(record_dir: str) -> Iterator[None]:
     made here, and empty at the end, is removed.
 
     Raises:
-        StorageError: it cannot be made.
+        UserError: it cannot be.
+        StorageError: the disk fails.
     """
     record = submission.directory_of(record_dir)
     # A store has neither directories nor locks.
@@ -146,7 +153,13 @@ def _held(record_dir: str) -> Iterator[None]:
     with files.storage_errors(record):
         directories = (record, os.path.dirname(record))
         new = [path for path in directories if not os.path.isdir(path)]
-        files.make_directory(record)
+        try:
+            files.make_directory(record)
+        except _NO_PLACE as error:
+            raise UserError(
+                f"{record}, where the job is written down, cannot be made: "
+                f"{files.reason(error)}; name another place with --record_dir"
+            ) from error
         held = os.open(record, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # Not every disk can; the run's own claim is behind this one.

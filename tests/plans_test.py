@@ -253,6 +253,15 @@ BROKEN = {
             (KUBERNETES, f"--record_dir=s3://b/a{ON_STORE}", "record_dir"),
         )
     },
+    "--backend=slurm --container_mount=/a:/b" + ON_DISK: "container_mount "
+    "(/a:/b) is of a container; add --container_image, or leave it out",
+    "--backend=slurm --container_image=i --container_mount=/a" + ON_DISK: (
+        "container_mount (/a) must be of the form /FROM:/TO"
+    ),
+    "--backend=slurm --container_image=i --container_mount=/a:/b,/c:/d"
+    + ON_DISK: ("container_mount (/a:/b,/c:/d) must be of the form /FROM:/TO"),
+    "--backend=slurm --module=" + ON_DISK: "module is given without a value; "
+    "leave it out",
     "--env=NCCL_DEBUG" + ON_DISK: "env (NCCL_DEBUG) must be of the form "
     "NAME=VALUE",
     "--env='NCCL DEBUG=1'" + ON_DISK: "env (NCCL DEBUG) must be of the form "

@@ -500,6 +500,17 @@ def test_each_run_of_a_sweep_is_looked_at(
     assert f"there is no {tmp_path}/none on this machine" in line
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_place_where_no_job_can_be_written_down(
+    place: str, programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    make_program(programs, "sbatch", "echo 17")
+    (tmp_path / "file").touch()
+    typed = [f"--record_dir={tmp_path / place}", "--", f"--run_dir={tmp_path}"]
+    with pytest.raises(UserError, match=r"cannot be made: .*--record_dir"):
+        main.run(["x", "--backend=slurm", *typed], {})
+
+
 def test_a_directory_that_was_removed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

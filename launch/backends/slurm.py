@@ -90,6 +90,16 @@ def plan(job: Job) -> Plan:
         )
     for argument in job.options.sbatch_arg:
         sbatch.check(argument)
+    for mount in job.options.container_mount:
+        if not job.options.container_image:
+            raise UserError(
+                f"container_mount ({mount}) is of a container; add "
+                "--container_image, or leave it out"
+            )
+        if not re.fullmatch("/[^:,]*:/[^:,]*(:[^:,]+)?", mount, re.DOTALL):
+            raise UserError(
+                f"container_mount ({mount}) must be of the form /FROM:/TO"
+            )
     script = os.path.join(job.directory, "job.sh")
     arguments = (*_sbatch_arguments(job), script)
     return Plan(
