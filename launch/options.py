@@ -51,7 +51,83 @@ def _field(
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class _Kubernetes:
+    """Those of Kubernetes, some of which others have, too."""
+
+    image: str = _field(
+        "",
+        KUBERNETES,
+        "Container image, with dtrain in its working directory. SkyPilot can "
+        "do without one, and brings dtrain itself.",
+        *_IMAGES,
+    )
+    namespace: str = _field("", KUBERNETES, "Namespace.")
+    gang: str = _field(
+        "job",
+        KUBERNETES,
+        "job: an Indexed Job, which any cluster runs. jobset: a JobSet, which "
+        "restarts all pods together and needs its operator.",
+        choices=("job", "jobset"),
+    )
+    volume_claim: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "claim:/path, a PersistentVolumeClaim and where it is mounted; "
+        "claim:/path:ro of data that is only read.",
+    )
+    service_account: str = _field(
+        "",
+        KUBERNETES,
+        "Service account of the pods, or of the Vertex job.",
+        "kubernetes",
+        "vertex",
+    )
+    node_selector: tuple[str, ...] = _field(
+        (), KUBERNETES, "label=value that the nodes must have."
+    )
+
+    image_pull_secret: tuple[str, ...] = _field(
+        (), KUBERNETES, "Secret with which the image is pulled."
+    )
+    priority_class: str = _field("", KUBERNETES, "Priority class of the pods.")
+    toleration: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "key, key=value or either with :effect, of a taint that the nodes may "
+        "have.",
+    )
+    env_secret: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "Secret, each key of which becomes a variable of the environment.",
+    )
+    label: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "key=value, a label of the job and its pods, as "
+        "kueue.x-k8s.io/queue-name=QUEUE.",
+    )
+    annotation: tuple[str, ...] = _field(
+        (), KUBERNETES, "key=value, an annotation of the job and its pods."
+    )
+    extra_resource: tuple[str, ...] = _field(
+        (),
+        KUBERNETES,
+        "name=count of what each pod needs beside GPUs, as rdma/hca=1.",
+    )
+    host_network: bool = _field(
+        False, KUBERNETES, "The pods use the network of their nodes."
+    )
+    manifest_patch: str = _field(
+        "",
+        KUBERNETES,
+        "File of YAML or JSON that is merged into the objects; see "
+        "docs/kubernetes.md.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(_Kubernetes):
     """The flags in front of the --."""
 
     backend: str = _field(
@@ -231,77 +307,6 @@ class Options:
         SLURM,
         "Runs of a sweep at the same time; 0 is all.",
         minimum=0,
-    )
-
-    image: str = _field(
-        "",
-        KUBERNETES,
-        "Container image, with dtrain in its working directory. SkyPilot can "
-        "do without one, and brings dtrain itself.",
-        *_IMAGES,
-    )
-    namespace: str = _field("", KUBERNETES, "Namespace.")
-    gang: str = _field(
-        "job",
-        KUBERNETES,
-        "job: an Indexed Job, which any cluster runs. jobset: a JobSet, which "
-        "restarts all pods together and needs its operator.",
-        choices=("job", "jobset"),
-    )
-    volume_claim: tuple[str, ...] = _field(
-        (),
-        KUBERNETES,
-        "claim:/path, a PersistentVolumeClaim and where it is mounted; "
-        "claim:/path:ro of data that is only read.",
-    )
-    service_account: str = _field(
-        "",
-        KUBERNETES,
-        "Service account of the pods, or of the Vertex job.",
-        "kubernetes",
-        "vertex",
-    )
-    node_selector: tuple[str, ...] = _field(
-        (), KUBERNETES, "label=value that the nodes must have."
-    )
-
-    image_pull_secret: tuple[str, ...] = _field(
-        (), KUBERNETES, "Secret with which the image is pulled."
-    )
-    priority_class: str = _field("", KUBERNETES, "Priority class of the pods.")
-    toleration: tuple[str, ...] = _field(
-        (),
-        KUBERNETES,
-        "key, key=value or either with :effect, of a taint that the nodes may "
-        "have.",
-    )
-    env_secret: tuple[str, ...] = _field(
-        (),
-        KUBERNETES,
-        "Secret, each key of which becomes a variable of the environment.",
-    )
-    label: tuple[str, ...] = _field(
-        (),
-        KUBERNETES,
-        "key=value, a label of the job and its pods, as "
-        "kueue.x-k8s.io/queue-name=QUEUE.",
-    )
-    annotation: tuple[str, ...] = _field(
-        (), KUBERNETES, "key=value, an annotation of the job and its pods."
-    )
-    extra_resource: tuple[str, ...] = _field(
-        (),
-        KUBERNETES,
-        "name=count of what each pod needs beside GPUs, as rdma/hca=1.",
-    )
-    host_network: bool = _field(
-        False, KUBERNETES, "The pods use the network of their nodes."
-    )
-    manifest_patch: str = _field(
-        "",
-        KUBERNETES,
-        "File of YAML or JSON that is merged into the objects; see "
-        "docs/kubernetes.md.",
     )
 
     project: str = _field("", VERTEX, "Google Cloud project.")
