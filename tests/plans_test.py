@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import secrets
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from dtrain import errors
-from launch import cost, main, submit
+from launch import cost, main, submission, submit
 from launch.keep import worker
 from launch.options import Options
 from tests import build_files, plans
@@ -103,6 +104,28 @@ def test_what_a_job_takes_is_said(line: str, expected: list[str]) -> None:
     job = plans.make_job(*line.split(), "--", f"--run_dir={run_dir}")
     plan = submit.BACKENDS[job.options.backend].plan(job)
     assert cost.lines(job, len(plan.run_dirs)).splitlines() == expected
+
+
+JOB_IDS = {
+    "slurm": "17",
+    "kubernetes": "research/faces-1800000000-5ca1ab",
+    "vertex": "projects/12/locations/europe-west4/customJobs/345",
+    "skypilot": "17",
+}
+
+
+@pytest.mark.parametrize("backend", JOB_IDS)
+def test_what_is_written_down_is_read_back(
+    backend: str, tmp_path: pathlib.Path
+) -> None:
+    """With any flags: what is read is checked, and must not be refused."""
+    for name, job in plans.make_jobs(backend).items():
+        plan = submit.BACKENDS[backend].plan(job)
+        made = submission.make(job, plan, JOB_IDS[backend], {"python": "3"})
+        submission.write(made, str(tmp_path / name))
+        found = submission.read(str(tmp_path / name))
+        assert found
+        assert json.dumps(vars(found)) == json.dumps(vars(made))
 
 
 def test_every_file_is_of_a_command() -> None:
