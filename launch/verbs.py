@@ -86,6 +86,7 @@ def list_jobs(arguments: Sequence[str]) -> int:
     known = {"run_dir": ("runs", "Directory of the runs.")}
     values = flags.parse_flags(arguments, known)
     rows = []
+    silent: set[str] = set()
     is_any = False
     for record_dir in submission.find(os.path.expanduser(values["run_dir"])):
         try:
@@ -96,7 +97,7 @@ def list_jobs(arguments: Sequence[str]) -> int:
             is_any = True
             continue
         if job:
-            rows.append(_row(job))
+            rows.append(_row(job, silent))
     if rows:
         _print_table([_TITLES, *rows])
     elif not is_any:
@@ -104,13 +105,18 @@ def list_jobs(arguments: Sequence[str]) -> int:
     return errors.FINISHED
 
 
-def _row(job: Submission) -> tuple[str, ...]:
+def _row(job: Submission, silent: set[str]) -> tuple[str, ...]:
+    """Makes the line of a job; `silent` are backends that do not answer."""
+    phases = [UNKNOWN]
     try:
-        phases = sorted({state.phase for state in _states(job)})
+        if job.backend not in silent:
+            phases = sorted({state.phase for state in _states(job)})
     except (UserError, StorageError) as error:
-        # The others have another scheduler, or it answers again.
+        # The others have another scheduler, or it answers for them.
         _say(f"{job.name}: {error}", sys.stderr)
-        phases = [UNKNOWN]
+        # But nobody waits a minute for each of a hundred.
+        if isinstance(error, (StorageError, submission.NoProgramError)):
+            silent.add(job.backend)
     # Of a sweep, the directory of all; `gs://` is no path to `os.path`.
     steps = zip(*(path.split("/") for path in job.run_dirs), strict=False)
     common = itertools.takewhile(lambda names: len({*names}) == 1, steps)

@@ -231,6 +231,20 @@ def test_a_scheduler_that_never_answers(
         assert "has not answered within 0.2 s" in capsys.readouterr().err
 
 
+def test_a_scheduler_that_never_answers_is_asked_once(
+    silent: None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list of a hundred jobs does not take a hundred minutes."""
+    del silent
+    for name in "abc":
+        write(tmp_path / name, json.dumps(GOOD).encode())
+    write(tmp_path / "d", json.dumps(RECORDS["skypilot"]).encode())
+    assert main.run(["x", "list", f"--run_dir={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("unknown") == 4
+    assert len(said.err.splitlines()) == 2
+
+
 @pytest.mark.parametrize("backend", SUBMISSIONS)
 def test_a_submission_that_is_never_answered(
     backend: str, silent: None, tmp_path: pathlib.Path
