@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import time
@@ -115,6 +116,29 @@ def test_a_record_is_not_believed(
     assert (said.out + said.err).replace("\n", "").isprintable()
     words = asked.read_text().split() if asked.exists() else []
     assert set(words) <= {"show", "job", "-o", "--state=PENDING", "17"}
+
+
+def test_a_record_that_is_damaged_at_random(
+    chance: random.Random, tmp_path: pathlib.Path
+) -> None:
+    good = json.dumps({**GOOD, "options": {"num_nodes": 2}}, indent=1).encode()
+    (tmp_path / "launch").mkdir()
+    insertions = (b"[", b'{"a":', b"1e999", b"null", b'"\\ud800"', b"\0", b"-")
+    for _ in range(1000):
+        data = bytearray(good)
+        for _ in range(chance.choice([1, 1, 2, 10])):
+            place = chance.randrange(len(data))
+            if chance.random() < 0.5:
+                data[place] = chance.randrange(256)
+            else:
+                end = place + chance.randrange(20)
+                data[place:end] = chance.choice(insertions)
+        (tmp_path / "launch" / "job.json").write_bytes(data)
+        with contextlib.suppress(StorageError):
+            found = submission.read(str(tmp_path))
+            assert found
+            assert found.job_id.isdecimal()
+            assert found.submitted.isprintable()
 
 
 def test_a_record_that_is_damaged_hides_no_other(
