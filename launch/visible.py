@@ -18,7 +18,6 @@ from dtrain.config import Config
 from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.storage import files, sealed
-from launch import lines
 from launch.backends import sweep
 from launch.job import Job
 
@@ -145,7 +144,7 @@ def _check_model(job: Job, config: Config) -> None:
         # Such as a login node without TensorFlow.
         why = (done.stderr.splitlines() or ["no word"])[-1]
     text = f"model ({config.model}) was not looked at: {why}"
-    lines.say(errors.printable(text), sys.stderr)
+    print(errors.printable(text), file=sys.stderr)
 
 
 def _search_path() -> list[str]:
