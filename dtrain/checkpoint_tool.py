@@ -249,6 +249,13 @@ def _add_carrying(commands: Any) -> None:
     command.add_argument(
         "--filter", default="", metavar="NAME", help="a NAME, or with * and ?"
     )
+    command.add_argument(
+        "--model",
+        default="",
+        metavar="MODULE:MAKE",
+        help="model of the run, if it is none of dtrain's own: what its "
+        "config.json names is imported only if it is named here, too",
+    )
 
     command = commands.add_parser(
         "import",

@@ -290,6 +290,8 @@ def _head(flag: dataclasses.Field[Any]) -> str:
 def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
     rule = flag.metadata
     name = flag.name
+    if isinstance(value, str) and not _can_be_typed(value):
+        raise UserError(f"{name} ({value!r}) must be text of a command line")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} ({value}) must be a finite number")
     if rule["choices"] and value not in rule["choices"]:
@@ -302,6 +304,14 @@ def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
         )
     if rule["below"] is not None and value >= rule["below"]:
         raise UserError(f"{name} ({value}) must be below {rule['below']:.10g}")
+
+
+def _can_be_typed(text: str) -> bool:
+    """Tells whether a process can be given a text, as it can not a NUL."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _flag_problem(flag_values: flags.FlagValues, text: str) -> str:

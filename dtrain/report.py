@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -128,11 +129,21 @@ def read_losses(run_dir: str) -> dict[str, tuple[Floats, Floats]]:
         try:
             row = json.loads(line)
             step = float(row["step"])
-        except (ValueError, TypeError, KeyError):
+            losses_of_step = [
+                (name, float(value))
+                for name, value in row.items()
+                if name.endswith("_loss") and isinstance(value, (int, float))
+            ]
+        except (
+            *(ValueError, TypeError, KeyError),
+            # A step such as 1e999 raises the one, very many brackets the other.
+            *(OverflowError, RecursionError),
+        ):
             continue
-        for name, value in row.items():
-            if name.endswith("_loss") and isinstance(value, (int, float)):
-                columns.setdefault(name, []).append((step, float(value)))
+        if not math.isfinite(step):
+            continue
+        for name, value in losses_of_step:
+            columns.setdefault(name, []).append((step, value))
     losses = {}
     for name, pairs in columns.items():
         steps, values = np.array(sorted(pairs)).T

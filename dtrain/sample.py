@@ -40,6 +40,13 @@ class Request:
     step: int = flags.field(
         -1, flags.FLAGS, "Step of the checkpoint.", shown="the newest"
     )
+    model: str = flags.field(
+        "",
+        flags.FLAGS,
+        "Model of the run, package.module:make. What config.json names is "
+        "imported only if it is named here, too.",
+        shown="a built-in one",
+    )
     output_dir: str = flags.field(
         "", flags.FLAGS, "Where the files go.", shown="RUN_DIR/drawn"
     )
@@ -87,7 +94,7 @@ def draw(request: Request) -> list[str]:
     from dtrain.run import export
 
     step = None if request.step < 0 else request.step
-    trained = export.restore(request.run_dir, step)
+    trained = export.restore(request.run_dir, step, request.model)
     output_dir = request.output_dir or os.path.join(request.run_dir, "drawn")
     access.make("output_dir", output_dir)
     with (

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+from typing import Any
 
+import hypothesis
 import pytest
 import tensorflow as tf
+from hypothesis import strategies as st
 
+from dtrain import checkpoint_tool, errors
 from dtrain.checkpoint import directory as directory_lib
-from dtrain.checkpoint import snapshot
+from dtrain.checkpoint import going_on, listing, manifest, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError
+from dtrain.errors import UserError
+from dtrain.storage import sealed
+from tests import odd_values
 
 
 @pytest.fixture
@@ -23,6 +31,22 @@ def directory(tmp_path: pathlib.Path) -> CheckpointDirectory:
         weights.assign([float(step)] * 40)
         made.commit(step, taker.take(step), {"metrics": {"loss": step / 3}})
     return made
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Is a manifest that has something in each of its fields."""
+    made = CheckpointDirectory(str(tmp_path_factory.mktemp("sound")))
+    state = tf.train.Checkpoint(
+        weights=tf.Variable([[1.0]]), name=tf.Variable("a")
+    )
+    facts = {
+        "metrics": {"loss": 0.5, "none": None},
+        "log": {"bytes": 7, "sha256": "0" * 64},
+        "run": {"config": {"seed": 3}},
+    }
+    taken = snapshot.SnapshotTaker(state).take(3)
+    return made.commit(3, taken, facts).encode()
 
 
 def path(directory: CheckpointDirectory, name: str) -> pathlib.Path:
@@ -105,6 +129,73 @@ def test_a_manifest_of_another_step(directory: CheckpointDirectory) -> None:
         )
     with pytest.raises(DamagedError, match="its manifest is that of step 2"):
         directory.verify(9)
+
+
+def damage(
+    body: dict[str, Any], key: str = "", tensor: object = None, **values: object
+) -> dict[str, Any]:
+    """Returns a manifest with other values, `key` in its first tensor."""
+    changed = {**body, **values}
+    if key:
+        name, first = next(iter(body["tensors"].items()))
+        changed["tensors"] = {**body["tensors"], name: {**first, key: tensor}}
+    return changed
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"key": "dtype", "tensor": odd} for odd in ("nope", 7777, [1])),
+        *({"key": "shape", "tensor": odd} for odd in (["a"], 5, [10**30])),
+        *({"sizes": odd} for odd in ({"index": "x"}, ["index"], {}, None)),
+        *({"saved_at": odd} for odd in ("x", 1e308, float("nan"), None)),
+        *({"metrics": odd} for odd in ([1], {"loss": "x"}, {"loss": 10**400})),
+        *({"step": odd} for odd in (3.0, "3", True, -3)),
+        *({"tensors": odd} for odd in ({}, [], {"\ud800": 1})),
+        *({"versions": odd} for odd in (5, {"keras": 3})),
+        *({"run": odd} for odd in (5, [])),
+        *({"log": odd} for odd in (5, {"bytes": "x", "sha256": "y"})),
+        *({"digest": odd} for odd in (5, "x")),
+    ],
+    ids=str,
+)
+def test_a_sealed_manifest_of_odd_values_is_damaged(
+    odd: dict[str, Any],
+    directory: CheckpointDirectory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = path(directory, "ckpt-3.json")
+    file.write_bytes(sealed.dumps(damage(json.loads(file.read_bytes()), **odd)))
+    assert checkpoint_tool.run(["list", directory.path]) == errors.FINISHED
+    assert "damaged: its manifest" in capsys.readouterr().out
+    assert checkpoint_tool.run(["verify", directory.prefix(3)])
+    assert "its manifest is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="ckpt-3: its manifest is damaged"):
+        checkpoint_tool.run(["prune", directory.path, "--keep_best=1"])
+    place = going_on.Place(directory, is_mine=True)
+    seen = going_on.search([place], "full")
+    assert seen.newest is not None
+    assert seen.newest.manifest.step == 2
+
+
+@hypothesis.given(st.data())
+def test_no_value_in_a_manifest_surprises_its_readers(
+    sound: bytes, data: st.DataObject
+) -> None:
+    body = json.loads(sound)
+    changed = data.draw(odd_values.mutations(body))
+    try:
+        decoded = manifest.decode(sealed.dumps(changed))
+    except DamagedError:
+        return
+    # What may differ is of the right type: it comes back as it is.
+    assert manifest.decode(decoded.encode()) == decoded
+    row = listing.Row("ckpt-3", 3, decoded.saved_at, 1, "", decoded.metrics)
+    assert len(listing.lines([row])) == 2
+    for tensor in decoded.tensors.values():
+        tf.TensorSpec(tensor.shape, tensor.dtype)
+    for name in (*decoded.tensors, *decoded.metrics, *decoded.versions):
+        tf.constant(name)
 
 
 def test_put_aside_with_the_reason(directory: CheckpointDirectory) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pathlib
 import shutil
 from collections.abc import Callable
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import strategies as st
 
 from dtrain import checkpoint_tool, errors
 from dtrain.bundle import tensors
+from dtrain.checkpoint import listing, pins, retention
 from dtrain.checkpoint import manager as checkpoint_lib
-from dtrain.checkpoint import pins, retention
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
+from dtrain.storage import sealed
+from tests import odd_values
 
 
 def make_state(value: float = 0.0) -> tf.train.Checkpoint:
@@ -103,6 +108,32 @@ def test_damaged_pins_keep_all(tmp_path: pathlib.Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     save_steps(tmp_path, [2, 3], retention.Last(1))
     assert steps_in(tmp_path) == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Holds a checkpoint, pins, and where a run saved to."""
+    directory = tmp_path_factory.mktemp("kept")
+    save_steps(directory, [1])
+    return directory
+
+
+@hypothesis.given(st.data())
+def test_no_value_beside_the_checkpoints_surprises_their_readers(
+    kept: pathlib.Path, data: st.DataObject
+) -> None:
+    sound = {"pins": {"paper": 1}}, {"directories": ["checkpoints", "/other"]}
+    for name, body in zip(("pins.json", "saved.json"), sound, strict=True):
+        changed = data.draw(odd_values.mutations(body))
+        (kept / name).write_bytes(sealed.dumps(changed))
+    rows = listing.find(str(kept))
+    assert listing.lines(rows)
+    assert rows[0].state == "whole"
+    assert listing.recorded(str(kept)) is not None
+    with contextlib.suppress(sealed.DamagedError):
+        assert all(
+            step in range(2**63) for step in pins.read(str(kept)).values()
+        )
 
 
 def test_nothing_is_removed_before_its_successor_verifies(

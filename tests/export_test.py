@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -12,10 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_tool, errors
+from dtrain import checkpoint_tool, errors, sample
 from dtrain import main as dtrain_main
 from dtrain.record import drawing
 from dtrain.run import export
+from dtrain.storage import sealed
 from tests import object_store, runs
 
 BATCHES = (1, 7)
@@ -220,3 +223,43 @@ def test_a_store(place: pathlib.Path) -> None:
         assert drawn == wanted
         with pytest.raises(object_store.Raised, match="overwritten"):
             client.call(save_on_store, *arguments)
+
+
+@pytest.mark.parametrize("door", ["sample", "export"])
+def test_code_that_a_directory_names_runs_if_its_user_names_it(
+    door: str,
+    place: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = tmp_path / "copied"
+    shutil.copytree(place / "plain", run_dir)
+    config = run_dir / "config.json"
+    body = json.loads(config.read_text())
+    body["config"]["model"] = f"helper_of_{door}:make"
+    config.write_bytes(sealed.dumps(body))
+    (tmp_path / f"helper_of_{door}.py").write_text(
+        "import pathlib\n"
+        "from dtrain.models.dcgan import make\n"
+        "pathlib.Path('it_ran').touch()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def use(*more: str) -> int:
+        if door == "sample":
+            words = ("--run_dir=copied", "--num_images=1", "--nogif", *more)
+            return sample.run(["sample", *words])
+        words = ("export", "copied", "--output=made", *more)
+        return checkpoint_tool.run(words)
+
+    with pytest.raises(errors.UserError) as caught:
+        use()
+    assert caught.value.text == (
+        f"model (helper_of_{door}:make) of copied/config.json would be "
+        f"imported, from {tmp_path} or PYTHONPATH, and its code run; if you "
+        f"trust it, name it: --model=helper_of_{door}:make"
+    ).replace("copied/", "copied/" if door == "sample" else f"{run_dir}/")
+    assert not (tmp_path / "it_ran").exists()
+    assert use(f"--model=helper_of_{door}:make") == errors.FINISHED
+    assert (tmp_path / "it_ran").exists()

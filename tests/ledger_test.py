@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import pathlib
 import random as random_lib
@@ -13,8 +14,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from dtrain import report
 from dtrain.record import goodput, ledger
 from dtrain.record.goodput import Attempt, Point
+from tests import odd_values
 from tests.benchmarks import goodput as benchmark
 
 NS = 1_000_000_000
@@ -221,6 +224,9 @@ def test_a_damaged_document_is_told_from_one_of_the_future() -> None:
         sound.replace(b'"train":2', b'"train":NaN'),
         sound.replace(b'"train":2', b'"tram":2'),
         sound.replace(b'"pid":1', b'"pid":"x"'),
+        sound.replace(b'"pid":1', b'"pid":1' + b"0" * 400),
+        sound.replace(b'"host":"host"', b'"host":[]'),
+        sound.replace(b'"exit_code":null', b'"exit_code":1.5'),
         sound.replace(b"[[0,", b"[[9,"),
         sound.replace(b"[2,5,2]", b"[2,1e999,2]"),
         sound.replace(b"[2,5,2]", b"[2,5,97]"),
@@ -410,3 +416,20 @@ def test_a_document_comes_back_as_it_was(history: list[Attempt]) -> None:
         )
         assert goodput.loads(goodput.dumps(rounded)) == rounded
         assert math.isfinite(rounded.secs)
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(deadline=None)
+def test_no_value_in_a_document_surprises_its_readers(
+    data: st.DataObject,
+) -> None:
+    attempt = make(0, {"train": 2}, [(0, 0, 0), (2, 5, 2)], exit_code=75)
+    body = json.loads(goodput.dumps(attempt))
+    changed = json.dumps(data.draw(odd_values.mutations(body))).encode()
+    try:
+        read = goodput.loads(changed)
+    except (goodput.DamagedError, goodput.FutureError):
+        return
+    account = goodput.account([attempt, read])
+    assert math.isfinite(account.goodput)
+    assert report.table(account, "runs/a")

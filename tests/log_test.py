@@ -68,6 +68,8 @@ def test_one_of_several_files_has_all_lines() -> None:
         lambda data: data + data,
         lambda data: data[:20] + data,
         lambda data: b"[]\n3\nnull\n" + data,
+        lambda data: b'{"step": true}\n{"step": 1e999}\n' + data,
+        lambda data: b"[" * 100_000 + b"\n" + data,
     ],
 )
 def test_lines_of_a_damaged_file(damage: Callable[[bytes], bytes]) -> None:

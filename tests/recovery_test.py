@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from dtrain import CheckpointManager, errors
-from dtrain.checkpoint import going_on, readable, snapshot
+from dtrain.checkpoint import going_on, listing, readable, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
 from dtrain.config import Config
@@ -211,7 +211,7 @@ def test_a_run_that_was_moved_finds_its_own(run: Run) -> None:
     moved = run.run_dir.rename(run.run_dir.with_name("moved"))
     run.run_dir = moved
     assert run.restore().prefix == f"{moved}/checkpoints/ckpt-2"
-    assert places.recorded(str(moved)) == [
+    assert listing.recorded(str(moved)) == [
         f"{moved}/backup",
         f"{moved}/checkpoints",
     ]

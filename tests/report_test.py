@@ -144,6 +144,8 @@ def test_a_run_of_a_hundred_attempts_and_one_of_none_are_drawn(
             f'{{"step": {each}, "generator_loss": {1000 / each}}}\n'
             for each in range(1, step, 50)
         )
+        + '{"step": 1e999, "generator_loss": 1}\n{"step": [9]}\n[[9\n'
+        + f'{{"step": 9, "generator_loss": {10**400}}}\n{"[" * 100_000}\n'
         + '{"step": 9, "gener'
     )
     # Killed while it compiled, before there was a loss.

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import strategies as st
 
 from dtrain.checkpoint import snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.gan import loading, phases
 from dtrain.models import dcgan
-from dtrain.run import identity
+from dtrain.run import identity, places
+from dtrain.storage import sealed
+from tests import odd_values
 
 
 def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
@@ -225,3 +231,51 @@ def test_what_a_run_that_was_killed_at_its_start_leaves(
     (tmp_path / "history/thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no run: history"):
         identity.check(describe(tmp_path), is_chief=True)
+
+
+@pytest.fixture(scope="module")
+def described(
+    tmp_path_factory: pytest.TempPathFactory, networks: phases.Networks
+) -> pathlib.Path:
+    run_dir = tmp_path_factory.mktemp("described")
+    identity.write(describe(run_dir), networks)
+    return run_dir
+
+
+@hypothesis.given(st.data())
+def test_no_value_of_a_sealed_config_surprises_its_readers(
+    described: pathlib.Path, data: st.DataObject
+) -> None:
+    path = described / "config.json"
+    whole = path.read_bytes()
+    changed = data.draw(odd_values.mutations(json.loads(whole)))
+    path.write_bytes(sealed.dumps(changed))
+    with contextlib.suppress(UserError):
+        read = identity.read(str(described))
+        assert len(read.image_shape) == 3
+        places.find(read.config, environment.ALONE)
+    path.write_bytes(whole)
+
+
+def test_a_config_of_odd_types_is_taken_from_a_checkpoint(
+    tmp_path: pathlib.Path, networks: phases.Networks
+) -> None:
+    written = describe(tmp_path)
+    identity.write(written, networks)
+    state = tf.train.Checkpoint(weight=tf.Variable(1.0))
+    directory = CheckpointDirectory(str(tmp_path / "checkpoints"))
+    for step, run in ((1, identity.to_dict(written)), (2, {"config": [1]})):
+        taken = snapshot.SnapshotTaker(state).take(step)
+        directory.commit(step, taken, {"run": run})
+    path = tmp_path / "config.json"
+    body = json.loads(path.read_text())
+    path.write_bytes(sealed.dumps({**body, "data": {"image_shape": 5}}))
+    note = identity.check(written, is_chief=True)
+    assert note == (
+        f"{path} is damaged (its image_shape is not what dtrain writes); taken "
+        f"from {directory.prefix(1)}.json"
+    )
+    with pytest.raises(
+        UserError, match=r"ckpt-2 is of no run that can be told"
+    ):
+        identity.check_restored(written, {"config": [1]}, directory.prefix(2))

@@ -128,7 +128,11 @@ def test_users_model_file(tmp_path: pathlib.Path) -> None:
     assert runs.metrics(tmp_path / "cut") == runs.metrics(tmp_path / "whole")
 
     code, output = runs.run(
-        "dtrain.sample", f"--run_dir={tmp_path}/cut", "--nogif", **path
+        "dtrain.sample",
+        f"--run_dir={tmp_path}/cut",
+        "--model=own_networks:make",
+        "--nogif",
+        **path,
     )
     assert code == errors.FINISHED, output
     assert (tmp_path / "cut/drawn/samples.png").stat().st_size > 1000

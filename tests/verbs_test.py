@@ -57,6 +57,25 @@ def programs(
 
 
 @pytest.mark.parametrize(
+    "line", [b'{"step": "x"}', b'{"step": 1e999}', b"[" * 50_000, b"9"]
+)
+def test_metrics_that_cannot_be_read_are_no_progress(
+    line: bytes,
+    programs: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_program(programs, "scontrol", "echo JobId=17 JobState=RUNNING")
+    write(
+        tmp_path / "run",
+        json.dumps({**GOOD, "run_dirs": [str(tmp_path)]}).encode(),
+    )
+    (tmp_path / "metrics.jsonl").write_bytes(line + b"\n")
+    assert main.run(["x", "status", f"--run_dir={tmp_path}/run"]) == 0
+    assert str(tmp_path) not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"\xff",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dtrain.checkpoint import manifest
+from dtrain.checkpoint import manifest, pins
 from dtrain.storage import files, sealed
 
 _FILE = re.compile(r"(.+)\.(index|json|data-\d{5}-of-\d{5})")
@@ -56,14 +56,41 @@ def find(directory: str) -> list[Row]:
     top = directory.rstrip("/")
     with files.storage_errors(directory):
         # A run may save to other disks, too; see `run/places`.
-        recorded = _sealed(f"{top}/saved.json", "directories", [])
-        tiers = dict.fromkeys((*_TIERS, *recorded))
-        directories = [top, *(_join(top, tier) for tier in tiers)]
+        tiers = [f"{top}/{tier}" for tier in _TIERS]
+        directories = dict.fromkeys((top, *tiers, *(recorded(top) or ())))
         rows = [row for path in directories for row in _rows(path)]
         for path in directories:
             for name in files.names(f"{path}/quarantine"):
                 rows += _quarantined_rows(f"{path}/quarantine/{name}")
     return rows
+
+
+def recorded(run_dir: str) -> list[str] | None:
+    """Reads which directories a run has saved to.
+
+    Returns:
+        Their paths; none if saved.json is damaged, and None if the run has not
+        saved anything.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    data = files.read(f"{run_dir}/saved.json")
+    if data is None:
+        return None
+    try:
+        body = sealed.loads(data)
+        paths = sealed.field(body, "directories", _are_paths)
+    except sealed.DamagedError:
+        return []
+    return [
+        path if files.is_remote(path) else os.path.join(run_dir, path)
+        for path in paths
+    ]
+
+
+def _are_paths(value: Any) -> bool:
+    return isinstance(value, list) and all(map(sealed.is_path, value))
 
 
 def newest(directory: str) -> str | None:
@@ -93,9 +120,12 @@ def _rows(directory: str) -> list[Row]:
         # A run that goes on may have removed it meanwhile.
         if match and num_bytes is not None:
             groups.setdefault(match[1], {})[match[2]] = num_bytes
-    pins = _sealed(f"{directory}/pins.json", "pins", {})
+    try:
+        pinned = pins.read(directory)
+    except sealed.DamagedError:
+        pinned = {}
     rows = [
-        _row(directory, name, parts, pins)
+        _row(directory, name, parts, pinned)
         for name, parts in groups.items()
         if set(parts) != {"json"} or re.fullmatch(r"ckpt-\d+", name)
     ]
@@ -106,12 +136,12 @@ def _row(
     directory: str,
     name: str,
     parts: Mapping[str, int],
-    pins: Mapping[str, int],
+    pinned: Mapping[str, int],
 ) -> Row:
     """Makes a row of one checkpoint.
 
-    `parts` are the bytes of each of its files, by what follows its name; `pins`
-    are the pinned steps of the directory, by the name of the pin.
+    `parts` are the bytes of each of its files, by what follows its name; and
+    `pinned` the pinned steps of the directory, by the name of the pin.
     """
     prefix = f"{directory}/{name}"
     number = re.search(r"-(\d+)$", name)
@@ -139,7 +169,7 @@ def _row(
         num_bytes,
         f"damaged: its {', '.join(wrong)}" if wrong else "whole",
         expected.metrics,
-        tuple(name for name, pinned in sorted(pins.items()) if pinned == step),
+        tuple(name for name, kept in sorted(pinned.items()) if kept == step),
     )
 
 
@@ -152,18 +182,6 @@ def _state_of_stock(parts: Mapping[str, int]) -> str:
     if len(data) != promised:
         return f"incomplete: {len(data)} of {promised} data files"
     return "whole"
-
-
-def _join(directory: str, path: str) -> str:
-    return path if files.is_remote(path) else os.path.join(directory, path)
-
-
-def _sealed(path: str, key: str, default: Any) -> Any:
-    """Reads a value from a sealed file; the default if there is none."""
-    try:
-        return sealed.loads(files.read(path) or b"")[key]
-    except sealed.DamagedError:
-        return default
 
 
 def _quarantined_rows(directory: str) -> list[Row]:

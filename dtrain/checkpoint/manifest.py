@@ -8,19 +8,26 @@ back finds whatever went wrong on the way to the disk.
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dtrain import version
 from dtrain.bundle.fingerprint import Fingerprint
 from dtrain.storage import sealed
 from dtrain.storage.sealed import DamagedError
+from dtrain.tensorfiles import entries
 
 # Of a file of a checkpoint, after `ckpt-<step>.`: nothing else is touched on
 # the word of a manifest.
-_SUFFIX = re.compile(r"index|data-\d{5}-of-\d{5}")
+_SUFFIX = re.compile(r"index|data-\d{5}-of-\d{5}", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Seconds before or after 1970: a clock may be wrong, but no sum overflows.
+_MAX_SECS = 1e12
+# More dimensions no tensor of TensorFlow has.
+_MAX_RANK = 254
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,24 +73,101 @@ class Manifest:
 def decode(data: bytes) -> Manifest:
     """Reads what `Manifest.encode` returned.
 
+    Whoever gets a manifest may rely on the type and the range of each field;
+    what `run` holds is for its reader to check.
+
     Raises:
         DamagedError: they are not what was written.
     """
     body = sealed.loads(data)
     del body["sha256"]
-    try:
-        tensors = {
-            key: Fingerprint(
-                tensor["dtype"], tuple(tensor["shape"]), tensor["sha256"]
-            )
-            for key, tensor in body.pop("tensors").items()
-        }
-        manifest = Manifest(tensors=tensors, **body)
-        if not all(map(_SUFFIX.fullmatch, manifest.sizes)):
-            raise DamagedError("it names files that are not a checkpoint's")
-        return manifest
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError("it is of another version of dtrain") from error
+    # Of dtrain 0.1.0.
+    body.setdefault("digest", "")
+    if body.keys() - _FIELDS.keys():
+        raise DamagedError("it is of another version of dtrain")
+    values = {
+        name: sealed.field(body, name, is_right)
+        for name, is_right in _FIELDS.items()
+    }
+    values["tensors"] = {
+        key: Fingerprint(
+            tensor["dtype"], tuple(tensor["shape"]), tensor["sha256"]
+        )
+        for key, tensor in body["tensors"].items()
+    }
+    return Manifest(**values)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and bool(_DIGEST.fullmatch(value))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _MAX_SECS
+
+
+def _is_metric(value: Any) -> bool:
+    if value is None:
+        return True
+    if type(value) is int:
+        return abs(value) < 2**63
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"dtype", "shape", "sha256"}
+        and isinstance(value["dtype"], str)
+        and entries.is_dtype(value["dtype"])
+        and isinstance(value["shape"], list)
+        and len(value["shape"]) <= _MAX_RANK
+        and all(map(sealed.is_count, value["shape"]))
+        # No side is negative, and so it is enough that the product fits.
+        and sealed.is_count(math.prod(value["shape"]))
+        and _is_digest(value["sha256"])
+    )
+
+
+def _is_log(value: Any) -> bool:
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    return (
+        value.keys() == {"bytes", "sha256"}
+        and sealed.is_count(value["bytes"])
+        and _is_digest(value["sha256"])
+    )
+
+
+def _mapping(
+    is_key: Callable[[Any], object], is_value: Callable[[Any], object]
+) -> Callable[[Any], bool]:
+    def is_right(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            is_key(key) and is_value(item) for key, item in value.items()
+        )
+
+    return is_right
+
+
+# What each field of a manifest must be.
+_FIELDS: Mapping[str, Callable[[Any], object]] = {
+    "step": sealed.is_count,
+    "saved_at": _is_time,
+    "sizes": lambda sizes: (
+        _mapping(_SUFFIX.fullmatch, sealed.is_count)(sizes) and "index" in sizes
+    ),
+    "index_sha256": _is_digest,
+    # The object graph, at least.
+    "tensors": lambda tensors: (
+        _mapping(sealed.is_name, _is_fingerprint)(tensors) and tensors
+    ),
+    "digest": lambda digest: digest == "" or _is_digest(digest),
+    "metrics": _mapping(sealed.is_name, _is_metric),
+    "log": _is_log,
+    "run": lambda run: isinstance(run, dict),
+    "versions": _mapping(sealed.is_name, lambda text: isinstance(text, str)),
+}
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,9 @@ unpin them all.
 
 from __future__ import annotations
 
-from dtrain.checkpoint.directory import CheckpointDirectory
+import re
+from typing import Any
+
 from dtrain.errors import UserError
 from dtrain.storage import files, sealed
 
@@ -18,7 +20,13 @@ def read(directory: str) -> dict[str, int]:
         DamagedError: the list is not what was written.
     """
     data = files.read(f"{directory}/pins.json")
-    return sealed.loads(data)["pins"] if data is not None else {}
+    if data is None:
+        return {}
+    return sealed.field(sealed.loads(data), "pins", _are_pins)
+
+
+def _are_pins(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(sealed.is_count, value.values()))
 
 
 def add(directory: str, step: int, name: str) -> None:
@@ -33,7 +41,7 @@ def add(directory: str, step: int, name: str) -> None:
         UserError: there is no such checkpoint.
         DamagedError: the list is not what was written.
     """
-    steps = CheckpointDirectory(directory).steps()
+    steps = _steps(directory)
     if step not in steps:
         raise UserError(
             f"{directory} holds no checkpoint of step {step}; there: "
@@ -41,6 +49,12 @@ def add(directory: str, step: int, name: str) -> None:
         )
     pins = {**read(directory), name: step}
     files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+
+
+def _steps(directory: str) -> list[int]:
+    names = files.names(directory)
+    matches = [re.fullmatch(r"ckpt-(\d+)\.json", name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def remove(directory: str, name: str) -> None:

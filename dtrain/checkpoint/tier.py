@@ -9,6 +9,7 @@ whichever is newer.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class Facts(NamedTuple):
     """What is saved with a state, and is no part of it.
 
     Attributes:
-        metrics: of the step, by name.
+        metrics: of the step, by name; what is not finite is saved as None.
         log: `bytes` and `sha256` of metrics.jsonl up to the step.
         sync_log: puts these bytes of metrics.jsonl on a disk of this host;
             called before a backup is written.
@@ -84,7 +85,12 @@ class Tier:
             facts: saved with it.
         """
         fields = {
-            "metrics": dict(facts.metrics),
+            "metrics": {
+                name: None
+                if value is None or not math.isfinite(value)
+                else float(value)
+                for name, value in facts.metrics.items()
+            },
             "log": dict(facts.log),
             "run": dict(self._run),
         }

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SCHEMA = 1
+# Neither seconds nor a count are more: what is added up stays finite.
+_MOST = 1e15
 
 # What an attempt spends its time on; see docs/goodput.md.
 KINDS = ("start", "restore", "compile", "train", "save", "draw", "other")
@@ -136,22 +138,28 @@ def loads(data: bytes) -> Attempt:
 
 def _is_sound(attempt: Attempt) -> bool:
     code = attempt.exit_code
+    counts = [
+        *(0 if code is None else code, attempt.num_saves, attempt.pid),
+        *(attempt.num_workers, attempt.num_replicas, attempt.attempt),
+        attempt.batch_size,
+    ]
+    texts = [attempt.notice, attempt.boot_id, attempt.host]
+    if not all(type(count) is int for count in counts):
+        return False
+    if not all(isinstance(text, str) for text in texts):
+        return False
     try:
-        numbers = [
-            *(attempt.started, attempt.boot_started, attempt.batch_size),
-            *(0 if code is None else code, attempt.num_saves, attempt.pid),
-            *(attempt.num_workers, attempt.num_replicas, attempt.attempt),
-        ]
+        numbers = [attempt.started, attempt.boot_started, *counts]
         seconds = [attempt.seconds[kind] for kind in KINDS]
         pairs = itertools.pairwise([Point(0.0, 0, 0.0), *attempt.points])
         return (
-            all(math.isfinite(number) for number in numbers)
+            all(abs(number) <= _MOST for number in numbers)
             and len(seconds) == len(attempt.seconds)
-            and all(0 <= secs < math.inf for secs in seconds)
+            and all(0 <= secs <= _MOST for secs in seconds)
             and all(
-                a.secs <= b.secs < math.inf
-                and a.train_secs <= b.train_secs < math.inf
-                and b.step >= 0
+                a.secs <= b.secs <= _MOST
+                and a.train_secs <= b.train_secs <= _MOST
+                and 0 <= b.step <= _MOST
                 for a, b in pairs
             )
             # The points are rounded.
@@ -159,10 +167,8 @@ def _is_sound(attempt: Attempt) -> bool:
                 point.train_secs <= attempt.seconds["train"] + 0.001
                 for point in attempt.points[-1:]
             )
-            and isinstance(attempt.notice, str)
-            and isinstance(attempt.boot_id, str)
         )
-    except (TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError, OverflowError):
         return False
 
 

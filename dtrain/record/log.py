@@ -87,9 +87,9 @@ def _step_of(line: bytes) -> int | None:
     """Returns the step of a whole line; None of anything else."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return step if line.endswith(b"\n") and isinstance(step, int) else None
+    return step if line.endswith(b"\n") and type(step) is int else None
 
 
 def put_aside(path: str, directory: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from dtrain.cluster import environment, strategy
 from dtrain.config import Config
+from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.gan import state
 from dtrain.run import identity, resuming
@@ -47,16 +49,20 @@ class TrainedGenerator(NamedTuple):
     num_classes: int
 
 
-def restore(run_dir: str, step: int | None = None) -> TrainedGenerator:
+def restore(
+    run_dir: str, step: int | None = None, model: str = ""
+) -> TrainedGenerator:
     """Rebuilds the networks of a run, without its data, and restores them.
 
     Args:
         run_dir: the run's directory.
         step: of the checkpoint; None is the newest that verifies.
+        model: that the user names, in place of the one in config.json; empty
+            for a run of a built-in one.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it does not fit the
-            model.
+        UserError: there is no such run or checkpoint, it does not fit the
+            model, or the model is code that the user has not named.
         StorageError: the disk or the store cannot be read.
     """
     description = identity.read(run_dir)
@@ -64,6 +70,7 @@ def restore(run_dir: str, step: int | None = None) -> TrainedGenerator:
     config = dataclasses.replace(
         description.config,
         run_dir=run_dir,
+        model=model or _built_in(description.config.model, run_dir),
         strategy="default",
         num_devices=0,
         jit_compile="off",
@@ -73,6 +80,24 @@ def restore(run_dir: str, step: int | None = None) -> TrainedGenerator:
     gan = state.GAN(config, alone, image_shape, num_classes)
     resuming.restore_step(gan.checkpoint, config, step)
     return TrainedGenerator(gan.ema_generator, config, image_shape, num_classes)
+
+
+def _built_in(model: str, run_dir: str) -> str:
+    """Returns the model that config.json names.
+
+    The directory may be anybody's: what it names is not imported, as the code
+    would run, until this user has named it.
+
+    Raises:
+        UserError: it is none of dtrain's own.
+    """
+    if model in MODELS:
+        return model
+    raise UserError(
+        f"model ({model}) of {run_dir}/config.json would be imported, from "
+        f"{os.getcwd()} or PYTHONPATH, and its code run; if you trust it, "
+        f"name it: --model={shlex.quote(model)}"
+    )
 
 
 def save(trained: TrainedGenerator, path: str) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import keras
 
 from dtrain import config as config_lib
-from dtrain.checkpoint import manifest
+from dtrain.checkpoint import listing, manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
@@ -87,7 +87,7 @@ def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
         except sealed.DamagedError as error:
             why = f"{path} is damaged ({error})"
     usual = [f"{run_dir}/checkpoints", f"{run_dir}/backup"]
-    for path in (*more, *usual, *(places.recorded(run_dir) or ())):
+    for path in (*more, *usual, *(listing.recorded(run_dir) or ())):
         directory = CheckpointDirectory(path)
         for step in reversed(directory.steps()):
             with contextlib.suppress(sealed.DamagedError):
@@ -102,18 +102,41 @@ def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
 
 
 def _describe(values: Mapping[str, Any], path: str) -> Description:
+    """Reads what `to_dict` returned.
+
+    Raises:
+        DamagedError: it is something else.
+        UserError: it is of another version of dtrain.
+    """
+    settings = sealed.field(values, "config", _is_mapping)
+    data = sealed.field(values, "data", _is_mapping)
+    image_shape = sealed.field(data, "image_shape", _is_image_shape)
+    num_classes = sealed.field(data, "num_classes", sealed.is_count)
+    num_images = sealed.field(data, "num_images", sealed.is_count)
     try:
         return Description(
-            config=config_lib.from_dict(values["config"]),
-            image_shape=tuple(values["data"]["image_shape"]),
-            num_classes=values["data"]["num_classes"],
-            num_images=values["data"]["num_images"],
+            config=config_lib.from_dict(settings),
+            image_shape=tuple(image_shape),
+            num_classes=num_classes,
+            num_images=num_images,
         )
-    except (UserError, KeyError) as error:
+    except UserError as error:
         raise UserError(
             f"{path}: {error}; use the version of dtrain that wrote it, or "
             "name another run_dir"
         ) from error
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_image_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(sealed.is_count(side) and side for side in value)
+    )
 
 
 def check(
@@ -177,12 +200,16 @@ def check_restored(
     """
     if values:
         directory = os.path.dirname(prefix)
-        _check_same(
-            description,
-            _describe(values, prefix),
-            prefix,
-            f"name another run_dir, or remove {directory} if that run is over",
+        remedy = (
+            f"name another run_dir, or remove {directory} if that run is over"
         )
+        try:
+            saved = _describe(values, prefix)
+        except sealed.DamagedError as error:
+            raise UserError(
+                f"{prefix} is of no run that can be told ({error}); {remedy}"
+            ) from error
+        _check_same(description, saved, prefix, remedy)
 
 
 def _check_same(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 
+from dtrain.checkpoint import listing
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.going_on import Place
 from dtrain.cluster.environment import Cluster
@@ -48,7 +49,7 @@ def find(config: Config, cluster: Cluster) -> list[Place]:
         root = backup_root(config)
         paths += [f"{root}/{name}" for name in files.names(root)]
     paths.append(f"{config.run_dir}/backup")
-    paths += recorded(config.run_dir) or []
+    paths += listing.recorded(config.run_dir) or []
     chiefs = {paths[0], f"{config.run_dir}/backup"}
     distinct = {_absolute(path): path for path in reversed(paths)}
     return [
@@ -64,38 +65,13 @@ def _absolute(path: str) -> str:
     return path if files.is_remote(path) else os.path.abspath(path)
 
 
-def recorded(run_dir: str) -> list[str] | None:
-    """Reads which directories a run has saved to.
-
-    Returns:
-        Their paths; none if saved.json is damaged, and None if the run has not
-        saved anything.
-
-    Raises:
-        OSError: the directory cannot be read.
-    """
-    data = files.read(f"{run_dir}/saved.json")
-    if data is None:
-        return None
-    try:
-        directories = sealed.loads(data)["directories"]
-    except sealed.DamagedError:
-        return []
-    return [
-        path
-        if files.is_remote(path) or os.path.isabs(path)
-        else f"{run_dir}/{path}"
-        for path in directories
-    ]
-
-
 def record(config: Config, cluster: Cluster) -> None:
     """Notes where a run has saved to; the chief calls this after a commit.
 
     Raises:
         OSError: the directory cannot be written to.
     """
-    before = recorded(config.run_dir) or []
+    before = listing.recorded(config.run_dir) or []
     now = [checkpoint_dir(config), backup(config, cluster) or ""]
     # What is in the run's directory is named from there: it may be moved.
     start = f"{_absolute(config.run_dir)}/"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dtrain.checkpoint import exchange, going_on, pins
+from dtrain.checkpoint import exchange, going_on, listing, pins
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
@@ -191,7 +191,7 @@ def _search(tiers: Tiers, how: str) -> going_on.Search:
         else:
             tiers.clean()
         seen = going_on.search(readable, how)
-        recorded = places.recorded(config.run_dir)
+        recorded = listing.recorded(config.run_dir)
     pin_notes = _pin_notes(tiers)
     if recorded is None or seen.holds_something:
         return seen._replace(notes=[*seen.notes, *pin_notes])

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
+
+# More than this no program here counts to.
+_MOST = 2**63 - 1
 
 
 class DamagedError(ValueError):
@@ -44,3 +48,52 @@ def loads(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict) or dumps(body) != data:
         raise DamagedError("its text does not have its checksum")
     return body
+
+
+# A seal shows that a text is what was written, and not who wrote it: whoever
+# reads a field checks its type, too.
+
+
+def field(
+    body: Mapping[str, Any], name: str, is_right: Callable[[Any], object]
+) -> Any:
+    """Returns a value of a mapping that was read.
+
+    Args:
+        body: what was read.
+        name: of the value.
+        is_right: tells whether the value is of the type that it must have.
+
+    Raises:
+        DamagedError: it is missing, or of another type.
+    """
+    if name not in body:
+        raise DamagedError(f"it has no {name}")
+    if not is_right(body[name]):
+        raise DamagedError(f"its {name} is not what dtrain writes")
+    return body[name]
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Tells whether a value is a whole number from 0 that fits 63 bits."""
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    """Tells whether a value is text that can be a name in UTF-8."""
+    if not isinstance(value, str):
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def is_path(value: Any) -> TypeGuard[str]:
+    """Tells whether a value is text that can be the path of a file."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        return bool(os.fsencode(value))
+    except UnicodeEncodeError:
+        return False

@@ -108,6 +108,11 @@ def _refuse(name: str) -> None:
 JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
+def is_dtype(name: str) -> bool:
+    """Tells whether tensors have a dtype of that name, as in `Entry`."""
+    return name == STRING or name in NUMPY_DTYPES or name in _ML_DTYPES
+
+
 def numpy_dtype(name: str) -> np.dtype:
     """Returns the dtype of the array that holds a tensor.
 

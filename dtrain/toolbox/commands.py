@@ -311,7 +311,8 @@ def _export_model(arguments: argparse.Namespace) -> int:
     run_dir = os.path.dirname(os.path.abspath(path))
     if files.is_remote(path):
         run_dir = path.rpartition("/")[0]
-    export.save(export.restore(run_dir, step), arguments.output)
+    trained = export.restore(run_dir, step, arguments.model)
+    export.save(trained, arguments.output)
     print(f"wrote {arguments.output}: the EMA generator of {prefix}")
     return errors.FINISHED
 
