@@ -6,12 +6,15 @@ import contextlib
 import gzip
 import io
 import pathlib
+import resource
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,20 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dtrain import store
 from dtrain.config import Config
 from dtrain.data import digits, sources
 from dtrain.data.digits import builder, make
-from dtrain.data.sources import conversion, idx, memory, npz, preparation
+from dtrain.data.sources import (
+    conversion,
+    idx,
+    memory,
+    npz,
+    pictures,
+    preparation,
+)
 from dtrain.errors import UserError
 from tests import requirement, runs
 
@@ -394,6 +405,40 @@ def test_tfds_of_either_format(
     assert "tfrecord, which has no random access" in line
 
 
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_tfds_of_pictures_that_are_too_large(
+    file_format: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tfds.builder("shapes", data_dir=tmp_path)
+    made.download_and_prepare(file_format=file_format)
+    room = pictures.Room(100, 100)
+    monkeypatch.setattr(pictures.Room, "of_host", lambda: room)
+    line = error_line(dataset="shapes", data_dir=str(tmp_path), image_size=4)
+    assert f"of {made.data_dir} says it is " in line
+    assert "make it smaller" in line
+
+
+@pytest.mark.parametrize("kind", ["code", "damage"])
+def test_tfds_that_names_code_or_nothing_sound(
+    kind: str, data_dir: str, tmp_path: pathlib.Path
+) -> None:
+    """A set without code of its own is what its directory says it is."""
+    copy = tmp_path / "copied" / "1.0.0"
+    shutil.copytree(f"{data_dir}/digits/1.0.0", copy)
+    path = copy / "features.json"
+    text = path.read_text()
+    own = "tensorflow_datasets.core.features.features_dict"
+    assert own in text
+    changed = {"code": text.replace(own, "evil"), "damage": '{"a": 1}'}
+    path.write_text(changed[kind])
+    line = error_line(dataset="copied", data_dir=str(tmp_path))
+    said = {
+        "code": f"{path} names evil.FeaturesDict, which would be imported",
+        "damage": "dataset (copied): ",
+    }
+    assert line.startswith(said[kind])
+
+
 @pytest.mark.usefixtures("no_network")
 def test_download_prepares(tmp_path: pathlib.Path) -> None:
     fields = {"dataset": "shapes", "data_dir": str(tmp_path), "image_size": 4}
@@ -666,6 +711,183 @@ def test_gzip_that_is_wrong(content: bytes, idx_dir: pathlib.Path) -> None:
     path.with_name(path.name + ".gz").write_bytes(content)
     line = error_line(dataset=f"idx:{idx_dir}")
     assert f"{path}.gz cannot be read" in line
+
+
+BOMB = 2**29
+
+
+@contextlib.contextmanager
+def memory_of(num_bytes: int) -> Iterator[None]:
+    """Lets this process take so much more memory, and no more."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def zeros(num_bytes: int) -> Iterator[bytes]:
+    for start in range(0, num_bytes, 2**20):
+        yield bytes(min(2**20, num_bytes - start))
+
+
+def write_gzip(path: pathlib.Path, head: bytes, num_zeros: int) -> None:
+    with gzip.open(path, "wb", 1) as file:
+        file.write(head)
+        for piece in zeros(num_zeros):
+            file.write(piece)
+
+
+def write_npz_of_zeros(path: pathlib.Path, shape: str, num_zeros: int) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header.ljust(117) + "\n"
+    with (
+        zipfile.ZipFile(
+            path, "w", zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)))
+        file.write(header.encode())
+        for piece in zeros(num_zeros):
+            file.write(piece)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((1, 8, 8), ["is too long: 81 bytes, but its header (1x8x8) asks for"]),
+        ((512, 1024, 1024), ["says it takes 0.5 GiB of memory, and", "free"]),
+    ],
+)
+def test_gzip_that_unpacks_to_gigabytes_is_not_unpacked(
+    sizes: tuple[int, ...], words: list[str], idx_dir: pathlib.Path
+) -> None:
+    path = idx_dir / "train-images-idx3-ubyte"
+    path.unlink()
+    head = struct.pack(">4B3I", 0, 0, 8, 3, *sizes)
+    write_gzip(idx_dir / f"{path.name}.gz", head, BOMB)
+    with memory_of(BOMB // 2):
+        line = error_line(dataset=f"idx:{idx_dir}")
+    assert line.startswith(f"{path}.gz ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("(1, 8, 8)", "bytes, but its header (1x8x8 of uint8) asks for 64;"),
+        ("(512, 1024, 1024)", "says it takes 0.5 GiB of memory, and"),
+    ],
+)
+def test_npz_that_unpacks_to_gigabytes_is_not_unpacked(
+    shape: str, words: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "a.npz"
+    write_npz_of_zeros(path, shape, BOMB)
+    with memory_of(BOMB // 2):
+        line = error_line(dataset=f"npz:{path}")
+    assert line.startswith(f"x in {path} ")
+    assert words in line
+
+
+def png_of(height: int, width: int) -> bytes:
+    """Returns a black picture, of which only a row is in memory."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return (
+            struct.pack(">I", len(data))
+            + kind
+            + data
+            + struct.pack(">I", check)
+        )
+
+    packer = zlib.compressobj()
+    row = bytes(1 + width * 3)
+    data = b"".join(packer.compress(row) for _ in range(height))
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", size),
+            chunk(b"IDAT", data + packer.flush()),
+            chunk(b"IEND", b""),
+        )
+    )
+
+
+def claiming(content: bytes, kind: str) -> bytes:
+    """Returns a picture that says it is 60000 x 60000."""
+    big = 60_000
+    made = bytearray(content)
+    if kind == "png":
+        made[16:24] = struct.pack(">II", big, big)
+    elif kind == "jpeg":
+        start = content.index(b"\xff\xc0") + 5
+        made[start : start + 4] = struct.pack(">HH", big, big)
+    else:
+        made[6:10] = struct.pack("<HH", big, big)
+    return bytes(made)
+
+
+def encoded(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_picture_that_says_it_is_huge_is_not_decoded(
+    kind: str, place: int, tmp_path: pathlib.Path
+) -> None:
+    """Be it the first, which tells the shape, or another one."""
+    names = ["a.png", "b.png"]
+    (tmp_path / names[1 - place]).write_bytes(encoded("png"))
+    content = claiming(encoded(kind), kind)
+    (tmp_path / names[place]).write_bytes(content)
+    with memory_of(2 * BOMB):
+        line = error_line(dataset=f"folder:{tmp_path}", image_size=2)
+    assert line == (
+        f"{tmp_path}/{names[place]} says it is 60000 x 60000 pixels in "
+        f"{len(content)} bytes; at most 178,956,970 pixels are decoded: make "
+        "it smaller, or remove it"
+    )
+
+
+def test_a_picture_that_the_memory_does_not_hold(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "a.png").write_bytes(png_of(6000, 6000))
+    with memory_of(BOMB // 2):
+        line = error_line(dataset=f"folder:{tmp_path}", image_size=2)
+    assert f"{tmp_path}/a.png says it is 6000 x 6000 pixels" in line
+    assert "it may take 0.54 GiB, and 0.2" in line
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_large_photographs_are_decoded_one_by_one(
+    cache_gib: float, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bits as beside others."""
+    chance = np.random.default_rng(0)
+    for name in "abcd":
+        colours = chance.integers(0, 256, (40, 30, 3), np.uint8)
+        (tmp_path / f"{name}.png").write_bytes(png(colours))
+    fields = {"dataset": f"folder:{tmp_path}", "image_size": 8}
+    wanted, _ = read_all(open_source(**fields))
+    # All but the smallest are large.
+    (tmp_path / "b.png").write_bytes(png(colours[:8, :8]))
+    wanted[1] = colours[:8, :8]
+    room = pictures.Room(2**30, 64 * 16)
+    monkeypatch.setattr(pictures.Room, "of_host", lambda: room)
+    source = open_source(**fields, cache_gib=cache_gib)
+    np.testing.assert_array_equal(read_all(source)[0], wanted)
 
 
 def test_idx_splits(idx_dir: pathlib.Path) -> None:

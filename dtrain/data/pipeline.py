@@ -10,14 +10,14 @@ many replicas share it.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
-from dtrain.data.sources import Source
+from dtrain.data.sources import Source, pictures
 from dtrain.errors import UserError
 
 # With its default, 4, the indices that RandomIndexShuffle gives to neighbouring
@@ -27,8 +27,6 @@ _ROUNDS = 8
 # pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
-# Threads that decode images which are not in memory.
-_NUM_THREADS = min(os.cpu_count() or 1, 16)
 # Batches of a replica that are ready before they are asked for.
 _PREFETCH = 4
 
@@ -195,27 +193,41 @@ def make_dataset_of_part(
         return positions, source.fetch(indices)
 
     @tf.autograph.experimental.do_not_convert
-    def decode(positions: tf.Tensor, fetched: Any) -> Batch:
-        images, labels = source.decode(fetched)
+    def scale(positions: tf.Tensor, read: Any) -> Batch:
+        images, labels = read
         images = tf.ensure_shape(
             images, (part.replica_batch_size, *source.image_shape)
         )
         labels = tf.ensure_shape(labels, (part.replica_batch_size,))
         return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
 
-    # Two maps: op determinism lets only one thread at a time run Python, as
-    # `fetch` may, but many decode.
+    # Four maps: op determinism lets only one thread at a time run Python, as
+    # `fetch` may, but many decode. What is large is decoded one by one.
     elements = tf.data.Dataset.range(
         first_draw * part.local_replicas, tf.int64.max
     )
     # One thread is plenty for gathering from memory.
-    threads = None if source.in_memory else _NUM_THREADS
-    dataset = elements.map(fetch, threads).map(decode, threads)
+    threads = None if source.in_memory else pictures.NUM_THREADS
+    dataset = elements.map(fetch, threads)
+    dataset = dataset.map(_of_read(source.decode), threads)
+    dataset = dataset.map(_of_read(source.finish)).map(scale, threads)
     options = tf.data.Options()
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
+
+
+def _of_read(
+    action: Callable[[Any], Any],
+) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]:
+    """Makes an action on what was read one that hands the positions on."""
+
+    @tf.autograph.experimental.do_not_convert
+    def act(positions: tf.Tensor, read: Any) -> tuple[tf.Tensor, Any]:
+        return positions, action(read)
+
+    return act
 
 
 def explain(

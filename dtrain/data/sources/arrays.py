@@ -42,6 +42,15 @@ class ArraySource(Source):
             self._labels = labels
         self._image_size, self._channels = image_size, channels
 
+    @property
+    def bytes_of_one(self) -> int:
+        """Bytes that reading one image takes; see `Source`."""
+        # As float32, where it is resized.
+        raw = int(np.prod(self._images.shape[1:])) * (
+            4 if self._image_size else 1
+        )
+        return max(raw, super().bytes_of_one)
+
     def fetch(self, indices: tf.Tensor) -> Images:
         """Copies images out of the array; see `Source.fetch`."""
         images, labels = python_calls.numpy_function(

@@ -13,7 +13,7 @@ import os
 import tensorflow as tf
 
 from dtrain.config import DataSettings
-from dtrain.data.sources import conversion, source
+from dtrain.data.sources import conversion, pictures, source
 from dtrain.data.sources.source import EncodedSource, Images
 from dtrain.errors import UserError
 from dtrain.storage import access, files
@@ -41,6 +41,7 @@ class FolderSource(EncodedSource):
         """
         self._files = paths
         self._image_size, self._channels = config.image_size, config.channels
+        self.room = pictures.Room.of_host()
         self._first_shape = self._shape(paths[0])
         super().__init__(
             config.dataset,
@@ -61,12 +62,17 @@ class FolderSource(EncodedSource):
         paths = tf.gather(self._paths, indices)
         return paths, tf.gather(self._labels, indices)
 
-    def decode_one(self, fetched: Images) -> Images:
-        """Reads and decodes one file; see `EncodedSource.decode_one`."""
+    def encoded_one(self, fetched: Images) -> Images:
+        """Reads one file; see `EncodedSource.encoded_one`."""
         path, label = fetched
-        image = self._decode_file(path)
-        image = tf.ensure_shape(image, (None, None, self._first_shape[-1]))
-        return conversion.convert(image, self._image_size, 0), label
+        return tf.io.read_file(path), label
+
+    def decode_content(self, content: tf.Tensor) -> tf.Tensor:
+        """Decodes one file; see `EncodedSource.decode_content`."""
+        image = tf.ensure_shape(
+            self._decode(content), (None, None, self._first_shape[-1])
+        )
+        return conversion.convert(image, self._image_size, 0)
 
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
         """Names the file; see `Source.fault`."""
@@ -87,15 +93,17 @@ class FolderSource(EncodedSource):
             )
         return super().fault(index, error)
 
-    def _decode_file(self, path: tf.Tensor) -> tf.Tensor:
+    def _decode(self, content: tf.Tensor) -> tf.Tensor:
         # decode_image knows the format by the content, not by the name.
         return tf.io.decode_image(
-            tf.io.read_file(path), self._channels, expand_animations=False
+            content, self._channels, expand_animations=False
         )
 
     def _shape(self, path: str) -> tuple[int, int, int]:
         try:
-            image = self._decode_file(tf.constant(os.fsencode(path)))
+            content = tf.io.read_file(os.fsencode(path))
+            pictures.check(path, content.numpy(), self.room)
+            image = self._decode(content)
         except tf.errors.OpError as error:
             if files.is_remote(path) and not isinstance(error, _UNREADABLE):
                 mistake = access.explain(

@@ -8,19 +8,27 @@ The format: https://yann.lecun.org/exdb/mnist/
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
+import math
 import os
 import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from dtrain.config import DataSettings
-from dtrain.data.sources import arrays, source
+from dtrain.data.sources import arrays, room, source
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
+_CHUNK_BYTES = 16 * 2**20
+# Of a byte, gzip makes no more.
+_MAX_RATIO = 1032
 
 
 def open_idx(directory: str, config: DataSettings) -> arrays.ArraySource:
@@ -92,19 +100,19 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
 
     Raises:
         UserError: the file cannot be read, is not IDX, is of another type or
-            rank, or is longer or shorter than its header says.
+            rank, is longer or shorter than its header says, or the memory does
+            not hold what that asks for.
         StoreError: the store that it is on does not answer.
     """
     path = os.fspath(path)
-    is_mapped = not (path.endswith(".gz") or files.is_remote(path))
     try:
-        if is_mapped and files.size(path):
-            content = np.memmap(path, np.uint8, mode="r")
-        else:
-            data = files.read(path) or b""
-            if path.endswith(".gz"):
-                data = gzip.decompress(data)
-            content = np.frombuffer(data, np.uint8)
+        if path.endswith(".gz") or files.is_remote(path):
+            with _stream(path) as stream:
+                return _read_stream(path, stream, rank)
+        # A file of no bytes cannot be mapped.
+        if not files.size(path):
+            return _parse(path, np.empty(0, np.uint8), rank)
+        content = np.memmap(path, np.uint8, mode="r")
     except files.StoreError:
         raise
     except (OSError, EOFError, zlib.error) as error:
@@ -112,22 +120,82 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
     return _parse(path, content, rank)
 
 
-def _parse(path: str, content: np.ndarray, rank: int) -> np.ndarray:
-    head = 4 + 4 * rank
+@contextlib.contextmanager
+def _stream(path: str) -> Iterator[BinaryIO]:
+    """Opens a file, which may be gzipped or on a store."""
+    with contextlib.ExitStack() as stack:
+        if files.is_remote(path):
+            room.check(path, files.size(path) or 0)
+            file: Any = io.BytesIO(files.read(path) or b"")
+        else:
+            file = stack.enter_context(open(path, "rb"))
+        if path.endswith(".gz"):
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        yield file
+
+
+def _read_stream(path: str, stream: BinaryIO, rank: int) -> np.ndarray:
+    """Reads as many bytes as the header promises, and one more.
+
+    Raises:
+        UserError: it is no IDX file, not as long as it says, or too long for
+            the memory.
+    """
+    head = np.frombuffer(stream.read(_head_bytes(rank)), np.uint8)
+    expected = _expected_bytes(path, head, rank)
+    most = (files.size(path) or 0) * (_MAX_RATIO if path.endswith(".gz") else 1)
+    if expected > most:
+        raise UserError(
+            f"{path} is truncated: it holds at most {most} bytes, but its "
+            f"header ({source.shown(_shape(head, rank))}) asks for {expected}"
+        )
+    room.check(path, expected)
+    content = np.empty(expected + 1, np.uint8)
+    content[: len(head)] = head
+    done = len(head)
+    # A piece at a time: what is not written to takes no memory.
+    while done < len(content):
+        piece = stream.read(min(_CHUNK_BYTES, len(content) - done))
+        if not piece:
+            break
+        content[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+    return _parse(path, content[:done], rank)
+
+
+def _head_bytes(rank: int) -> int:
+    return 4 + 4 * rank
+
+
+def _expected_bytes(path: str, content: np.ndarray, rank: int) -> int:
+    """Returns the bytes that a file must have, as its first ones say.
+
+    Raises:
+        UserError: it is no IDX file, or of another type or rank.
+    """
     magic = bytes(content[:4])
     if magic != bytes((0, 0, _UINT8, rank)):
         raise UserError(
             f"{path} starts with {magic.hex(' ') or 'nothing'}; an IDX file "
             f"of {rank}-dimensional bytes starts with 00 00 08 0{rank}"
         )
-    if len(content) < head:
+    if len(content) < _head_bytes(rank):
         raise UserError(f"{path} is truncated within its header")
-    shape = [int(size) for size in content[4:head].view(">u4")]
-    expected = head + int(np.prod(shape, dtype=object))
+    return _head_bytes(rank) + math.prod(_shape(content, rank))
+
+
+def _shape(content: np.ndarray, rank: int) -> list[int]:
+    sizes = content[4 : _head_bytes(rank)].view(">u4")
+    return [int(size) for size in sizes]
+
+
+def _parse(path: str, content: np.ndarray, rank: int) -> np.ndarray:
+    expected = _expected_bytes(path, content, rank)
+    shape = _shape(content, rank)
     if len(content) != expected:
         how = "truncated" if len(content) < expected else "too long"
         raise UserError(
             f"{path} is {how}: {len(content)} bytes, but its header "
             f"({source.shown(shape)}) asks for {expected}"
         )
-    return content[head:].reshape(shape)
+    return content[_head_bytes(rank) : expected].reshape(shape)

@@ -102,7 +102,7 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
         origin: the source.
         report: called with a line of progress every few seconds.
     """
-    chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(origin.image_shape))))
+    chunk = max(1, min(1024, _CHUNK_BYTES // origin.bytes_of_one))
     num_images = origin.num_images
 
     @tf.autograph.experimental.do_not_convert
@@ -111,11 +111,16 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
         end = tf.minimum(start + chunk, num_images)
         return (origin.fetch(tf.range(start, end)),)
 
-    decode = tf.autograph.experimental.do_not_convert(origin.decode)
+    @tf.autograph.experimental.do_not_convert
+    def decode(fetched: Any) -> tuple[Any]:
+        return (origin.decode(fetched),)
+
+    finish = tf.autograph.experimental.do_not_convert(origin.finish)
     batches = (
         tf.data.Dataset.range(0, num_images, chunk)
         .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
         .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(finish)
         .prefetch(1)
     )
     return collect(origin, batches, report)

@@ -9,6 +9,7 @@ Images are the array `x_<split>`, or else `x` or `images`: [n, H, W] or
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dtrain.config import DataSettings
-from dtrain.data.sources import arrays, source
+from dtrain.data.sources import arrays, room, source
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -54,6 +55,8 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
     try:
         with np.load(content, allow_pickle=False) as file:
             images_name, labels_name = _choose(path, file.files, config.split)
+            for name in filter(None, (images_name, labels_name)):
+                _check_member(path, file.zip, name)
             images = file[images_name]
             labels = file[labels_name] if labels_name else None
     except UserError:
@@ -72,6 +75,42 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
     return arrays.ArraySource(
         config.dataset, images, labels, config.image_size, config.channels
     )
+
+
+def _check_member(path: str, archive: zipfile.ZipFile, name: str) -> None:
+    """Reads the header of an array, before any of its values.
+
+    Raises:
+        UserError: the memory does not hold the array, or the header asks for
+            more or less than there is.
+        ValueError: it is none.
+    """
+    # NumPy takes a name with or without its ending.
+    member = name if name in archive.namelist() else f"{name}.npy"
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"{name} is of version {version}; 1.0 is written")
+        head_bytes = stream.tell()
+    shape, _, dtype = header
+    if dtype.hasobject:
+        # NumPy refuses it: only pickle, which runs code, reads objects.
+        return
+    num_bytes = math.prod(shape) * dtype.itemsize
+    held_bytes = archive.getinfo(member).file_size - head_bytes
+    if num_bytes != held_bytes:
+        raise UserError(
+            f"{name} in {path} has {held_bytes} bytes, but its header "
+            f"({source.shown(shape)} of {dtype}) asks for {num_bytes}; write "
+            "it again"
+        )
+    # And a copy as bytes, if these are none.
+    copied = 0 if dtype.itemsize == 1 else math.prod(shape)
+    room.check(f"{name} in {path}", num_bytes + copied)
 
 
 def _fetch(path: str) -> io.BytesIO | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import glob
 import io
+import itertools
 import os
 import pathlib
+import re
 import socket
 import tempfile
 import urllib.parse
@@ -14,9 +17,12 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
+from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import constants
+from tensorflow_datasets.core.utils import file_utils
 
 from dtrain.config import DataSettings
 from dtrain.data.digits import builder as digits_builder
@@ -71,7 +77,33 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
         ) from error
 
 
+def _check_features(name: str, data_dir: str | None) -> None:
+    """Refuses a prepared set whose features are not TFDS's own.
+
+    TFDS imports the classes that features.json names, and the directory may
+    be anybody's.
+
+    Raises:
+        UserError: it names others, or is damaged.
+    """
+    name = re.match(r"\w*", name)[0]  # type: ignore[index]
+    roots = file_utils.list_data_dirs(given_data_dir=data_dir)
+    for root, below in itertools.product(roots, ("*", "*/*")):
+        pattern = f"{glob.escape(str(root))}/{name}/{below}/features.json"
+        for path in tf.io.gfile.glob(pattern) if name else []:
+            text = (files.read(path) or b"").decode(errors="replace")
+            for found in re.finditer(r'"pythonClassName":\s*"(.*?)"', text):
+                if not found[1].startswith("tensorflow_datasets."):
+                    raise UserError(
+                        f"{path} names {found[1][:80]}, which would be "
+                        "imported and its code run; prepare the set again "
+                        "with features of TFDS"
+                    )
+
+
 def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
+    with files.storage_errors(data_dir or constants.DATA_DIR):
+        _check_features(name, data_dir)
     try:
         with _silence():
             return tfds.builder(name, data_dir=data_dir)
@@ -89,7 +121,7 @@ def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
             f"dataset ({config.dataset}) needs the Python package "
             f"{error.name}; install it"
         ) from error
-    except (ValueError, AssertionError, KeyError) as error:
+    except (ValueError, AssertionError, KeyError, ParseError) as error:
         # TFDS writes its arguments before the reason.
         text = source.reason(error).rpartition('}": ')[2]
         raise UserError(

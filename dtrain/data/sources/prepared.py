@@ -21,6 +21,7 @@ from dtrain.config import DataSettings
 from dtrain.data.sources import (
     conversion,
     memory,
+    pictures,
     preparation,
     python_calls,
     source,
@@ -48,6 +49,7 @@ class PreparedSource(EncodedSource):
         self._builder, self._records = builder, records
         self._split = config.split
         self._image_size, self._channels = config.image_size, config.channels
+        self.room = pictures.Room.of_host()
         image, label = _choose(config, builder.info.features)
         self._image, self._label = image, label
         # Of an example, only these are parsed.
@@ -55,6 +57,8 @@ class PreparedSource(EncodedSource):
             name: builder.info.features[name] for name in (image, label) if name
         }
         self._features: Any = tfds.features.FeaturesDict(features)
+        # The picture as it is in its file: its size is looked at first.
+        self._decoders = {image: tfds.decode.SkipDecoding()}
         self.name = config.dataset
         self._first_shape = self._features[image].shape
         if None in self._first_shape:
@@ -78,9 +82,17 @@ class PreparedSource(EncodedSource):
         )
         return tf.ensure_shape(records, (None,))
 
-    def decode_one(self, fetched: tf.Tensor) -> Images:
-        """Decodes one example; see `EncodedSource.decode_one`."""
-        return self._convert(self._features.deserialize_example(fetched))
+    def encoded_one(self, fetched: tf.Tensor) -> Images:
+        """Parses one example; see `EncodedSource.encoded_one`."""
+        return self._encoded(
+            self._features.deserialize_example(fetched, decoders=self._decoders)
+        )
+
+    def decode_content(self, content: tf.Tensor) -> tf.Tensor:
+        """Decodes one image; see `EncodedSource.decode_content`."""
+        image = self._features[self._image].decode_example(content)
+        image = tf.ensure_shape(image, (None, None, self._first_shape[-1]))
+        return conversion.convert(image, self._image_size, self._channels)
 
     def find_fault(self, indices: Any) -> UserError | None:
         """Looks for the first image that cannot be read; see `Source`."""
@@ -107,24 +119,32 @@ class PreparedSource(EncodedSource):
         examples = self._builder.as_dataset(
             split=self._split,
             shuffle_files=False,
+            decoders=self._decoders,
             # One file after the other: the order of the indices.
             read_config=tfds.ReadConfig(
                 interleave_cycle_length=1, try_autocache=False
             ),
         )
-        return examples.map(
-            tf.autograph.experimental.do_not_convert(self._convert),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        ).batch(_BATCH)
 
-    def _convert(self, example: dict[str, tf.Tensor]) -> Images:
-        image = tf.ensure_shape(
-            example[self._image], (None, None, self._first_shape[-1])
+        @tf.autograph.experimental.do_not_convert
+        def decode(example: dict[str, tf.Tensor]) -> Any:
+            return self.decode_one(*self._encoded(example))
+
+        @tf.autograph.experimental.do_not_convert
+        def finish(*decoded: tf.Tensor) -> Images:
+            return self.finish(decoded)
+
+        return (
+            examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(_BATCH)
+            .map(finish)
         )
-        image = conversion.convert(image, self._image_size, self._channels)
+
+    def _encoded(self, example: dict[str, tf.Tensor]) -> Images:
+        content = example[self._image]
         if not self._label:
-            return image, tf.constant(0, tf.int32)
-        return image, tf.cast(example[self._label], tf.int32)
+            return content, tf.constant(0, tf.int32)
+        return content, tf.cast(example[self._label], tf.int32)
 
     def _read_records(self, indices: np.ndarray) -> np.ndarray:
         try:
@@ -136,14 +156,20 @@ class PreparedSource(EncodedSource):
     def _shape(self, index: int) -> tuple[int, int, int]:
         try:
             if self._records is None:
-                examples = self._builder.as_dataset(split=self._split)
+                examples = self._builder.as_dataset(
+                    split=self._split, decoders=self._decoders
+                )
                 example: Any = next(iter(examples.skip(index)))
+                content, _ = self._encoded(example)
             else:
                 record = self.fetch(tf.constant([index], tf.int64))[0]
-                example = self._features.deserialize_example(record)
+                content, _ = self.encoded_one(record)
+            name = f"image {index} of {self._builder.data_dir}"
+            pictures.check(name, content.numpy(), self.room)
+            image = self._features[self._image].decode_example(content)
         except tf.errors.OpError as error:
             raise self._unreadable(index, error) from error
-        height, width, channels = example[self._image].shape
+        height, width, channels = image.shape
         return height, width, channels
 
     def _unreadable(self, index: int, error: Exception) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from dtrain.data.sources import pictures
 from dtrain.errors import UserError
 
 Images = tuple[tf.Tensor, tf.Tensor]
@@ -45,6 +46,12 @@ class Source(abc.ABC):
         height, width, channels = self.image_shape
         return self.num_images * height * width * channels
 
+    @property
+    def bytes_of_one(self) -> int:
+        """Bytes that reading one image takes, at about."""
+        height, width, channels = self.image_shape
+        return height * width * channels
+
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> Any:
         """Fetches the tensors for `decode`; the part that may run Python.
@@ -54,16 +61,29 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, fetched: Any) -> Images:
+    def decode(self, fetched: Any) -> Any:
         """Makes images of what `fetch` returned, in C++ alone.
 
         Args:
             fetched: what `fetch` returned.
 
         Returns:
+            What `finish` takes.
+        """
+
+    def finish(self, decoded: Any) -> Images:
+        """Decodes what is too large to be decoded beside others.
+
+        One thread at a time calls it, and many call `decode`.
+
+        Args:
+            decoded: what `decode` returned.
+
+        Returns:
             Images uint8 [b, H, W, C], and labels int32 [b] in
             [0, num_classes), zeros without labels.
         """
+        return decoded
 
     def read(self, indices: tf.Tensor) -> Images:
         """Fetches and decodes images, in a tf.data map or eagerly.
@@ -71,7 +91,7 @@ class Source(abc.ABC):
         Args:
             indices: int64 [b] in [0, num_images).
         """
-        return self.decode(self.fetch(indices))
+        return self.finish(self.decode(self.fetch(indices)))
 
     def find_fault(self, indices: Iterable[int]) -> UserError | None:
         """Names the first image that cannot be read; None if all can be.
@@ -101,35 +121,97 @@ class Source(abc.ABC):
 
 
 class EncodedSource(Source):
-    """Images that are decoded one by one, for their files may differ."""
+    """Images that are decoded one by one, for their files may differ.
+
+    Each is looked at first, for a small file may say that it is a large
+    picture. Those that many threads could not hold at once are left to
+    `finish`.
+    """
+
+    room: pictures.Room
 
     @abc.abstractmethod
-    def decode_one(self, fetched: Any) -> Images:
-        """Decodes one image.
+    def encoded_one(self, fetched: Any) -> Images:
+        """Returns one image as it is in its file.
 
         Args:
             fetched: one element of what `fetch` returned.
 
         Returns:
-            The image, uint8 [H, W, C], and its label, int32 [].
+            The content of the file, string [], and the label, int32 [].
         """
 
-    def decode(self, fetched: Any) -> Images:
+    @abc.abstractmethod
+    def decode_content(self, content: tf.Tensor) -> tf.Tensor:
+        """Decodes one image; returns uint8 [H, W, C] of `image_shape`.
+
+        Args:
+            content: string []; a whole file.
+        """
+
+    def decode(self, fetched: Any) -> Any:
         """Decodes a batch; see `Source.decode`."""
         return tf.map_fn(
-            self._decode_checked,
+            lambda one: self.decode_one(*self.encoded_one(one)),
             fetched,
             fn_output_signature=(
                 tf.TensorSpec(self.image_shape, tf.uint8),
                 tf.TensorSpec((), tf.int32),
+                tf.TensorSpec((), tf.string),
             ),
         )
 
-    def _decode_checked(self, fetched: Any) -> Images:
-        image, label = self.decode_one(fetched)
+    def decode_one(self, content: tf.Tensor, label: tf.Tensor) -> Any:
+        """Decodes one image, unless it is large.
+
+        Args:
+            content: string []; a whole file.
+            label: int32 [].
+
+        Returns:
+            The image, or zeros; the label; and what is still to be decoded, a
+            string [], which is empty if nothing is.
+        """
+        needed = pictures.need(content)
+        is_late = needed.num_bytes > self.room.together_bytes
+        fits = tf.debugging.Assert(
+            pictures.fits(needed, self.room), ["the picture is too large"]
+        )
+        with tf.control_dependencies([] if fits is None else [fits]):
+            image = tf.cond(
+                is_late,
+                lambda: tf.zeros(self.image_shape, tf.uint8),
+                lambda: self._decoded(content),
+            )
+        return image, label, tf.where(is_late, content, "")
+
+    def finish(self, decoded: Any) -> Images:
+        """Decodes the large ones of a batch; see `Source.finish`."""
+        images, labels, late = decoded
+
+        def one(image_and_content: Any) -> tf.Tensor:
+            image, content = image_and_content
+            return tf.cond(
+                tf.equal(content, ""),
+                lambda: image,
+                lambda: self._decoded(content),
+            )
+
+        images = tf.cond(
+            tf.reduce_all(tf.equal(late, "")),
+            lambda: images,
+            lambda: tf.map_fn(
+                one,
+                (images, late),
+                parallel_iterations=1,
+                fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
+            ),
+        )
+        return images, labels
+
+    def _decoded(self, content: tf.Tensor) -> tf.Tensor:
         # Or an image of another shape fails only where the batch is built.
-        image = tf.ensure_shape(image, self.image_shape)
-        return image, label
+        return tf.ensure_shape(self.decode_content(content), self.image_shape)
 
 
 def reason(error: Exception) -> str:
