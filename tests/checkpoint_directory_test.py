@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tempfile
 from typing import Any
 
 import hypothesis
@@ -17,7 +18,7 @@ from dtrain.checkpoint import going_on, listing, manifest, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError
 from dtrain.errors import UserError
-from dtrain.storage import sealed
+from dtrain.storage import files, sealed
 from tests import odd_values
 
 
@@ -196,6 +197,34 @@ def test_no_value_in_a_manifest_surprises_its_readers(
         tf.TensorSpec(tensor.shape, tensor.dtype)
     for name in (*decoded.tensors, *decoded.metrics, *decoded.versions):
         tf.constant(name)
+
+
+@pytest.mark.parametrize("lost", ["index", "data-00000-of-00001"])
+def test_a_copy_that_vanishes_is_no_damage_of_the_original(
+    lost: str,
+    directory: CheckpointDirectory,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where something cleans TMPDIR while a store's state is verified."""
+    remote = CheckpointDirectory(f"file://{directory.path}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    copy = files.copy
+
+    def copy_and_lose(source: str, target: str) -> None:
+        copy(source, target)
+        if target.endswith(lost):
+            pathlib.Path(target).unlink()
+
+    monkeypatch.setattr(files, "copy", copy_and_lose)
+    place = going_on.Place(remote, is_mine=True)
+    with pytest.raises(FileNotFoundError, match="was removed meanwhile"):
+        going_on.search([place], "full")
+    monkeypatch.setattr(files, "copy", copy)
+    seen = going_on.search([place], "full")
+    assert seen.newest is not None
+    assert seen.newest.manifest.step == 3
+    assert not directory.quarantined()
 
 
 def test_put_aside_with_the_reason(directory: CheckpointDirectory) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import hypothesis
@@ -21,7 +23,7 @@ from dtrain.checkpoint import manager as checkpoint_lib
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
 from dtrain.storage import sealed
-from tests import odd_values
+from tests import odd_values, runs
 
 
 def make_state(value: float = 0.0) -> tf.train.Checkpoint:
@@ -99,6 +101,30 @@ def test_pinned_by_name(tmp_path: pathlib.Path) -> None:
     pins.remove(str(tmp_path), "paper")
     save_steps(tmp_path, [6], retention.Last(1))
     assert steps_in(tmp_path) == [6]
+
+
+def test_two_people_pin_at_the_same_time(tmp_path: pathlib.Path) -> None:
+    save_steps(tmp_path, [1])
+    source = (
+        "import sys\n"
+        "from dtrain.checkpoint import pins\n"
+        "sys.stdin.readline()\n"
+        "for number in range(50):\n"
+        "    pins.add(sys.argv[1], 1, f'{sys.argv[2]}{number}')\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", source, str(tmp_path), name],
+            stdin=subprocess.PIPE,
+            env=runs.environment(),
+        )
+        for name in "ab"
+    ]
+    for process in processes:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(pins.read(str(tmp_path))) == 100
 
 
 def test_damaged_pins_keep_all(tmp_path: pathlib.Path) -> None:

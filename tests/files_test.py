@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pathlib
+import stat
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import tensorflow as tf
 
 from dtrain.cluster import workers
-from dtrain.errors import StorageError
-from dtrain.storage import files, locks
+from dtrain.errors import StorageError, UserError
+from dtrain.storage import files, locks, temporary
+from tests import runs
 
 ERRORS = {
     "UnavailableError": tf.errors.UnavailableError,
@@ -137,3 +144,129 @@ def test_a_disk_without_locks(
     monkeypatch.setattr("fcntl.flock", fail)
     with locks.held(str(tmp_path), os.O_RDONLY) as is_locked:
         assert not is_locked
+
+
+# Temporary directories.
+
+
+@pytest.fixture
+def place(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> pathlib.Path:
+    """Is TMPDIR, and nobody has swept it yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary, "_SWEPT", set())
+    return tmp_path
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(
+    place: pathlib.Path,
+) -> None:
+    source = (
+        "import os, sys, time\n"
+        "from dtrain.storage import temporary\n"
+        "with temporary.directory('a') as path:\n"
+        "    open(f'{path}/file', 'w').close()\n"
+        "    print(path, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = runs.environment(TMPDIR=str(place))
+    start = [sys.executable, "-c", source]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(start, env=environment, stdout=pipe) as alive,
+        subprocess.Popen(start, env=environment, stdout=pipe) as killed,
+    ):
+        left, kept = (
+            pathlib.Path(process.stdout.readline().decode().strip())
+            for process in (killed, alive)
+        )
+        killed.kill()
+        killed.wait()
+        name = left.name.rpartition("-")[0]
+        precious = place / "precious"
+        precious.mkdir()
+        (precious / "thesis").touch()
+        (place / f"{name}-link").symlink_to(precious)
+        (place / f"{name}-dangling").symlink_to("/nonexistent/x")
+        (place / f"{name}-file").touch()
+        (place / "dtrain-of-somebody").mkdir()
+        before = {path.name for path in place.iterdir()}
+        with temporary.directory("b") as made:
+            assert stat.S_IMODE(os.stat(made).st_mode) == 0o700
+            after = {path.name for path in place.iterdir()}
+        assert after == before - {left.name} | {os.path.basename(made)}
+        assert (kept / "file").exists()
+        assert (precious / "thesis").exists()
+        alive.kill()
+    assert not os.path.exists(made)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_a_strangers_directory_is_in_nobodys_way(place: pathlib.Path) -> None:
+    theirs = place / f"dtrain-{os.getuid()}-a-x"
+    theirs.mkdir(0o700)
+    os.chown(theirs, 33, 33)
+    with temporary.directory("a") as made:
+        assert os.path.isdir(made)
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_new_name_is_given_to_one_alone(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    """The other was there first, or came while this one was written."""
+    target = tmp_path / "deep" / "new"
+
+    def write(written: str, text: str) -> None:
+        path = pathlib.Path(written)
+        if kind == "directory":
+            path.mkdir()
+            path = path / "inside"
+        path.write_text(text)
+
+    def write_both() -> None:
+        with temporary.becoming(str(target)) as late:
+            write(late, "late")
+            with temporary.becoming(str(target)) as first:
+                write(first, "first")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="new is there already, and"):
+            write_both()
+    [left] = (tmp_path / "deep").iterdir()
+    inside = left / "inside" if kind == "directory" else left
+    assert inside.read_text() == "first"
+
+
+def test_a_disk_without_links_has_new_files_too(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    for text in ("first", "late"):
+        with (
+            contextlib.suppress(UserError),
+            temporary.becoming(f"{tmp_path}/new") as written,
+        ):
+            pathlib.Path(written).write_text(text)
+            (tmp_path / "new").touch() if text == "late" else None
+    assert (tmp_path / "new").read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_import_needs_no_room_on_a_disk() -> None:
+    """Not even a TMPDIR in which anybody may write."""
+    source = (
+        "import tempfile\n"
+        "tempfile.gettempdir = lambda: 1 / 0\n"
+        "from dtrain.storage import startup\n"
+        "with startup.quiet():\n"
+        "    pass\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", source], check=True, env=runs.environment()
+    )

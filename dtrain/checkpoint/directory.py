@@ -21,7 +21,6 @@ import glob
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -32,7 +31,7 @@ from dtrain.bundle import fingerprint
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.checkpoint.readable import INDEX, MANIFEST, ReadableDirectory
-from dtrain.storage import files, locks
+from dtrain.storage import files, temporary
 
 
 class Writable(Protocol):
@@ -164,13 +163,7 @@ class CheckpointDirectory(ReadableDirectory):
             OSError: the directory cannot be written to.
         """
         if files.is_remote(self.path):
-            root = f"{tempfile.gettempdir()}/{self._staging_prefix()}"
-            for left in glob.glob(f"{glob.escape(root)}*"):
-                with (
-                    contextlib.suppress(BlockingIOError, FileNotFoundError),
-                    locks.held(left, os.O_RDONLY),
-                ):
-                    files.remove_tree(left)
+            temporary.sweep()
         pending = files.names(self._pending)
         for name in pending:
             # If a commit to a store was killed before it removed this name, it

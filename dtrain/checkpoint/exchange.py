@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from dtrain.checkpoint.going_on import Search, Verified
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.cluster.workers import Workers
 from dtrain.errors import StorageError, UserError
-from dtrain.storage import files
+from dtrain.storage import files, temporary
 
 _CHUNK_BYTES = 16 << 20
 
@@ -101,9 +100,7 @@ def _share(
         directory = ""
         try:
             directory = stack.enter_context(
-                tempfile.TemporaryDirectory(
-                    prefix="dtrain-received-", dir=_beside(own)
-                )
+                temporary.directory("received", _beside(own))
             )
         except OSError as error:
             failure = error

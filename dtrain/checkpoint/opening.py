@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from dtrain.checkpoint import listing
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.errors import UserError
-from dtrain.storage import files
+from dtrain.storage import files, temporary
 
 _NUMBERED = re.compile(r"(?:(.*)/)?ckpt-(\d+)")
 
@@ -128,7 +127,7 @@ def _on_disk(prefix: str) -> Iterator[str]:
         yield prefix
         return
     directory, _, name = prefix.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="dtrain-") as copy:
+    with temporary.directory("read") as copy:
         for file in files.names(directory):
             if re.fullmatch(rf"{re.escape(name)}\.(index|data-.*)", file):
                 files.copy(f"{directory}/{file}", f"{copy}/{file}")

@@ -6,11 +6,14 @@ unpin them all.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from dtrain.errors import UserError
-from dtrain.storage import files, sealed
+from dtrain.storage import files, locks, sealed
 
 
 def read(directory: str) -> dict[str, int]:
@@ -47,8 +50,9 @@ def add(directory: str, step: int, name: str) -> None:
             f"{directory} holds no checkpoint of step {step}; there: "
             f"{', '.join(map(str, steps)) or 'none'}"
         )
-    pins = {**read(directory), name: step}
-    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+    with _alone(directory):
+        pins = {**read(directory), name: step}
+        files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
 
 
 def _steps(directory: str) -> list[int]:
@@ -64,11 +68,22 @@ def remove(directory: str, name: str) -> None:
         UserError: nothing is pinned as that.
         DamagedError: the list is not what was written.
     """
-    pins = read(directory)
-    if name not in pins:
-        raise UserError(
-            f"nothing in {directory} is pinned as {name}; pinned: "
-            f"{', '.join(sorted(pins)) or 'nothing'}"
-        )
-    del pins[name]
-    files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+    with _alone(directory):
+        pins = read(directory)
+        if name not in pins:
+            raise UserError(
+                f"nothing in {directory} is pinned as {name}; pinned: "
+                f"{', '.join(sorted(pins)) or 'nothing'}"
+            )
+        del pins[name]
+        files.write(f"{directory}/pins.json", sealed.dumps({"pins": pins}))
+
+
+@contextlib.contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Lets in one process at a time, of this disk: a pin is not lost."""
+    if files.is_remote(directory) or not files.is_directory(directory):
+        yield
+        return
+    with locks.held(directory, os.O_RDONLY, wait=True):
+        yield

@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 
@@ -17,7 +16,8 @@ import tensorflow as tf
 from dtrain.bundle import fingerprint
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
-from dtrain.storage import files, locks
+from dtrain.errors import UserError
+from dtrain.storage import files, locks, temporary
 
 # How the files of a checkpoint end, after `ckpt-<step>.`, beside the data.
 INDEX, MANIFEST = "index", "json"
@@ -184,6 +184,11 @@ class ReadableDirectory:
 
         TensorFlow looks for a checkpoint in a listing of its directory, and an
         object store may list what was there a while ago.
+
+        Raises:
+            DamagedError: raised by whoever reads it.
+            UserError: likewise.
+            OpError: likewise.
         """
         if not files.is_remote(self.path):
             yield self.prefix(manifest.step)
@@ -193,7 +198,11 @@ class ReadableDirectory:
             copy = f"{directory}/ckpt-{manifest.step}"
             for suffix in manifest.sizes:
                 files.copy(f"{prefix}.{suffix}", f"{copy}.{suffix}")
-            yield copy
+            try:
+                yield copy
+            except (DamagedError, UserError, tf.errors.OpError) as error:
+                _check_copy(manifest, copy, error)
+                raise
 
     @contextlib.contextmanager
     def reading(self, step: int) -> Iterator[str]:
@@ -229,17 +238,24 @@ class ReadableDirectory:
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[str]:
         """Yields a directory on a disk of this machine."""
-        with (
-            tempfile.TemporaryDirectory(prefix=self._staging_prefix()) as path,
-            # Says that whoever made it lives. In the moment before, another
-            # process that cleans may take it: what is made in it then fails.
-            locks.held(path, os.O_RDONLY, shared=True),
-        ):
+        with temporary.directory("copy") as path:
             yield path
 
-    def _staging_prefix(self) -> str:
-        name = f"{os.getuid()} {self.path}"
-        return f"dtrain-{hashlib.sha256(name.encode()).hexdigest()[:16]}-"
+
+def _check_copy(expected: Manifest, copy: str, error: Exception) -> None:
+    """Checks that a copy is still there, of which an error says it is not.
+
+    What cleans TMPDIR does not damage what was copied there.
+
+    Raises:
+        FileNotFoundError: it is gone, or some of it.
+    """
+    for suffix, size in expected.sizes.items():
+        path = f"{copy}.{suffix}"
+        if files.size(path) != size:
+            raise FileNotFoundError(
+                errno.ENOENT, f"its copy {path} was removed meanwhile"
+            ) from error
 
 
 def _steps(names: Iterable[str], pattern: str) -> list[int]:

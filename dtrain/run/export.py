@@ -7,12 +7,9 @@ user's model, and `dtrain.models.batch_norm` for `--batch_norm`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shlex
-import tempfile
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -24,7 +21,7 @@ from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.gan import state
 from dtrain.run import identity, resuming
-from dtrain.storage import files
+from dtrain.storage import files, temporary
 
 _KERAS = ".keras"
 # Without it no program takes a directory for a SavedModel.
@@ -121,50 +118,28 @@ def save(trained: TrainedGenerator, path: str) -> None:
             .keras.
         StorageError: the disk or the store failed.
     """
-    with files.storage_errors(path), _new(path.rstrip("/")) as temporary:
+    with (
+        files.storage_errors(path),
+        temporary.becoming(path.rstrip("/"), _copy) as written,
+    ):
         if path.endswith(_KERAS):
-            _save_keras(trained.generator, temporary)
+            _save_keras(trained.generator, written)
         else:
-            _save_model(trained, temporary)
+            _save_model(trained, written)
 
 
-@contextlib.contextmanager
-def _new(path: str) -> Iterator[str]:
-    """Yields a path to write to, and moves what is there to `path`, whole.
-
-    Raises:
-        UserError: the path exists.
-    """
-    if files.exists(path):
-        raise UserError(
-            f"{path} is there already, and nothing is overwritten; remove it, "
-            "or name another path"
-        )
-    name = os.path.basename(path)
-    if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as staging:
-            yield os.path.join(staging, name)
-            _copy(staging, name, os.path.dirname(path))
-        return
-    directory = os.path.dirname(path) or "."
-    files.make_directory(directory)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".part") as staging:
-        yield os.path.join(staging, name)
-        # An error if a directory of this name is there by now.
-        os.rename(os.path.join(staging, name), path)
-    files.sync(directory)
-
-
-def _copy(staging: str, name: str, target: str) -> None:
+def _copy(written: str, target: str) -> None:
     """Copies a file or a directory; what makes that a SavedModel comes last."""
+    if not os.path.isdir(written):
+        files.copy(written, target)
+        return
     paths = [
-        os.path.relpath(os.path.join(parent, file), staging)
-        for parent, _, in_parent in os.walk(staging)
+        os.path.relpath(os.path.join(parent, file), written)
+        for parent, _, in_parent in os.walk(written)
         for file in in_parent
     ]
-    last = f"{name}/{_SAVED_MODEL}"
-    for path in sorted(paths, key=lambda path: (path == last, path)):
-        files.copy(os.path.join(staging, path), f"{target}/{path}")
+    for path in sorted(paths, key=lambda path: (path == _SAVED_MODEL, path)):
+        files.copy(os.path.join(written, path), f"{target}/{path}")
 
 
 def _save_keras(generator: keras.Model, path: str) -> None:

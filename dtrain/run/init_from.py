@@ -8,7 +8,6 @@ taken.
 from __future__ import annotations
 
 import json
-import tempfile
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -18,7 +17,7 @@ from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import opening, writing
 from dtrain.config import RunSettings
 from dtrain.errors import UserError
-from dtrain.storage import files
+from dtrain.storage import files, temporary
 
 EMA = "ema_generator"
 _GENERATOR = ("generator", EMA)
@@ -150,7 +149,7 @@ def _restore(
 ) -> None:
     """Writes parts of a tree to a file, and restores it as any checkpoint."""
     others = [name for name in tree if name.partition("/")[0] not in names]
-    with tempfile.TemporaryDirectory(prefix="dtrain-") as path:
+    with temporary.directory("init") as path:
         with files.storage_errors(path):
             writing.WritableTree(tree.without(others)).write(f"{path}/ckpt")
         restore.restore(

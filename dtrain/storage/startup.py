@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 
 from dtrain import streams
@@ -29,7 +28,8 @@ def quiet() -> Iterator[None]:
     """
     streams.drain()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
+    # In memory: TMPDIR may be full, or nobody may write there.
+    with open(os.memfd_create("stderr"), "w+b", buffering=0) as caught:
         os.dup2(caught.fileno(), 2)
         try:
             yield

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from dtrain.errors import UserError
-from dtrain.storage import files
+from dtrain.storage import files, temporary
 from dtrain.tensorfiles import entries as entries_lib
 from dtrain.tensorfiles import h5_file, npz_file, safetensors_file
 from dtrain.tensorfiles.entries import Container, Entry, RefusedError
@@ -57,40 +56,8 @@ def write(
     write_tensors = _of_suffix(path, _WRITERS)
     with _refusals(path):
         entries_lib.check_all(entries)
-        with _finished(path) as temporary, open(temporary, "wb") as file:
+        with temporary.becoming(path) as written, open(written, "wb") as file:
             write_tensors(file, entries, value, metadata or {})
-
-
-@contextlib.contextmanager
-def _finished(path: str) -> Iterator[str]:
-    """Yields a local path, and makes what is written there the new file."""
-    _check_new(path)
-    if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as directory:
-            temporary = os.path.join(directory, os.path.basename(path))
-            yield temporary
-            files.copy(temporary, path)
-        return
-    directory = os.path.dirname(path) or "."
-    files.make_directory(directory)
-    temporary = f"{path}.part"
-    try:
-        yield temporary
-        files.sync(temporary)
-        # Somebody may have made it meanwhile.
-        _check_new(path)
-        files.move(temporary, path)
-    finally:
-        files.remove(temporary)
-    files.sync(directory)
-
-
-def _check_new(path: str) -> None:
-    if files.size(path) is not None:
-        raise UserError(
-            f"{path} is there already, and nothing is overwritten; remove it, "
-            "or name another file"
-        )
 
 
 @contextlib.contextmanager
@@ -133,7 +100,7 @@ def _local(path: str) -> Iterator[str]:
     if files.size(path) is None:
         raise UserError(f"{path} is not there; name a file that is")
     if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as directory:
+        with temporary.directory("read") as directory:
             local = os.path.join(directory, os.path.basename(path))
             files.copy(path, local)
             yield local

@@ -12,11 +12,11 @@ import re
 import shlex
 import shutil
 import string
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtrain.errors import RUN_AGAIN, UserError
+from dtrain.storage import temporary
 from launch import code as code_lib
 from launch import job as job_lib
 from launch.job import CANCELLED, FINISHED, QUEUED, RUNNING, Job, Plan, State
@@ -186,7 +186,7 @@ def submit(job: Job, plan: Plan) -> str:
     """
     del job
     *command, path = plan.submit
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary.directory("task") as directory:
         # The plan's own may be on a store, where SkyPilot reads no task.
         copy = os.path.join(directory, os.path.basename(path))
         with open(copy, "wb") as file:

@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from dtrain import errors
 from dtrain.resilience import status
+from dtrain.storage import temporary
 from launch.keep import cycle, worker
 
 # A crash every six hours for almost a month. If there are more, somebody should
@@ -270,7 +270,8 @@ def run(options: Options, plan: Plan) -> int:
     record = Record(options)
     with (
         cycle.Notices() as notices,
-        tempfile.TemporaryDirectory(prefix="dtrain-status-") as directory,
+        # In memory: a worker that cannot tell its status is taken for stuck.
+        temporary.in_memory("status") as directory,
     ):
         while True:
             leave_secs = (

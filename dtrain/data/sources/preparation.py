@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import difflib
 import glob
@@ -11,7 +12,6 @@ import os
 import pathlib
 import re
 import socket
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from dtrain.config import DataSettings
 from dtrain.data.digits import builder as digits_builder
 from dtrain.data.sources import source
 from dtrain.errors import UserError
-from dtrain.storage import files, locks
+from dtrain.storage import files, locks, temporary
 
 _EMBEDDED = digits_builder.Digits.name
 _OFFLINE = (
@@ -36,7 +36,8 @@ _OFFLINE = (
     "and npz:/path"
 )
 # Keeps the directory of digits that could be prepared nowhere else.
-_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
+_TEMPORARY = contextlib.ExitStack()
+atexit.register(_TEMPORARY.close)
 
 
 def prepared_builder(config: DataSettings, name: str) -> Any:
@@ -152,10 +153,9 @@ def _prepared_digits(config: DataSettings, builder: Any) -> Any:
                 f"data_dir ({config.data_dir}) cannot be written to: "
                 f"{error.strerror or error}"
             ) from error
-    directory = tempfile.TemporaryDirectory(prefix="dtrain-digits-")
-    _TEMPORARY.append(directory)
+    directory = _TEMPORARY.enter_context(temporary.directory("digits"))
     with _silence():
-        builder = tfds.builder(_EMBEDDED, data_dir=directory.name)
+        builder = tfds.builder(_EMBEDDED, data_dir=directory)
         return _prepare(config, builder)
 
 
