@@ -602,7 +602,7 @@ def _remove_images(path: pathlib.Path) -> None:
             lambda path: (path / "class_2/2.png").write_bytes(
                 png(np.zeros((5, 4, 1), np.uint8))
             ),
-            ["class_0/1.png is 4x4x1 but", "2.png 5x4x1; give --image_size"],
+            ["class_0/1.png is 4x4x1 but", "2.png 5x4x1; give --image_size=8"],
         ),
         (
             lambda path: (path / "class_2/2.png").write_bytes(
@@ -639,6 +639,56 @@ def test_paths_that_are_none(tmp_path: pathlib.Path) -> None:
     for kind in ("folder", "idx", "npz"):
         line = error_line(dataset=f"{kind}:{missing}")
         assert line.startswith(f"dataset ({kind}:{missing}) must name a")
+
+
+def test_a_path_without_its_kind(
+    classes: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """And one of another kind: what is there is looked at."""
+    place = tmp_path / "sets"
+    (place / "idx").mkdir(parents=True)
+    (place / "idx/train-images-idx3-ubyte").write_bytes(GOOD_IDX)
+    (place / "arrays").mkdir()
+    np.savez(place / "arrays/a.npz", x=GREY)
+    shutil.move(classes / "class_0", place / "folder/class_0")
+    proposals = {
+        f"{place}/folder": f"folder:{place}/folder",
+        f"folder:{place}/idx": f"idx:{place}/idx",
+        f"{place}/idx": f"idx:{place}/idx",
+        f"{place}/idx/train-images-idx3-ubyte": f"idx:{place}/idx",
+        f"{place}/arrays": f"npz:{place}/arrays/a.npz",
+        f"{place}/arrays/a.npz": f"npz:{place}/arrays/a.npz",
+        f"folder:{place}/arrays/a.npz": f"npz:{place}/arrays/a.npz",
+        f"npz:{place}/idx": f"idx:{place}/idx",
+        f"npz:{place}/folder": f"folder:{place}/folder",
+        f"idx:{place}/folder": f"folder:{place}/folder",
+    }
+    for dataset, proposal in proposals.items():
+        line = error_line(dataset=dataset)
+        assert line.endswith(f"try --dataset={proposal}")
+    line = error_line(dataset=f"{place}/none")
+    assert line == (
+        f"dataset ({place}/none) is a path; it must be folder:/path, "
+        "idx:/path, npz:/path or the name of a TFDS data set: and nothing is "
+        "there"
+    )
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_a_size_is_proposed_before_anything_is_read(
+    cache_gib: float, tmp_path: pathlib.Path
+) -> None:
+    for name in range(20):
+        side = 50 if name == 17 else 70
+        shape = (side, 90, 3)
+        (tmp_path / f"{name:02}.png").write_bytes(
+            png(np.zeros(shape, np.uint8))
+        )
+    line = error_line(dataset=f"folder:{tmp_path}", cache_gib=cache_gib)
+    assert line == (
+        f"{tmp_path}/00.png is 70x90x3 but {tmp_path}/17.png 50x90x3; give "
+        "--image_size=32"
+    )
 
 
 # IDX.

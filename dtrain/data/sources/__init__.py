@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 from dtrain.config import Config, DataSettings
 from dtrain.data import digits
-from dtrain.data.sources import arrays, folder, idx, memory, npz
+from dtrain.data.sources import arrays, folder, idx, memory, npz, source
 from dtrain.data.sources.source import Source
 from dtrain.errors import UserError
+from dtrain.storage import access, files
 
 __all__ = ["Source", "open_source"]
 
@@ -42,6 +44,8 @@ def open_source(
         return _open_embedded(config, report)
     kind, colon, path = config.dataset.partition(":")
     opener = _KINDS.get(kind) if colon else None
+    if opener is None and _is_path(config.dataset):
+        _refuse_path(config.dataset)
     if opener is None:
         # Few runs need TFDS, which takes a while to import.
         from dtrain.data.sources import prepared
@@ -58,6 +62,24 @@ def open_source(
     if origin.in_memory or not memory.fits(origin, config.cache_gib):
         return origin
     return memory.load(origin, report)
+
+
+def _is_path(dataset: str) -> bool:
+    """Tells a path from a name of TFDS, which may have a / in it."""
+    return files.is_remote(dataset) or dataset.startswith(
+        (os.sep, "~", f".{os.sep}", f"..{os.sep}")
+    )
+
+
+def _refuse_path(dataset: str) -> NoReturn:
+    path = os.path.expanduser(dataset)
+    with access.to("dataset", path):
+        likely = source.kind_of(path)
+    remedy = f"try --dataset={likely}" if likely else "and nothing is there"
+    raise UserError(
+        f"dataset ({dataset}) is a path; it must be folder:/path, idx:/path, "
+        f"npz:/path or the name of a TFDS data set: {remedy}"
+    )
 
 
 def _is_embedded(config: DataSettings) -> bool:

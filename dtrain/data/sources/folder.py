@@ -19,6 +19,8 @@ from dtrain.errors import UserError
 from dtrain.storage import access, files
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
+# Whose sizes are looked at before any is read.
+_NUM_LOOKED_AT = 16
 # The fault of a file, not of the store that it is on.
 _UNREADABLE = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError)
 _SPLITS = frozenset(
@@ -51,6 +53,8 @@ class FolderSource(EncodedSource):
             ),
             0 if labels is None else labels[-1] + 1,
         )
+        if not self._image_size:
+            self._check_sizes()
         if labels is None:
             labels = [0] * len(paths)
         with tf.device("CPU:0"):
@@ -89,9 +93,30 @@ class FolderSource(EncodedSource):
         if shape != self._first_shape and not self._image_size:
             return UserError(
                 f"{first} is {source.shown(self._first_shape)} but {path} "
-                f"{source.shown(shape)}; give --image_size"
+                f"{source.shown(shape)}; give "
+                + source.size_flag(self._first_shape, shape)
             )
         return super().fault(index, error)
+
+    def _check_sizes(self) -> None:
+        """Looks at some images whether they are of the size of the first.
+
+        Others are found when they are read, which may be hours later.
+
+        Raises:
+            UserError: one is of another size.
+        """
+        step = max(1, len(self._files) // _NUM_LOOKED_AT)
+        for index in range(step, len(self._files), step):
+            try:
+                content = tf.io.read_file(os.fsencode(self._files[index]))
+                size = tuple(pictures.need(content).size.numpy())
+            except tf.errors.OpError:
+                # Its fault is told when it is read.
+                continue
+            if any(size) and size != self._first_shape[:2]:
+                other = tf.errors.InvalidArgumentError(None, None, "its size")
+                raise self.fault(index, other)
 
     def _decode(self, content: tf.Tensor) -> tf.Tensor:
         # decode_image knows the format by the content, not by the name.
@@ -138,6 +163,7 @@ def _open(path: str, config: DataSettings) -> FolderSource:
     if not files.is_directory(path):
         raise UserError(
             f"dataset ({config.dataset}) must name a folder; {path} is not one"
+            + source.hint(path, "folder")
         )
     if config.split != "train":
         raise UserError(
@@ -157,7 +183,7 @@ def _open(path: str, config: DataSettings) -> FolderSource:
     if not classes:
         raise UserError(
             f"{path} holds no images ({', '.join(_ENDINGS)}), nor folders of "
-            "them"
+            "them" + source.hint(path, "folder")
         )
     _check_classes(path, inside)
     paths = [name for names in classes.values() for name in names]

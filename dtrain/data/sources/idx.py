@@ -55,13 +55,13 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
     if not files.is_directory(directory):
         raise UserError(
             f"dataset ({config.dataset}) must name a directory of IDX files; "
-            f"{directory} is not one"
+            f"{directory} is not one" + source.hint(directory, "idx")
         )
     path = _find(directory, f"{prefix}-images", "idx3-ubyte")
     if path is None:
         raise UserError(
             f"{directory} holds no {prefix}-images-idx3-ubyte, nor one with "
-            f".gz, for --split={config.split}"
+            f".gz, for --split={config.split}" + source.hint(directory, "idx")
         )
     images = read_idx(path, 3)[..., np.newaxis]
     if images.size == 0:

@@ -46,11 +46,12 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
     if content is None or (content == path and not os.path.isfile(path)):
         raise UserError(
             f"dataset ({config.dataset}) must name an npz file; "
-            f"{path} is not one"
+            f"{path} is not one" + source.hint(path, "npz")
         )
     if not zipfile.is_zipfile(content):
         raise UserError(
             f"{path} is not an npz file; write one with numpy.savez"
+            + source.hint(path, "npz")
         )
     try:
         with np.load(content, allow_pickle=False) as file:

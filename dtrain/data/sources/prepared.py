@@ -110,7 +110,8 @@ class PreparedSource(EncodedSource):
             return UserError(
                 f"{self.name} holds images of different sizes, such as "
                 f"{source.shown(self._first_shape)} and "
-                f"{source.shown(shape)}; give --image_size"
+                f"{source.shown(shape)}; give "
+                + source.size_flag(self._first_shape, shape)
             )
         return self._unreadable(index, error)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import abc
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from dtrain.data.sources import pictures
 from dtrain.errors import UserError
+from dtrain.storage import files
 
 Images = tuple[tf.Tensor, tf.Tensor]
+
+# Of MNIST's files.
+_IDX = re.compile(r"-(images|labels)[-.]idx[13]-ubyte(\.gz)?$")
 
 
 class Source(abc.ABC):
@@ -224,6 +229,52 @@ def reason(error: Exception) -> str:
     lines = text.strip().splitlines() or [type(error).__name__]
     text = re.sub(r"^\{\{function_node .*?\}\} ", "", lines[0])
     return re.sub(r"\s*\[Op:.*$", "", text).rstrip(". ")
+
+
+def size_flag(*shapes: Sequence[int]) -> str:
+    """Proposes a size for images of different ones, as `--image_size=64`.
+
+    Args:
+        shapes: height, width and perhaps channels of some.
+    """
+    side = int(min(min(height, width) for height, width, *_ in shapes))
+    # What halves well, and no more than the built-in model makes.
+    return f"--image_size={2 ** (max(8, min(side, 128)).bit_length() - 1)}"
+
+
+def kind_of(path: str) -> str:
+    """Tells by what is there which kind of data set a path is.
+
+    Returns:
+        As in `folder:/path`; empty if there is nothing.
+    """
+    name = os.path.basename(path)
+    if not files.is_directory(path):
+        if not files.exists(path):
+            return ""
+        if _IDX.search(name):
+            return f"idx:{os.path.dirname(path) or '.'}"
+        return f"npz:{path}" if name.endswith(".npz") else ""
+    names = files.names(path)
+    if any(map(_IDX.search, names)):
+        return f"idx:{path}"
+    archives = [name for name in names if name.endswith(".npz")]
+    if len(archives) == 1:
+        return f"npz:{os.path.join(path, archives[0])}"
+    return f"folder:{path}"
+
+
+def hint(path: str, kind: str) -> str:
+    """Returns what to put behind an error where a path is of another kind.
+
+    Args:
+        path: that the user named.
+        kind: as which the user named it.
+    """
+    likely = "" if files.is_remote(path) else kind_of(path)
+    if not likely or likely.startswith(f"{kind}:"):
+        return ""
+    return f"; try --dataset={likely}"
 
 
 def shown(shape: Iterable[int]) -> str:
