@@ -23,7 +23,7 @@ from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers, is_lost_worker
 from dtrain.config import Config
 from dtrain.data import pipeline
-from dtrain.gan import divergence
+from dtrain.gan import divergence, memory
 from dtrain.record import samples
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
@@ -170,7 +170,8 @@ def _run_steps(
     """Runs some steps; returns their metrics by name, and the verdict.
 
     Raises:
-        UserError: an image cannot be read; it is named.
+        UserError: an image cannot be read; it is named. Or a step takes more
+            memory than there is.
         OpError: something else failed.
     """
     try:
@@ -182,6 +183,9 @@ def _run_steps(
     except tf.errors.OpError as error:
         if is_lost_worker(error):
             raise
+        mistake = memory.out_of_memory(error, run.estimate)
+        if mistake is not None:
+            raise mistake from error
         step += int(run.gan.divergence.skipped_steps.numpy())
         mistake = pipeline.explain(error, run.source, run.config, step)
         if mistake is None:

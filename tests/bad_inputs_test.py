@@ -293,6 +293,10 @@ MODELS = {
         "--dataset=npz:{place}/wide.npz",
         ("8x9 pixels are not square", "try --image_size=8"),
     ),
+    "more than the memory holds": Bad(
+        "--batch_size=10000000",
+        ("batch_size (10000000) takes about", "GiB; try", "--micro_batches="),
+    ),
     "no labels": Bad(
         "--dataset=npz:{place}/wide.npz --image_size=8 --conditional",
         ("conditional needs labels",),

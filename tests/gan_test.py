@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import random
+import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,12 +21,13 @@ import tensorflow as tf
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
-from dtrain.gan import draws, loading, optimizers
+from dtrain.gan import draws, loading, memory, optimizers
 from dtrain.gan import phases as phases_lib
 from dtrain.gan import state as gan_lib
 from dtrain.gan import step as step_lib
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
+from tests.benchmarks import memory as benchmark
 from tests.replicas import mirrored
 
 SMALL = Config(
@@ -561,3 +564,69 @@ def test_stop_ends_the_loop_after_the_step_that_runs(
     assert int(verdict.numpy()) == 0
     # The one that was running, and one that had begun to look.
     assert seen[0] <= step <= seen[0] + 2
+
+
+# The memory of a step.
+
+
+def test_the_memory_of_a_step_is_known_before_it_runs() -> None:
+    """Within a factor of two; see `tests/benchmarks/memory.py` for more."""
+    settings = {"side": 32, "batch_size": 96, "micro_batches": 3}
+    estimated, measured = benchmark.measure(settings)
+    assert measured / 2 < estimated < measured * 2
+
+
+def estimate_of(
+    source: sources.Source, **settings: Any
+) -> tuple[gan_lib.GAN, memory.Estimate]:
+    config = dataclasses.replace(SMALL, **settings)
+    gan = gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 10)
+    return gan, memory.Estimate(gan, source, 1)
+
+
+def test_what_is_proposed_fits_and_is_the_largest(
+    digits: sources.Source,
+) -> None:
+    """Of two replicas, which share the memory of this machine."""
+    _, estimate = estimate_of(digits, batch_size=96_000_000)
+    with pytest.raises(UserError) as caught:
+        estimate.check()
+    line = str(caught.value)
+    number = r"([\d,]+)"
+    match = re.fullmatch(
+        r"a step with batch_size \(96000000\) takes about [\d.e+]+ GiB of "
+        r"memory, and this machine has [\d.]+ GiB; try (--batch_size=(\d+) )?"
+        rf"--micro_batches=(\d+), {number} images at a time",
+        line,
+    )
+    assert match, line
+    batch_size = int(match[2] or 96_000_000)
+    micro_batches = int(match[3])
+    images = int(match[4].replace(",", ""))
+    assert batch_size == micro_batches * images
+    estimate_of(digits, batch_size=batch_size, micro_batches=micro_batches)[
+        1
+    ].check()
+
+
+def test_a_step_that_fails_for_want_of_memory_is_one_line(
+    digits: sources.Source,
+) -> None:
+    """As a GPU's is, of which nobody knows how much others take."""
+    _, estimate = estimate_of(digits, batch_size=48, micro_batches=4)
+    for text in (
+        "OOM when allocating tensor with shape[64,128] and type float on GPU:0",
+        "Out of memory while trying to allocate 12884901888 bytes.",
+    ):
+        error = tf.errors.ResourceExhaustedError(None, None, f"{text}\n\tmore")
+        mistake = memory.out_of_memory(error, estimate)
+        assert mistake is not None
+        assert mistake.text == (
+            f"a step takes more memory than there is ({text} more); try "
+            "--micro_batches=6, 8 images at a time"
+        )
+    for error in (
+        tf.errors.ResourceExhaustedError(None, None, "too many open files"),
+        tf.errors.InternalError(None, None, "out of luck"),
+    ):
+        assert memory.out_of_memory(error, estimate) is None

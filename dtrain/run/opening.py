@@ -23,6 +23,7 @@ from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
 from dtrain.data import sources
 from dtrain.errors import LOST_WORKER, UserError, code_of
+from dtrain.gan.memory import Estimate
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
@@ -58,6 +59,7 @@ class Run(NamedTuple):
         source: the real images.
         gan: the state.
         step: changes the state.
+        estimate: of the memory that steps take.
         replicas: compares the state over all replicas.
         checkpointer: saves the state.
         recorder: writes the metrics.
@@ -75,6 +77,7 @@ class Run(NamedTuple):
     source: sources.Source
     gan: GAN
     step: Step
+    estimate: Estimate
     replicas: Comparison
     checkpointer: checkpointer.Checkpointer
     recorder: metrics.Recorder
@@ -115,7 +118,7 @@ def open_run(
     _check_same_flags(config, workers)
     source, description, note = workers.together(lambda: _look(config, workers))
     gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
-    step = Step(gan)
+    step, estimate = _make_step(gan, source, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
@@ -128,6 +131,7 @@ def open_run(
         source=source,
         gan=gan,
         step=step,
+        estimate=estimate,
         replicas=Comparison(workers.strategy, gan.variables),
         checkpointer=saver,
         recorder=recorder,
@@ -142,6 +146,16 @@ def open_run(
     )
     notes = filter(None, (note, recorder.notice, *restored.notes))
     return run, restored._replace(notes=[*notes])
+
+
+def _make_step(
+    gan: GAN, source: sources.Source, workers: Workers
+) -> tuple[Step, Estimate]:
+    """Arranges the step, and refuses one that no memory here holds."""
+    step = Step(gan)
+    estimate = Estimate(gan, source, workers.cluster.num_workers)
+    workers.together(estimate.check)
+    return step, estimate
 
 
 def _make_periodic(
@@ -345,7 +359,8 @@ def introduce(run: Run, restored: Restored) -> None:
         f"{_count(gan.networks.discriminator)} parameters\n"
         f"devices   {config.strategy}: {replicas} "
         f"replica{'s' if replicas > 1 else ''} on "
-        f"{kind}, batch {config.batch_size}, {config.precision}\n"
+        f"{kind}, batch {config.batch_size}, {config.precision}, "
+        f"about {run.estimate.need()}\n"
         f"run       {config.run_dir}: {start}, "
         f"{config.num_steps:,} steps in all"
     )
