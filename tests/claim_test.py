@@ -207,7 +207,21 @@ def test_a_process_of_this_machine_that_has_ended_is_not_waited_for(
     assert said == []
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"holder": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"[]", b'{"holder": 3}', b"\xff", b"[" * 10_000),
+        *(
+            b'{"holder": {"host": "a", "pid": %b, "key": "", "machine": "", '
+            b'"started": ""}, "term": %b, "lease_secs": %b}' % odd
+            for odd in [
+                *((b'"7"', b"1", b"30"), (b"0", b"1", b"30")),
+                *((b"7", b"1e999", b"30"), (b"7", b"1", b"NaN")),
+                *((b"7", b"true", b"30"), (b"7", b"1", b"1e999")),
+            ]
+        ),
+    ],
+)
 def test_a_lease_that_says_nothing_is_waited_for(
     data: bytes, store: Store, clock: Clock
 ) -> None:

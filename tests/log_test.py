@@ -416,3 +416,22 @@ def test_no_room_on_a_real_disk(tmp_path: pathlib.Path) -> None:
     first = whole.count(b"\n") + 1
     written.write(lines(first, 200))
     assert (tmp_path / "log").read_bytes() == lines(1, 200)
+
+
+def test_what_others_leave_in_tmpdir(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the name that a killed process would have left."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    remote = f"file://{tmp_path}/remote"
+    spool = log.Spool(remote)
+    spool.close()
+    start = f"{spool.path[:-8]}"
+    os.symlink("/nowhere", f"{start}00000000")
+    pathlib.Path(f"{start}11111111").touch()
+    spool = log.Spool(remote)
+    assert spool.candidates("metrics.jsonl") == []
+    spool.forget()
+    spool.close()
+    assert os.path.lexists(f"{start}00000000")

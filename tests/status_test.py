@@ -37,6 +37,8 @@ def test_a_limit_may_be_without_end(tmp_path: pathlib.Path) -> None:
         "{}",
         '{"pid": 1, "nonsense": 2}',
         '{"pid": "1"}',
+        '{"pid": true}',
+        "[" * 100_000,
         '{"pid": 1, "saved_step": null}',
         "\udcff",
     ],

@@ -7,12 +7,14 @@ which the file is compared when a run goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -193,7 +195,8 @@ class Log:
             OSError: it cannot be done.
         """
         self._write_waiting()
-        if self._num_bytes:
+        # Another thread may have lines that are not in the file yet.
+        if self._num_written:
             files.sync(self.path)
             files.sync(os.path.dirname(self.path))
 
@@ -235,11 +238,14 @@ class Spool:
 
     def _left_behind(self) -> list[str]:
         root = os.path.join(tempfile.gettempdir(), self._prefix)
-        return [
-            path
-            for path in glob.glob(f"{glob.escape(root)}*")
-            if os.stat(path).st_uid == os.getuid()
-        ]
+        left = []
+        for path in glob.glob(f"{glob.escape(root)}*"):
+            # Anybody may put anything there, also a link that leads nowhere.
+            with contextlib.suppress(OSError):
+                known = os.lstat(path)
+                is_own = known.st_uid == os.getuid()
+                left += [path] * (is_own and stat.S_ISDIR(known.st_mode))
+        return left
 
     def candidates(self, name: str) -> list[bytes]:
         """Returns the versions of a file from before this process.

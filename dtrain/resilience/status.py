@@ -65,11 +65,11 @@ def read(path: str) -> Status | None:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
         status = Status(**values)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    kinds = {"int": [int], "float": [int, float], "str": [str], "bool": [bool]}
     is_sound = all(
-        isinstance(getattr(status, field.name), kinds[str(field.type)])
+        type(getattr(status, field.name)) in kinds[str(field.type)]
         for field in dataclasses.fields(Status)
     )
     return status if is_sound else None

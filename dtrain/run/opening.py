@@ -90,8 +90,8 @@ class Run(NamedTuple):
 
 
 def say(notes: Iterable[str]) -> None:
-    """Prints lines to the standard error."""
-    for note in notes:
+    """Prints lines to the standard error, but for empty ones."""
+    for note in filter(None, notes):
         print(note, file=sys.stderr, flush=True)
 
 
@@ -144,8 +144,7 @@ def open_run(
         ledger=book,
         inputs=[],
     )
-    notes = filter(None, (note, recorder.notice, *restored.notes))
-    return run, restored._replace(notes=[*notes])
+    return run, restored._replace(notes=[note, *restored.notes])
 
 
 def _make_step(
@@ -299,7 +298,8 @@ def _resume(
     book.restored(int(gan.step.numpy()))
     if taken:
         restored = restored._replace(notes=[str(taken), *restored.notes])
-    return saver, recorder, restored
+    notes = [recorder.notice, *restored.notes]
+    return saver, recorder, restored._replace(notes=notes)
 
 
 def _begin(

@@ -87,7 +87,7 @@ class Holder(NamedTuple):
         """Reads one as it is written down; None if the bytes are none."""
         try:
             return cls.parse(json.loads(data))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def encode(self) -> bytes:

@@ -69,7 +69,7 @@ class _Written(NamedTuple):
             if type(term) is not int or not 0 < secs <= 24 * 3600:
                 return cls(data)
             return cls(data, Holder.parse(values["holder"]), term, float(secs))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls(data)
 
 
