@@ -15,7 +15,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dtrain import version
+from dtrain import interrupts, version
+
+# Before all else, which takes a tenth of a second.
+interrupts.end_quietly()
 
 if TYPE_CHECKING:
     from dtrain.checkpoint.callbacks import (

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from dtrain import streams
+from dtrain import interrupts, streams
 
 FINISHED = 0
 HUNG = 70
@@ -167,6 +167,7 @@ def exit_with(
     """
     streams.protect()
     try:
+        interrupts.hear()
         code = main()
         _check_output(code)
     except (UserError, StorageError, LostWorkerError) as error:

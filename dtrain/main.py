@@ -61,13 +61,14 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
             watcher_lib.watch(parsed.stop_after_secs, parsed.grace_secs)
         )
         dog = stack.enter_context(_watchdog(parsed, workers, watcher))
-        # TensorFlow takes seconds to import, and a wrong command needs none.
+        # On a disk before TensorFlow is imported, which takes seconds: a file
+        # that is written meanwhile is meant for this process.
+        before = stop_file.look_before(parsed.run_dir)
+        # A wrong command needs no TensorFlow.
         startup.import_tensorflow()
         from dtrain import train
-        from dtrain.record import ledger
 
-        started_secs = ledger.process_start_secs()
-        _look_for_stop_file(parsed.run_dir, watcher, started_secs)
+        _look_for_stop_file(parsed.run_dir, watcher, before)
         # Another strategy is a mistake, which nobody need wait for.
         if parsed.strategy == "multi_worker" and not rendezvous.meet(
             workers, parsed.start_timeout_secs, lambda: watcher.requested
@@ -79,18 +80,18 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
 
 
 def _look_for_stop_file(
-    run_dir: str, watcher: watcher_lib.Watcher, started_secs: float
+    run_dir: str, watcher: watcher_lib.Watcher, before: stop_file.Before
 ) -> None:
     """Lets a person stop the run by a file in its directory.
 
     Every worker looks for it, from now on: while one waits for the others,
     nobody else can tell it.
     """
-    since_secs = stop_file.since_secs(started_secs)
+    watcher.on_claimed = lambda: stop_file.remove(run_dir, before)
     watcher.look_for(
         stop_file.path(run_dir),
         stop_file.secs_between_looks(run_dir),
-        lambda path: stop_file.exists(path, since_secs),
+        lambda path: stop_file.exists(path, before),
     )
 
 

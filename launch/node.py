@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
@@ -84,7 +83,6 @@ def run(
     Raises:
         UserError: the command line or the environment is wrong.
     """
-    start_secs = time.time()
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     if flags.answer(arguments[1:end], _PAGE.render):
@@ -97,6 +95,7 @@ def run(
             for argument in theirs
         ]
     parsed = config.parse([arguments[0], *theirs])
+    before = stop_file.look_before(parsed.run_dir, environment)
     workers = environment_lib.from_environment(environment)
     name = f"worker {workers.index}"
     if options.log_dir:
@@ -113,8 +112,7 @@ def run(
     if code not in (errors.RUN_AGAIN, errors.LOST_WORKER):
         return code
     # A person has ended the run, whatever became of this worker.
-    since_secs = stop_file.since_secs(start_secs, environment)
-    if stop_file.exists(stop_file.path(parsed.run_dir), since_secs):
+    if stop_file.exists(stop_file.path(parsed.run_dir), before):
         print(f"{name} ends: the stop file is there", file=sys.stderr)
         return errors.FINISHED
     return options.again_code or code

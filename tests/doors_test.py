@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +28,7 @@ from dtrain import (
 )
 from launch import main as launcher
 from launch import node, options
+from tests import runs
 
 
 class Door(NamedTuple):
@@ -180,3 +185,38 @@ def test_every_exit_code_has_its_row() -> None:
 )
 def test_an_error_has_its_code(error: BaseException, code: int) -> None:
     assert errors.code_of(error) == code
+
+
+def catches_interrupts(pid: int) -> bool:
+    """Tells whether a process has a handler for SIGINT."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    [mask] = re.findall(r"SigCgt:\s*(\S+)", text) or ["0"]
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+
+@ALL
+def test_ctrl_c_at_any_moment_of_the_start(
+    name: str, chance: random.Random
+) -> None:
+    """Also in the first tenth of a second, while modules are imported."""
+    for _ in range(5):
+        child = subprocess.Popen(
+            [sys.executable, "-m", name, "--help"],
+            cwd=runs.ROOT,
+            env=runs.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Before that it is Python itself that starts.
+        while not catches_interrupts(child.pid) and child.poll() is None:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.08))
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+        # Not even the first line of a package is sooner.
+        frames = re.findall(rf'File "{runs.ROOT}/(.*?)", line', said)
+        assert {*frames} <= {"dtrain/__init__.py", "launch/__init__.py"}, said

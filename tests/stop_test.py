@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -67,7 +68,9 @@ def test_disk_that_fails_is_one_line(
     assert code == errors.STORAGE_FAILED
     assert line == f"error: {tmp_path}: Is a directory\n"
     with pytest.raises(errors.StorageError, match="Is a directory"):
-        stop_file.remove(str(tmp_path), time.time() + 1)
+        stop_file.remove(
+            str(tmp_path), stop_file.look_before(str(tmp_path), {})
+        )
 
 
 @pytest.mark.parametrize("name", ["config.json", ".lock", "checkpoints"])
@@ -88,8 +91,9 @@ def test_local_run_needs_no_tensorflow(
     path = stop_file.path(str(tmp_path))
     assert set(json.loads(pathlib.Path(path).read_text())) == {"time", "host"}
     assert stop_file.exists(path)
-    stop_file.remove(str(tmp_path), time.time() + 1)
-    stop_file.remove(str(tmp_path), time.time() + 1)
+    before = stop_file.look_before(str(tmp_path), {})
+    stop_file.remove(str(tmp_path), before)
+    stop_file.remove(str(tmp_path), before)
     assert not stop_file.exists(path)
 
 
@@ -196,7 +200,7 @@ def exists(path: str) -> bool:
 
 
 def remove(run_dir: str) -> None:
-    stop_file.remove(run_dir, time.time() + 60)
+    stop_file.remove(run_dir, stop_file.look_before(run_dir, {}))
 
 
 def test_run_on_a_store() -> None:
@@ -229,6 +233,22 @@ def test_run_on_a_store() -> None:
 
 def test_a_file_of_a_later_time_stays(tmp_path: pathlib.Path) -> None:
     """Somebody stops a run that is just being started."""
+    before = stop_file.look_before(str(tmp_path), {})
     stop_file.write(str(tmp_path))
-    stop_file.remove(str(tmp_path), time.time() - 10)
-    assert stop_file.exists(stop_file.path(str(tmp_path)))
+    stop_file.remove(str(tmp_path), before)
+    assert stop_file.exists(stop_file.path(str(tmp_path)), before)
+
+
+@pytest.mark.parametrize("hours", [-2000, -1, 1, 2000])
+def test_a_file_server_with_a_clock_of_its_own(
+    hours: int, tmp_path: pathlib.Path
+) -> None:
+    """What was there before does not count, and what came later does."""
+    path = stop_file.path(str(tmp_path))
+    for _ in range(2):
+        before = stop_file.look_before(str(tmp_path), {})
+        assert not stop_file.exists(path, before)
+        stop_file.write(str(tmp_path))
+        secs = time.time() + 3600 * hours
+        os.utime(path, (secs, secs))
+        assert stop_file.exists(path, before)

@@ -7,11 +7,13 @@ start again; so the next start by a person removes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from dtrain.storage import files
 
@@ -26,39 +28,62 @@ def secs_between_looks(run_dir: str) -> float:
     return 10.0 if files.is_remote(run_dir) else 1.0
 
 
-def exists(name: str, since_secs: float = 0.0) -> bool:
-    """Tells whether the file is there; False if the disk or store fails.
+class Before(NamedTuple):
+    """Which stop file does not count for a process, being an older one.
+
+    Attributes:
+        known: what was there when a person started it; that one does not
+            count. By what it is, for no two machines agree on the time.
+        submitted_secs: when the job was submitted, in seconds since 1970; a
+            file that is older does not count. 0 if it is none of a job.
+    """
+
+    known: files.Stat | None = None
+    submitted_secs: float = 0.0
+
+
+def look_before(
+    run_dir: str, environment: Mapping[str, str] = os.environ
+) -> Before:
+    """Looks, before a process begins, which stop file does not count for it.
+
+    When a person starts a run, one that is there does not count; when a
+    supervisor starts its workers again, it does. A scheduler starts a job any
+    time: files count that are newer than its submission.
+
+    Args:
+        run_dir: the run's directory.
+        environment: the variables of the process.
+    """
+    submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
+    if submitted.isascii() and submitted.isdigit():
+        return Before(submitted_secs=float(submitted))
+    is_restart = environment.get("DTRAIN_ATTEMPT", "0") != "0"
+    is_requeued = environment.get("SLURM_RESTART_COUNT", "0") != "0"
+    if is_restart or is_requeued:
+        return Before()
+    with contextlib.suppress(OSError):
+        return Before(files.stat(path(run_dir)))
+    return Before()
+
+
+def exists(name: str, before: Before = Before()) -> bool:  # noqa: B008
+    """Tells whether there is one that counts; False if the disk or store fails.
 
     Args:
         name: what `path` returned.
-        since_secs: an older file does not count; in seconds since 1970.
+        before: what `look_before` returned.
     """
     try:
         known = files.stat(name)
     except OSError:
         return False
-    return known is not None and known.changed_secs >= since_secs
+    return known is not None and not _is_old(known, before)
 
 
-def since_secs(
-    start_secs: float, environment: Mapping[str, str] = os.environ
-) -> float:
-    """Returns the time, in seconds since 1970, before which no file counts.
-
-    When a person starts a run, older files do not count; when a supervisor
-    starts its workers again, they do. A scheduler starts a job any time: files
-    count that are newer than its submission.
-
-    Args:
-        start_secs: when this process began, in seconds since 1970.
-        environment: the variables of the process.
-    """
-    submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
-    if submitted.isascii() and submitted.isdigit():
-        return float(submitted)
-    is_restart = environment.get("DTRAIN_ATTEMPT", "0") != "0"
-    is_requeued = environment.get("SLURM_RESTART_COUNT", "0") != "0"
-    return 0.0 if is_restart or is_requeued else start_secs
+def _is_old(known: files.Stat, before: Before) -> bool:
+    is_earlier = known.changed_secs < before.submitted_secs
+    return known == before.known or is_earlier
 
 
 def write(run_dir: str) -> None:
@@ -77,15 +102,15 @@ def write(run_dir: str) -> None:
         files.write(path(run_dir), line.encode())
 
 
-def remove(run_dir: str, older_than_secs: float) -> None:
-    """Lets a run go on that was told to stop.
+def remove(run_dir: str, before: Before) -> None:
+    """Removes a file that does not count, so that the run goes on.
 
     The chief of a run calls this, as nobody else may change its directory.
 
     Args:
         run_dir: the run's directory.
-        older_than_secs: a newer file stays, for it is meant for the process
-            that has just been started; in seconds since 1970.
+        before: what `look_before` returned. Any other file stays: it is meant
+            for the process that has just been started.
 
     Raises:
         StorageError: it cannot be changed.
@@ -93,5 +118,5 @@ def remove(run_dir: str, older_than_secs: float) -> None:
     name = path(run_dir)
     with files.storage_errors(run_dir):
         known = files.stat(name)
-        if known and known.changed_secs < older_than_secs:
+        if known and _is_old(known, before):
             files.remove(name)

@@ -60,6 +60,8 @@ class Watcher:
 
     Attributes:
         before_end: called on the watcher's thread before it ends the process.
+        on_claimed: to be called by the chief when the run is its own; removes
+            a stop file that is none of its notices.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Watcher:
         self._stop_file: sources.StopFile | None = None
         self._on_notice: Callable[[], object] | None = None
         self.before_end: Callable[[], object] = lambda: None
+        self.on_claimed: Callable[[], object] = lambda: None
         if stop_after_secs > 0:
             name = "the time limit (--stop_after_secs)"
             notice = sources.Notice(name, True, False)

@@ -32,7 +32,6 @@ from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
 from dtrain.record.samples import Samples
 from dtrain.record.spread import SampleSpread
-from dtrain.resilience import stop_file
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
 from dtrain.run import checkpointer, identity, init_from, places
@@ -120,7 +119,7 @@ def open_run(
     gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
     step, estimate = _make_step(gan, source, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
-    claims = workers.together(lambda: _claim(config, workers, stack))
+    claims = workers.together(lambda: _claim(config, workers, watcher, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
     saver, recorder, restored = _resume(
         gan, description, workers, claims, book, stack
@@ -223,7 +222,10 @@ def _look(
 
 
 def _claim(
-    config: Config, workers: Workers, stack: contextlib.ExitStack
+    config: Config,
+    workers: Workers,
+    watcher: Watcher,
+    stack: contextlib.ExitStack,
 ) -> list[claim.Claim]:
     """Claims the directories that the chief alone may write to."""
     if not workers.is_chief:
@@ -235,9 +237,7 @@ def _claim(
             ("checkpoint_dir", places.checkpoint_dir(config)),
         )
     ]
-    stop_file.remove(
-        config.run_dir, stop_file.since_secs(ledger.process_start_secs())
-    )
+    watcher.on_claimed()
     return claims
 
 
