@@ -7,6 +7,7 @@ own need is here:
     dtrain.CheckpointManager           saves a training loop of your own
     dtrain.BackupAndRestore            saves a `fit`, to go on after a crash
     dtrain.CheckpointManagerCallback   saves a `fit`, as a history
+    dtrain.StopOnNotice                a `fit` that is told to end saves first
     dtrain.Networks, dtrain.Phase      what a `--model` may return
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         CheckpointManagerCallback,
     )
     from dtrain.checkpoint.manager import CheckpointManager
+    from dtrain.checkpoint.notices import StopOnNotice
     from dtrain.gan.phases import Networks, Phase
 
 __version__ = version.VERSION
@@ -35,6 +37,7 @@ __all__ = [
     "CheckpointManagerCallback",
     "Networks",
     "Phase",
+    "StopOnNotice",
 ]
 
 _HOMES = {
@@ -43,6 +46,7 @@ _HOMES = {
     "CheckpointManagerCallback": "dtrain.checkpoint.callbacks",
     "Networks": "dtrain.gan.phases",
     "Phase": "dtrain.gan.phases",
+    "StopOnNotice": "dtrain.checkpoint.notices",
 }
 
 

@@ -516,6 +516,42 @@ def result(directory: pathlib.Path) -> dict[str, Any]:
     return json.loads((directory / "result.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("save_freq", "number"),
+    [("epoch", signal.SIGTERM), ("1000", signal.SIGHUP)],
+)
+def test_a_fit_that_is_told_to_end(
+    save_freq: str, number: signal.Signals, tmp_path: pathlib.Path
+) -> None:
+    """It saves the batch that it is at, whatever it was to save."""
+    flags = [f"--save_freq={save_freq}", "--epochs=4"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for place in (whole, cut):
+        place.mkdir()
+    code, output = runs.run("tests.fit_gan", str(whole), *flags)
+    assert code == 0, output
+    process = runs.start("tests.fit_gan", str(cut), *flags, "--batch_secs=0.1")
+    while not (cut / "progress").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    code, output = runs.finish(process)
+    assert code == errors.RUN_AGAIN, output
+    said = f"fit was stopped by {number.name} and saved after batch"
+    assert said in output
+    code, output = runs.run("tests.fit_gan", str(cut), *flags)
+    assert code == 0, output
+    assert "fit goes on from" in output
+    assert result(cut)["sha256"] == result(whole)["sha256"]
+
+
+def test_nothing_saves_before_a_notice_is_heard() -> None:
+    with pytest.raises(errors.UserError, match="put it last"):
+        fit_gan.make_gan().fit(
+            fit_gan.make_dataset(), callbacks=[dtrain.StopOnNotice()], verbose=0
+        )
+
+
 def test_killed_fit_ends_with_the_same_bits(
     tmp_path: pathlib.Path, chance: random.Random
 ) -> None:

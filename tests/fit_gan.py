@@ -206,11 +206,13 @@ def main() -> None:
         str(flags.directory / "backup"),
         save_freq=freq if freq == "epoch" else int(freq),
     )
+    notices = dtrain.StopOnNotice()
     slowly = Slowly(flags.directory / "progress", flags.batch_secs)
     history = gan.fit(
         make_dataset(),
         epochs=flags.epochs,
-        callbacks=[slowly, backup],
+        # Last, so that the killer comes while they work.
+        callbacks=[slowly, backup, *([] if flags.stock else [notices])],
         verbose=0,
     )
     result = {"sha256": digest(gan), "logs": history.history}

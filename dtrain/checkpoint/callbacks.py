@@ -42,7 +42,7 @@ _OURS = (
 _OPEN: dict[str, contextlib.ExitStack] = {}
 
 
-class _Saving(keras.callbacks.Callback):
+class Saving(keras.callbacks.Callback):
     """Saves while `fit` trains; the first of these in a `fit` restores."""
 
     def __init__(
@@ -90,7 +90,7 @@ class _Saving(keras.callbacks.Callback):
         callbacks = [
             callback
             for callback in local["callbacks"].callbacks
-            if isinstance(callback, _Saving)
+            if isinstance(callback, Saving)
         ]
         if self is not callbacks[0]:
             return
@@ -155,6 +155,34 @@ class _Saving(keras.callbacks.Callback):
         self.model._initial_epoch = None
         with files.storage_errors(self.directory.path):
             self._close()
+
+    @property
+    def is_epoch_done(self) -> bool:
+        """Whether the batch that has just ended is the last of its epoch."""
+        return bool(self._fit and self._fit.is_epoch_done)
+
+    def save_last(self, logs: Mapping[str, Any] | None) -> int:
+        """Saves what is not saved yet, and closes; `fit` goes on no more.
+
+        Args:
+            logs: of the batch or the epoch.
+
+        Returns:
+            The batches that are done.
+
+        Raises:
+            StorageError: it could not be saved.
+        """
+        assert self._fit
+        step = self._fit.step
+        with files.storage_errors(self.directory.path):
+            # If an earlier save has failed, this one takes its place.
+            self._writer.wait()
+            with contextlib.suppress(OSError):
+                self._writer.raise_if_failed()
+            self._save(logs)
+            self._close()
+        return step
 
     # How it saves.
 
@@ -229,7 +257,7 @@ class _Saving(keras.callbacks.Callback):
             )
 
 
-class BackupAndRestore(_Saving):
+class BackupAndRestore(Saving):
     """The newest state of a `fit` that is not finished, in two generations.
 
     A drop-in for `keras.callbacks.BackupAndRestore`. It should be the last of
@@ -290,7 +318,7 @@ class BackupAndRestore(_Saving):
             )
 
 
-class CheckpointManagerCallback(_Saving):
+class CheckpointManagerCallback(Saving):
     """The kept history of a `fit`: `directory/ckpt-<batches done>`.
 
     It does what `keras.callbacks.ModelCheckpoint` does, with the whole state,
