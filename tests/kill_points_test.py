@@ -157,6 +157,12 @@ def listing(root: str) -> list[str]:
     )
 
 
+@pytest.fixture(autouse=True)
+def supervised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed here is started again by no person."""
+    monkeypatch.setenv("DTRAIN_ATTEMPT", "1")
+
+
 def checkpointer(root: str, state: Any) -> checkpointer_lib.Checkpointer:
     """Opens a run that saves each step in both tiers."""
     return checkpointer_lib.Checkpointer(state, config_of(root), ALONE)

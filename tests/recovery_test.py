@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import pytest
@@ -167,8 +169,33 @@ def test_the_backup_of_a_host_that_had_another_number(run: Run) -> None:
     config = Config(run_dir=str(run.run_dir), backup_dir=backup_dir)
     root = pathlib.Path(places.backup_root(config))
     run.save(f"ssd/{root.name}/worker-1", 4)
+    (run.run_dir / "config.json").touch()
     restored = run.restore(backup_dir=backup_dir)
     assert restored.prefix == f"{root}/worker-1/ckpt-4"
+
+
+def test_backups_of_a_run_that_is_to_start_over(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory was removed, and its backups were forgotten."""
+    backup_dir = f"{tmp_path}/ssd"
+    config = Config(run_dir=str(run.run_dir), backup_dir=backup_dir)
+    root = places.backup_root(config)
+    run.save(f"../{os.path.relpath(root, tmp_path)}/worker-0", 4)
+    with pytest.raises(errors.UserError) as caught:
+        run.restore(backup_dir=backup_dir)
+    assert "has step 4 of an earlier one; use --resume=must" in str(
+        caught.value
+    )
+    # Either is what the person wants; a machine that starts it again goes on.
+    prefix = f"{root}/worker-0/ckpt-4"
+    restored = run.restore(backup_dir=backup_dir, resume="must")
+    assert restored.prefix == prefix
+    monkeypatch.setenv("DTRAIN_ATTEMPT", "1")
+    assert run.restore(backup_dir=backup_dir).prefix == prefix
+    monkeypatch.delenv("DTRAIN_ATTEMPT")
+    shutil.rmtree(root)
+    assert run.restore(backup_dir=backup_dir).prefix == ""
 
 
 def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
 
 from dtrain.storage import files
 
@@ -38,6 +40,17 @@ class Status:
     limit_secs: float = float("inf")
     notice: str = ""
     is_over: bool = False
+
+
+def is_restart(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether this start follows another one, and no person made it.
+
+    Args:
+        environment: the variables of this process: of a supervisor, or of Slurm
+            where it has queued a job again.
+    """
+    names = ("DTRAIN_ATTEMPT", "SLURM_RESTART_COUNT")
+    return any(environment.get(name, "0") != "0" for name in names)
 
 
 def write(path: str, status: Status) -> None:

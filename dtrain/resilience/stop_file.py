@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dtrain.resilience import status
 from dtrain.storage import files
 
 
@@ -58,9 +59,7 @@ def look_before(
     submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
     if submitted.isascii() and submitted.isdigit():
         return Before(submitted_secs=float(submitted))
-    is_restart = environment.get("DTRAIN_ATTEMPT", "0") != "0"
-    is_requeued = environment.get("SLURM_RESTART_COUNT", "0") != "0"
-    if is_restart or is_requeued:
+    if status.is_restart(environment):
         return Before()
     with contextlib.suppress(OSError):
         return Before(files.stat(path(run_dir)))

@@ -15,6 +15,7 @@ from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, ModelSettings, RunSettings
 from dtrain.errors import StorageError, UserError
+from dtrain.resilience import status
 from dtrain.run import places
 from dtrain.run.tiers import Tiers
 from dtrain.storage import files
@@ -71,6 +72,14 @@ def _restore_newest(
     with contextlib.ExitStack() as stack:
         newest = exchange.agree(workers, seen, _own(tiers), stack)
         _check_resume(config, newest)
+        [is_new] = workers.agree(_may_be_new(tiers, seen))
+        if newest and is_new:
+            raise UserError(
+                f"{config.run_dir} holds no run, and backup_dir "
+                f"({config.backup_dir}) has step {newest.manifest.step} of an "
+                "earlier one; use --resume=must to go on from there, or remove "
+                f"{places.backup_root(config)} to start over"
+            )
         if newest is None:
             return Restored("", None, seen.notes)
         workers.together(lambda: _restore(checkpoint, newest, config))
@@ -178,6 +187,26 @@ def _words(config: ModelSettings) -> dict[str, str]:
 def _own(tiers: Tiers) -> going_on.CheckpointDirectory | None:
     """Returns where this worker keeps what it receives from another."""
     return tiers.backup.directory if tiers.backup else None
+
+
+def _may_be_new(tiers: Tiers, seen: going_on.Search) -> bool:
+    """Tells whether a person may want to start over; the chief alone can.
+
+    That is where the run's directory is empty, and this host's own backups are
+    older than that. Where the chief's host is a new one, they are another's.
+    """
+    config = tiers.config
+    if not seen.newest or not tiers.cluster.is_chief or not config.backup_dir:
+        return False
+    if config.resume == "must" or status.is_restart():
+        return False
+    names = files.names(config.run_dir)
+    root = places.backup_root(config)
+    return (
+        seen.newest.prefix.startswith(f"{root}/")
+        and "config.json" not in names
+        and "saved.json" not in names
+    )
 
 
 def _search(tiers: Tiers, how: str) -> going_on.Search:
