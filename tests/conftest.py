@@ -25,6 +25,7 @@ SLOW = (
     *("stop_test", "gan_test", "callbacks_test", "divergence_test"),
     *("init_from_test", "kill_points_test", "retention_test", "docs_test"),
     *("fashion_mnist_test", "bad_inputs_test", "reduction_test"),
+    *("claim_test", "streams_test", "verbs_test"),
 )
 # Each of their tests goes to the process that is free. Those of any other file
 # stay together, with what they share.
@@ -33,7 +34,7 @@ SPLIT = (
     *("hangs_test", "signals_test", "stop_test", "callbacks_test"),
     *("divergence_test", "kill_points_test", "retention_test", "docs_test"),
     *("fashion_mnist_test", "released_test", "node_test"),
-    *("hostile_files_test", "metrics_test"),
+    *("hostile_files_test", "metrics_test", "claim_test", "streams_test"),
 )
 
 # CI tries the same examples each time: a failure there is the change's own.
