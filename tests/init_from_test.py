@@ -227,15 +227,12 @@ def test_a_start_that_is_killed_before_it_has_saved(
     assert code == errors.FINISHED, output
     assert f"of {moving}/checkpoints/ckpt-10" in output
     assert tensors.digest(f"{run_dir}/checkpoints/ckpt-3") == ends_with
-    # Another state of the same name is told of.
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / "saved.json").unlink()
-    for path in (moving / "checkpoints").glob("ckpt-10.*"):
-        path.unlink()
-    writing.commit(
-        reader.read(f"{moving}/checkpoints/ckpt-12"),
-        f"{moving}/checkpoints/ckpt-10",
-    )
-    code, output = runs.run("dtrain.main", *begins, f"--run_dir={run_dir}")
-    assert code == errors.USER_ERROR, output
-    assert "is not what the run has begun from: its digest was" in output
+
+
+def test_what_is_not_what_the_run_has_begun_from(
+    source: pathlib.Path, gan: gan_lib.GAN
+) -> None:
+    config = dataclasses.replace(CONFIG, init_from=str(source))
+    begun = init_from.find(config)._replace(digest="0" * 64)
+    with pytest.raises(UserError, match="is not what the run has begun from"):
+        init_from.take(gan.checkpoint, config, begun)
