@@ -239,6 +239,28 @@ def test_a_file_of_a_later_time_stays(tmp_path: pathlib.Path) -> None:
     assert stop_file.exists(stop_file.path(str(tmp_path)), before)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_job_on_a_file_server_with_a_clock_of_its_own(
+    hours: int, tmp_path: pathlib.Path
+) -> None:
+    """What was there before the submission does not count."""
+    code_dir, now = tmp_path / "launch/1/code", time.time()
+    code_dir.mkdir(parents=True)
+    os.utime(code_dir, (now + 3600 * hours,) * 2)
+    before = stop_file.look_before(
+        str(tmp_path),
+        {
+            "DTRAIN_SUBMITTED_SECS": f"{now:.0f}",
+            "DTRAIN_CODE_DIR": str(code_dir),
+        },
+    )
+    path = stop_file.path(str(tmp_path))
+    stop_file.write(str(tmp_path))
+    for secs in (-60, 60):
+        os.utime(path, (now + 3600 * hours + secs,) * 2)
+        assert stop_file.exists(path, before) == (secs > 0)
+
+
 @pytest.mark.parametrize("hours", [-2000, -1, 1, 2000])
 def test_a_file_server_with_a_clock_of_its_own(
     hours: int, tmp_path: pathlib.Path

@@ -58,12 +58,27 @@ def look_before(
     """
     submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
     if submitted.isascii() and submitted.isdigit():
-        return Before(submitted_secs=float(submitted))
+        code_dir = environment.get("DTRAIN_CODE_DIR", "")
+        here = _submitted_secs(run_dir, code_dir)
+        return Before(submitted_secs=here or float(submitted))
     if status.is_restart(environment):
         return Before()
     with contextlib.suppress(OSError):
         return Before(files.stat(path(run_dir)))
     return Before()
+
+
+def _submitted_secs(run_dir: str, code_dir: str) -> float:
+    """Returns when a job was submitted, by the clock that stop files have.
+
+    That is the file server's: the job's copy of the code was written then. 0 if
+    it is on another disk.
+    """
+    try:
+        copy, run = os.stat(code_dir), os.stat(run_dir)
+    except OSError:
+        return 0.0
+    return copy.st_mtime if copy.st_dev == run.st_dev else 0.0
 
 
 def exists(name: str, before: Before = Before()) -> bool:  # noqa: B008
