@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain import errors
+from dtrain import CheckpointManager, errors
 from dtrain.bundle import tensors
-from dtrain.checkpoint import going_on, retention
-from dtrain.checkpoint import manager as checkpoint_lib
+from dtrain.checkpoint import going_on, retention, tier
 from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.snapshot import SnapshotTaker
+from dtrain.storage import files
 from tests import object_store, runs
 
 HISTORY = "gs://bucket/history"
@@ -45,15 +46,16 @@ def make_state() -> tf.train.Checkpoint:
 def save(directory: str, first: int, last: int) -> list[list]:
     """Saves steps; returns each with what its save raised."""
     state = make_state()
-    manager = checkpoint_lib.CheckpointManager(
-        state, directory, (retention.Last(2),)
-    )
+    taker = SnapshotTaker(state)
+    # Without a claim, whose requests would be among those that fail.
+    history = tier.Tier(directory, (retention.Last(2),))
     results = []
     for step in range(first, last + 1):
         state.step.assign(step)
         state.weights.assign(weights_at(step))
         try:
-            manager.save(step, wait=True)
+            with files.storage_errors(directory):
+                history.writing(step, taker.take(step), tier.Facts())()
             results.append([step, ""])
         except errors.StorageError as error:
             results.append([step, str(error)])
@@ -344,3 +346,33 @@ def test_history_on_a_store_and_backups_on_a_disk(
         code, output = runs.finish(process)
         assert code == errors.RUN_AGAIN, output
         assert newest_step(store) == runs.metrics(tmp_path / "run")[-1]["step"]
+
+
+_MANAGERS: list[CheckpointManager] = []
+
+
+def manage(directory: str, step: int) -> None:
+    """Saves with a manager, which stays open."""
+    _MANAGERS.append(CheckpointManager(make_state(), directory))
+    _MANAGERS[-1].save(step, wait=True)
+
+
+def close_managers() -> None:
+    while _MANAGERS:
+        _MANAGERS.pop().close()
+
+
+def test_two_managers_on_a_store() -> None:
+    """One of them saves, until it is closed; see `lease`."""
+    with (
+        object_store.ObjectStore() as store,
+        opened(store) as first,
+        opened(store) as second,
+    ):
+        first.call(manage, HISTORY, 1)
+        with pytest.raises(object_store.Raised, match="holds its lease"):
+            second.call(manage, HISTORY, 2)
+        first.call(close_managers)
+        second.call(manage, HISTORY, 2)
+        second.call(close_managers)
+        assert "history/lease.json" not in store.names("history")
