@@ -164,6 +164,12 @@ CLUSTERS = {
         + TWO_WORKERS
         + ', "task": {"type": "evaluator", "index": 0}}',
     ),
+    "parameter server": Bad(
+        "--strategy=multi_worker --start_timeout_secs=5",
+        ("tasks of type 'ps'", "only chief and worker", "unset TF_CONFIG"),
+        tf_config='{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}, "task": '
+        '{"type": "worker", "index": 0}}',
+    ),
     "index": Bad(
         "",
         ("index (2) must be below the number of workers (2)",),

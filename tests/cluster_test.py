@@ -13,6 +13,8 @@ from dtrain.cluster import environment as environment_lib
 from dtrain.cluster.environment import Cluster
 from dtrain.errors import UserError
 
+TASK = {"type": "worker", "index": 0}
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (
@@ -96,6 +98,18 @@ def test_a_chief_job_comes_first() -> None:
             '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": '
             '"worker", "index": true}}',
             "its index a number",
+        ),
+        *(
+            (json.dumps({"cluster": jobs, "task": TASK}), message)
+            for jobs, message in [
+                ({"worker": ["a:1"], "ps": ["b:1"]}, "tasks of type 'ps'"),
+                ({"worker": ["a:1"], "ps": []}, "tasks of type 'ps'"),
+                ({"ps": ["b:1"]}, "tasks of type 'ps'"),
+                ({"chief": ["a:1"], "evaluator": ["b:1"]}, "'evaluator'"),
+                ({"worker": ["a:1", "b:1"], "master": ["c:1"]}, "'master'"),
+                ({"worker": ["a:1"], "x\ny": ["c:1"]}, r"'x\ny'"),
+                ({"worker": {"0": "a:1"}}, "'0' must be host:port"),
+            ]
         ),
     ],
 )

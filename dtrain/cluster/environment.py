@@ -277,11 +277,19 @@ def _workers(tf_config: Any) -> tuple[str, ...]:
     try:
         jobs = tf_config["cluster"]
         addresses = (*jobs.get("chief", []), *jobs.get("worker", []))
+        strangers = sorted(set(jobs) - {"chief", "worker"})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             'TF_CONFIG must hold {"cluster": {"worker": ["host:port", ...]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from error
+    if strangers:
+        # TensorFlow would wait for them for ever, and hear no signal.
+        raise UserError(
+            f"TF_CONFIG: its cluster has tasks of type {strangers[0][:80]!r}; "
+            "only chief and worker train together here; remove it, or unset "
+            "TF_CONFIG to train alone"
+        )
     if not addresses:
         raise UserError("TF_CONFIG names no worker in its cluster")
     _check_workers("TF_CONFIG", addresses)

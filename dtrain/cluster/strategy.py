@@ -32,6 +32,11 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
             f"strategy is {config.strategy}; use --strategy=multi_worker or "
             "unset it"
         )
+    # The only place where TensorFlow and Keras both look for it. What stands
+    # there may say more than was checked, as another protocol.
+    os.environ.pop("TF_CONFIG", None)
+    if cluster.num_workers > 1:
+        os.environ["TF_CONFIG"] = cluster.to_tf_config()
     devices = _devices(config)
     keras.config.set_dtype_policy(config.precision)
     # In a loop this pass fails on the gradients of a fused convolution, and
@@ -49,9 +54,6 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     if config.strategy == "multi_worker":
-        if cluster.num_workers > 1:
-            # The only place where TensorFlow and Keras both look for it.
-            os.environ["TF_CONFIG"] = cluster.to_tf_config()
         # Without a timeout for collectives: TensorFlow 2.21 has a thread sleep
         # for each until then, also when it is done (SchedClosureAfter of
         # xla/tsl/platform/default/env.cc), and a process may have 32,768. The
