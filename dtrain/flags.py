@@ -150,7 +150,7 @@ def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
         if flag.metadata.get("is_required") and not values[flag.name]:
             raise UserError(f"{flag.name} is missing; use --{flag.name}=DIR")
         if flag.metadata.get("is_directory") and values[flag.name]:
-            path = os.path.expanduser(values[flag.name])
+            path = expand_home(values[flag.name])
             values[flag.name] = path.rstrip("/") or "/"
     return values
 
@@ -198,6 +198,27 @@ def parse_flags(
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
     }
+
+
+def expand_home(path: str) -> str:
+    """Replaces the `~` that a path begins with: no shell does it behind a `=`.
+
+    Args:
+        path: of a file or a directory; may be empty.
+
+    Returns:
+        The path; as it is if it begins otherwise, or names nobody's home.
+
+    Raises:
+        UserError: this user has no home.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == path and path.split("/")[0] == "~":
+        raise UserError(
+            f"{path!r} begins with ~, and user {os.getuid()} has no home: HOME "
+            "is not set; give the whole path"
+        )
+    return expanded
 
 
 def expand(arguments: Sequence[str]) -> tuple[str, ...]:

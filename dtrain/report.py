@@ -213,7 +213,7 @@ def run(arguments: Sequence[str]) -> int:
         return errors.FINISHED
     options = Options(**flags.parse(Options, arguments))
     run_dir = options.run_dir
-    output = os.path.expanduser(options.output) or f"{run_dir}/report.png"
+    output = flags.expand_home(options.output) or f"{run_dir}/report.png"
     account = goodput.account(read(run_dir))
     print(table(account, run_dir), flush=True)
     from dtrain.record import plotting

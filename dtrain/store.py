@@ -148,7 +148,7 @@ def run(argv: Sequence[str]) -> int:
         open_source(config),
         argv[1],
         config.split,
-        os.path.expanduser(config.data_dir),
+        flags.expand_home(config.data_dir),
     )
     print(f"stored as {path}")
     return errors.FINISHED

@@ -28,7 +28,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from dtrain import config
+from dtrain import config, flags
 from dtrain.errors import UserError
 from launch import options as options_lib
 from launch.options import Options
@@ -72,7 +72,7 @@ class Job:
     def record_dir(self) -> str:
         """Where the job is written down."""
         # No shell writes out a ~ behind an equals sign.
-        named = os.path.expanduser(self.options.record_dir)
+        named = flags.expand_home(self.options.record_dir)
         return named or self.parsed.run_dir
 
     @property

@@ -88,7 +88,7 @@ def list_jobs(arguments: Sequence[str]) -> int:
     rows = []
     silent: set[str] = set()
     is_any = False
-    for record_dir in submission.find(os.path.expanduser(values["run_dir"])):
+    for record_dir in submission.find(flags.expand_home(values["run_dir"])):
         try:
             job = submission.read(record_dir)
         except StorageError as error:
@@ -147,7 +147,7 @@ def _say(line: str, stream: TextIO | None = None) -> None:
 def _find(record_dir: str) -> Submission:
     if not record_dir:
         raise UserError("run_dir is missing; use --run_dir=DIR")
-    job = submission.read(os.path.expanduser(record_dir))
+    job = submission.read(flags.expand_home(record_dir))
     if job is None:
         raise UserError(
             f"run_dir ({record_dir}) has no job; name the run_dir, or the "

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from dtrain import config as config_lib
-from dtrain import errors
+from dtrain import errors, flags
 from dtrain.config import Config
 from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
@@ -25,7 +25,7 @@ from launch.job import Job
 _IMPORT_SECS = 180.0
 _LOAD = """\
 import sys
-from dtrain import errors
+from dtrain import errors, flags
 from dtrain.gan import loading
 errors.exit_with(lambda: loading.load(sys.argv[1]) and 0)
 """
@@ -98,13 +98,13 @@ def _check_data(config: Config) -> None:
     kind, path = "", config.dataset
     for begin in _PATHS:
         if path.startswith(begin):
-            kind, path = begin, os.path.expanduser(path.removeprefix(begin))
+            kind, path = begin, flags.expand_home(path.removeprefix(begin))
     if kind and not files.is_remote(path) and not os.path.exists(path):
         raise UserError(
             f"dataset ({config.dataset}): there is no {path} on this machine; "
             f"correct it, {_REMEDY}"
         )
-    path = os.path.expanduser(config.init_from)
+    path = flags.expand_home(config.init_from)
     # A checkpoint is named by what its files begin with.
     is_there = os.path.exists(path) or glob.glob(f"{glob.escape(path)}*")
     if path and not files.is_remote(path) and not is_there:

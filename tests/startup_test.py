@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from dtrain import errors
 from dtrain.storage import startup
 from tests import runs
+from tests.requirement import missing
 
 NOISE = """\
 WARNING: All log messages before absl::InitializeLog() is called are written
@@ -75,3 +79,116 @@ def test_tensorflow_is_imported_in_silence() -> None:
     )
     assert finished.stdout == "4\n"
     assert finished.returncode == 0
+
+
+FLAGS = (*runs.SMALL, "--num_steps=2")
+
+
+def train(
+    run_dir: pathlib.Path,
+    *prefix: str,
+    flags: tuple[str, ...] = FLAGS,
+    **more: str | None,
+) -> tuple[int, str]:
+    """Trains in a process that imports all anew; None takes a variable away."""
+    place = run_dir.parent / "here"
+    place.mkdir(exist_ok=True)
+    given = {**runs.environment(), **more}
+    finished = subprocess.run(
+        [
+            *(*prefix, sys.executable, "-m", "dtrain.main"),
+            *(f"--run_dir={run_dir}", *flags),
+        ],
+        cwd=place,
+        env={name: value for name, value in given.items() if value is not None},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # As a directory named ~ would be.
+    assert not list(place.iterdir())
+    return finished.returncode, finished.stdout
+
+
+def check_same(run_dir: pathlib.Path, whole: runs.Whole) -> None:
+    undisturbed = whole("dtrain.main", *FLAGS)
+    assert runs.metrics(run_dir) == runs.metrics(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables"),
+    [
+        ('{"image_data_format": "channels_first", "epsilon": 0.1}', {}),
+        ('{"floatx": "float16", "backend": "jax"}', {}),
+        ("{", {"KERAS_BACKEND": "torch", "KERAS_MAX_EPOCHS": "many"}),
+    ],
+)
+def test_what_is_set_for_other_programs_of_keras_changes_no_run(
+    settings: str,
+    variables: dict[str, str],
+    tmp_path: pathlib.Path,
+    whole: runs.Whole,
+) -> None:
+    (tmp_path / "keras.json").write_text(settings)
+    run_dir = tmp_path / "run"
+    code, output = train(run_dir, KERAS_HOME=str(tmp_path), **variables)
+    assert code == errors.FINISHED, output
+    check_same(run_dir, whole)
+
+
+@pytest.mark.parametrize("settings", ["[1]", '{"floatx": "int8"}'])
+def test_settings_with_which_keras_does_not_start_are_named(
+    settings: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "keras.json").write_text(settings)
+    code, output = train(tmp_path / "run", KERAS_HOME=str(tmp_path))
+    assert code == errors.USER_ERROR
+    [line] = output.splitlines()
+    assert line.startswith("error: Keras does not start (")
+    assert f"remove what it reads, {tmp_path}/keras.json, or name" in line
+
+
+# A user id that no file knows, as in many a container.
+NOBODY = ("unshare", "--user", "--map-user=54321")
+
+
+@pytest.fixture
+def unknown_user() -> dict[str, None]:
+    """Skips where there can be none; returns the variables of one."""
+    tool = shutil.which(NOBODY[0])
+    if not tool or subprocess.run([*NOBODY, "true"], check=False).returncode:
+        missing("a user without an entry needs user namespaces, and unshare")
+    return {"HOME": None, "USER": None, "LOGNAME": None, "KERAS_HOME": None}
+
+
+def test_a_user_without_entry_and_home_trains(
+    unknown_user: dict[str, None], tmp_path: pathlib.Path, whole: runs.Whole
+) -> None:
+    code, output = train(tmp_path / "run", *NOBODY, **unknown_user)
+    assert code == errors.FINISHED, output
+    check_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--run_dir=~/run", "'~/run' begins with ~, and user 54321 has"),
+        (
+            "--dataset=npz:~/x.npz",
+            "dataset (npz:~/x.npz) must name an npz file; /nonexistent/x.npz ",
+        ),
+        ("--dataset=mnist", "mnist is not prepared in /nonexistent/"),
+    ],
+)
+def test_a_user_without_a_home_is_told(
+    flag: str,
+    said: str,
+    unknown_user: dict[str, None],
+    tmp_path: pathlib.Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    code, output = train(run_dir, *NOBODY, flags=(*FLAGS, flag), **unknown_user)
+    assert (code, len(output.splitlines())) == (errors.USER_ERROR, 1), output
+    assert output.startswith(f"error: {said}")

@@ -173,6 +173,5 @@ def parse(argv: Sequence[str]) -> Config:
             contradicts another; or something that is no flag is left over.
     """
     values = flags.parse(Config, argv)
-    # No shell does it behind an equals sign.
-    values["run_dir"] = os.path.expanduser(values["run_dir"])
+    values["run_dir"] = flags.expand_home(values["run_dir"])
     return Config(**values)

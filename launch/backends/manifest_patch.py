@@ -14,12 +14,12 @@ other value takes the place of what was there, and null removes it.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from dtrain import flags
 from dtrain.errors import UserError
 
 _PLAIN = (str, bool, int, float, type(None))
@@ -97,7 +97,7 @@ def _are_named(value: Any) -> bool:
 
 def _read(path: str) -> list[Mapping[str, Any]]:
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
+        with open(flags.expand_home(path), encoding="utf-8") as file:
             found = [each for each in yaml.safe_load_all(file) if each]
     except OSError as error:
         raise UserError(

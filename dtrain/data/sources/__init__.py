@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
+from dtrain import flags
 from dtrain.config import Config, DataSettings
 from dtrain.data import digits
 from dtrain.data.sources import arrays, folder, idx, memory, npz, source
@@ -54,7 +55,7 @@ def open_source(
     elif not path:
         raise UserError(f"dataset ({config.dataset}) names no path")
     else:
-        origin = opener(os.path.expanduser(path), config)
+        origin = opener(flags.expand_home(path), config)
     if config.conditional and not origin.num_classes:
         raise UserError(
             f"conditional needs labels, and {config.dataset} has none"

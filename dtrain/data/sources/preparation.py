@@ -24,6 +24,7 @@ from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core import constants
 from tensorflow_datasets.core.utils import file_utils
 
+from dtrain import flags
 from dtrain.config import DataSettings
 from dtrain.data.digits import builder as digits_builder
 from dtrain.data.sources import source
@@ -54,7 +55,7 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
         UserError: TFDS knows no such set, it is not prepared and may not be,
             or preparing it failed.
     """
-    data_dir = os.path.expanduser(config.data_dir) or None
+    data_dir = flags.expand_home(config.data_dir) or None
     builder = _make_builder(config, name, data_dir)
     with _silence():
         is_prepared = builder.is_prepared()
@@ -177,7 +178,7 @@ def _prepare(config: DataSettings, builder: Any) -> Any:
         if not builder.is_prepared():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
-                    manual_dir=os.path.expanduser(config.manual_dir) or None,
+                    manual_dir=flags.expand_home(config.manual_dir) or None,
                     try_download_gcs=False,
                 ),
                 file_format="array_record",
