@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
+from dtrain import errors
+from dtrain.bundle import tensors
 from dtrain.checkpoint import snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
@@ -24,7 +26,7 @@ from dtrain.gan import loading, phases
 from dtrain.models import dcgan
 from dtrain.run import identity, places
 from dtrain.storage import sealed
-from tests import odd_values
+from tests import odd_values, runs
 
 
 def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
@@ -279,3 +281,45 @@ def test_a_config_of_odd_types_is_taken_from_a_checkpoint(
         UserError, match=r"ckpt-2 is of no run that can be told"
     ):
         identity.check_restored(written, {"config": [1]}, directory.prefix(2))
+
+
+@pytest.mark.parametrize("name", ["a[b]", "*?\\"])
+def test_a_directory_may_have_any_name(
+    name: str, tmp_path: pathlib.Path, whole: runs.Whole
+) -> None:
+    """TensorFlow looks for a checkpoint as for a pattern."""
+    place = tmp_path / name
+    (place / "images").mkdir(parents=True)
+    archive = place / "images/x.npz"
+    np.savez(archive, x=np.zeros((8, 8, 8), np.uint8))
+    # What the pattern fits is another run's.
+    for other in ("ab", "a"):
+        (tmp_path / other / "run/checkpoints").mkdir(parents=True)
+
+    def train(directory: str, *flags: str) -> None:
+        small = (*runs.SMALL, "--checkpoint_every_steps=1")
+        run_dir = f"--run_dir={place}/{directory}"
+        code, output = runs.run("dtrain.main", run_dir, *small, *flags)
+        assert code == errors.FINISHED, output
+
+    kept = (f"--backup_dir={place}/b", f"--checkpoint_dir={place}/c")
+    train("run", "--num_steps=2", *kept)
+    train("run", "--num_steps=3", *kept)
+    small = (*runs.SMALL, "--num_steps=3")
+    undisturbed = whole("dtrain.main", *small, "--checkpoint_every_steps=1")
+    assert runs.metrics(place / "run") == runs.metrics(undisturbed)
+    train(
+        *("taken", "--num_steps=1", f"--init_from={place}/c/ckpt-3"),
+        f"--dataset=npz:{archive}",
+    )
+
+
+@pytest.mark.parametrize("character", ["[", "]", "*", "?", "\\"])
+def test_a_checkpoint_whose_files_have_such_a_name_is_refused(
+    character: str, tmp_path: pathlib.Path
+) -> None:
+    name = f"{tmp_path}/a{character}"
+    pathlib.Path(f"{name}.index").touch()
+    with pytest.raises(UserError) as caught:
+        dict(tensors.variables(name))
+    assert f"takes {character!r} in the name of a" in str(caught.value)

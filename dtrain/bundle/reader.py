@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from dtrain.bundle import fingerprint, index
 from dtrain.bundle import tensors as tensors_lib
 from dtrain.bundle.fingerprint import GRAPH_KEY
+from dtrain.bundle.literal import literal
 from dtrain.bundle.tree import Graph, Tensor, Tree
 from dtrain.errors import UserError
 from dtrain.storage import files
@@ -28,7 +29,8 @@ def read(prefix: str) -> Tree:
     """
     with damage(prefix):
         index.check(prefix)
-        reader = tf.train.load_checkpoint(prefix)
+        with literal(prefix) as plain:
+            reader = tf.train.load_checkpoint(plain)
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
         if GRAPH_KEY not in shapes:
@@ -68,12 +70,13 @@ class _Value:
 def _read(prefix: str, key: str, dtype: tf.DType) -> np.ndarray:
     # Not by the reader, which raises the same error for a file that is damaged
     # and for a memory that is full.
-    [value] = tf.raw_ops.RestoreV2(
-        prefix=prefix,
-        tensor_names=[key],
-        shape_and_slices=[""],
-        dtypes=[dtype],
-    )
+    with literal(prefix) as plain:
+        [value] = tf.raw_ops.RestoreV2(
+            prefix=plain,
+            tensor_names=[key],
+            shape_and_slices=[""],
+            dtypes=[dtype],
+        )
     return fingerprint.values_of(value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from dtrain.bundle import fit, reader
+from dtrain.bundle.literal import literal
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
 
@@ -51,8 +52,8 @@ def restore(
             f"{headline}{misfit.counts()}; {remedy}".rstrip("; "),
             misfit.lines(name),
         )
-    with files.os_errors():
-        status = checkpoint.restore(prefix)
+    with files.os_errors(), literal(prefix) as plain:
+        status = checkpoint.restore(plain)
     if "save_counter" not in tree.keys:
         # Written by `Checkpoint.write`: there is no counter to restore.
         status.expect_partial()

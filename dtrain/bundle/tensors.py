@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dtrain.bundle import fingerprint
 from dtrain.bundle.fingerprint import GRAPH_KEY, VALUE
+from dtrain.bundle.literal import literal
 from dtrain.errors import UserError
 from dtrain.storage import files
 
@@ -34,13 +35,16 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
             ".index"
         )
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        names = sorted(reader.get_variable_to_shape_map())
-        for name in names:
-            # The graph is read too: a checkpoint without it restores nothing.
-            value = reader.get_tensor(name)
-            if name != GRAPH_KEY:
-                yield name.removesuffix(VALUE), value
+        with literal(prefix) as plain:
+            reader = tf.train.load_checkpoint(plain)
+            names = sorted(reader.get_variable_to_shape_map())
+            for name in names:
+                # The graph is read too: without it, it restores nothing.
+                value = reader.get_tensor(name)
+                if name != GRAPH_KEY:
+                    yield name.removesuffix(VALUE), value
+    except UserError:
+        raise
     except DAMAGED as error:
         first = str(error).splitlines()[0]
         raise UserError(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint
+from dtrain.bundle.literal import literal
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.errors import UserError
@@ -154,7 +155,7 @@ class ReadableDirectory:
         return expected
 
     def _verify_tensors(self, expected: Manifest) -> None:
-        with self._on_disk(expected) as prefix:
+        with self._on_disk(expected) as path, literal(path) as prefix:
             index = files.read(f"{prefix}.{INDEX}") or b""
             if hashlib.sha256(index).hexdigest() != expected.index_sha256:
                 raise DamagedError("its index does not have its checksum")
