@@ -278,6 +278,32 @@ def test_a_run_says_who_is_missing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_dies_before_it_connects_keeps_nobody_waiting(
+    index: int, tmp_path: pathlib.Path
+) -> None:
+    """TensorFlow waits for it for ever, and lets no Python run meanwhile."""
+    cluster = dataclasses.replace(make_cluster(2), index=index)
+    other = Meeting(cluster, 1 - index)
+    process = runs.start(
+        "dtrain.main",
+        "--strategy=multi_worker",
+        "--start_timeout_secs=6",
+        f"--run_dir={tmp_path}/run",
+        TF_CONFIG=cluster.to_tf_config(),
+    )
+    try:
+        assert other.wait() is True
+        code, output = runs.finish(process, timeout=60)
+    finally:
+        process.kill()
+    assert code == errors.LOST_WORKER, output
+    assert output.splitlines()[-1].startswith(
+        "error: the workers met, and did not all connect within 6 s ("
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_chief_is_killed_and_comes_back() -> None:
     """Real processes: a SIGKILL tells the others by its connection alone."""
     cluster = make_cluster(2)

@@ -7,9 +7,10 @@ import os
 import keras
 import tensorflow as tf
 
+from dtrain.cluster import deadline
 from dtrain.cluster.environment import Cluster
 from dtrain.config import Config, DeviceSettings
-from dtrain.errors import UserError
+from dtrain.errors import LOST_WORKER, UserError
 
 
 def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
@@ -54,12 +55,29 @@ def make(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     if config.strategy == "multi_worker":
-        # Without a timeout for collectives: TensorFlow 2.21 has a thread sleep
-        # for each until then, also when it is done (SchedClosureAfter of
-        # xla/tsl/platform/default/env.cc), and a process may have 32,768. The
-        # watchdog ends a worker that waits for one that never comes.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _connect(config, cluster)
     return tf.distribute.get_strategy()
+
+
+def _connect(
+    config: Config, cluster: Cluster
+) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Connects the workers, or ends the process."""
+    # Without a timeout for collectives: TensorFlow 2.21 has a thread sleep
+    # for each until then, also when it is done (SchedClosureAfter of
+    # xla/tsl/platform/default/env.cc), and a process may have 32,768. The
+    # watchdog ends a worker that waits for one that never comes, once
+    # TensorFlow lets it run again.
+    if cluster.num_workers == 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    secs = config.start_timeout_secs
+    words = (
+        f"error: the workers met, and did not all connect within {secs:g} s "
+        "(--start_timeout_secs): one has died, or the address of one cannot "
+        "be reached from here; see their last lines"
+    )
+    with deadline.ends_with(LOST_WORKER, words, secs):
+        return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _devices(config: DeviceSettings) -> list[str]:
