@@ -125,6 +125,25 @@ def test_a_chief_that_does_not_come_is_named() -> None:
     assert f"chief ({cluster.workers[0]}): it cannot be reached" in outcome
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_names_that_cannot_be_resolved_are_told_once_while_they_wait(
+    index: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = make_cluster(2).workers
+    names = [f"no-{number}.invalid:1" for number in range(4)]
+    workers = (*known, *names) if index == 0 else (*names, *known)
+    told = threading.Event()
+    waiting = Meeting(Cluster(workers, 0), index, requested=told.is_set)
+    time.sleep(7)
+    assert waiting.outcome is None
+    [line] = capfd.readouterr().err.splitlines()
+    told.set()
+    assert waiting.wait() is False
+    assert line.startswith("this machine cannot resolve no-0.invalid (")
+    assert ", no-2.invalid (" in line
+    assert "and 1 more; every worker must resolve the name of every" in line
+
+
 def test_a_chief_whose_port_is_taken_says_so() -> None:
     cluster = make_cluster(2)
     with socket.create_server(("127.0.0.1", port_of(cluster))):

@@ -231,6 +231,16 @@ def _is_port(text: str) -> bool:
     return is_number and 0 < int(text) < _END_OF_PORTS
 
 
+def _is_host(text: str) -> bool:
+    """Tells whether a text can be looked up as a name at all."""
+    try:
+        # A part of a name has 1 to 63 letters.
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(text) and text.isprintable() and text.split() == [text]
+
+
 def _parse_json(environment: Mapping[str, str], name: str) -> Any:
     try:
         return json.loads(environment[name])
@@ -265,7 +275,7 @@ def _check_workers(name: str, workers: tuple[Any, ...]) -> None:
     for address in workers:
         text = address if isinstance(address, str) else ""
         host, _, port = text.rpartition(":")
-        if not host or host.split() != [host] or not _is_port(port):
+        if not _is_host(host) or not _is_port(port):
             raise UserError(
                 f"{name}: worker {repr(address)[:80]} must be host:port"
             )

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from dtrain.cluster import names
 from dtrain.cluster.environment import Cluster
 from dtrain.errors import LostWorkerError
 
@@ -60,10 +61,12 @@ def meet(
     deadline = time.monotonic() + deadline_secs
     if cluster.num_workers == 1:
         return True
-    if not cluster.is_chief:
-        return _Visit(cluster, requested).wait(deadline, deadline_secs)
-    with _Gathering(cluster, requested) as gathering:
-        return gathering.wait(deadline, deadline_secs)
+    hosts = [_address(worker)[0] for worker in cluster.workers]
+    with names.told_if_unknown(hosts, _say):
+        if not cluster.is_chief:
+            return _Visit(cluster, requested).wait(deadline, deadline_secs)
+        with _Gathering(cluster, requested) as gathering:
+            return gathering.wait(deadline, deadline_secs)
 
 
 def digest(cluster: Cluster) -> str:
