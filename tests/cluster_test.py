@@ -223,6 +223,28 @@ def test_jobs_in_a_row_have_ports_of_their_own(
     assert not later or not ports(job) & ports(job + later)
 
 
+@pytest.mark.parametrize(
+    ("environment", "other"),
+    [
+        ({**LIST, "DTRAIN_WORKER_INDEX": "1"}, {"DTRAIN_SUBMITTED_SECS": "2"}),
+        (spec(), {"DTRAIN_SUBMITTED_SECS": "2"}),
+        (SKYPILOT, {"SKYPILOT_TASK_ID": "sky-2"}),
+        (SLURM, {"SLURM_JOB_ID": "18"}),
+        (SLURM, {"DTRAIN_CODE_DIR": "/runs/launch/k3vq"}),
+        (SLURM, {"DTRAIN_SECRET": "given"}),
+    ],
+)
+def test_the_workers_of_a_job_share_what_others_do_not(
+    environment: dict[str, str], other: dict[str, str]
+) -> None:
+    def secret(**more: str) -> str:
+        given = {"DTRAIN_SUBMITTED_SECS": "1", **environment, **more}
+        return environment_lib.from_environment(given).secret
+
+    assert secret() == secret(HOSTNAME="n2", SLURM_RESTART_COUNT="0")
+    assert secret() != secret(**other)
+
+
 def test_the_first_that_is_there_decides() -> None:
     everything = {**SLURM, **SKYPILOT, **spec(), "DTRAIN_WORKER_INDEX": "0"}
     assert environment_lib.from_environment(everything).source == "CLUSTER_SPEC"

@@ -74,8 +74,10 @@ def connect(cluster: Cluster) -> socket.socket:
         time.sleep(0.01)
 
 
-def greeting(cluster: Cluster, index: int) -> bytes:
-    return f"hello dtrain 1 {rendezvous.digest(cluster)} {index}\n".encode()
+def greeting(cluster: Cluster, index: int | str) -> bytes:
+    shown = f"{rendezvous.digest(cluster)} "
+    shown += rendezvous.proof(cluster, str(index))
+    return f"hello dtrain 2 {shown} {index}\n".encode()
 
 
 def test_a_worker_that_is_alone_waits_for_nobody() -> None:
@@ -165,8 +167,9 @@ GARBAGE = [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"\0" * 5000,
     b"\n" * 5000,
-    b"hello dtrain 1\n",
+    b"hello dtrain 2\n",
     b"hello dtrain 1 x y\n",
+    b"hello dtrain 2 x y z\n",
     b"here\nhere\n",
     b"",
 ]
@@ -186,9 +189,8 @@ def test_a_stranger_disturbs_nobody(text: bytes) -> None:
 def test_no_such_worker(index: str) -> None:
     cluster = make_cluster(2)
     chief = Meeting(cluster, 0, 3.0)
-    text = f"hello dtrain 1 {rendezvous.digest(cluster)} {index}\n"
     with connect(cluster) as stranger:
-        stranger.sendall(text.encode())
+        stranger.sendall(greeting(cluster, index))
         answer = stranger.makefile().readline()
     assert answer == f"refused there is no worker {index} beside the chief\n"
     assert Meeting(cluster, 1).wait()
@@ -212,6 +214,54 @@ def test_a_worker_of_another_cluster_is_refused_and_may_come_back(
     # One of each side, however often it has tried.
     assert len(lines) == 2
     assert lines[0].startswith("refused 127.0.0.1:")
+
+
+def test_one_without_the_secret_is_told_once_and_ends_nobody(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cluster = dataclasses.replace(make_cluster(2), secret="of this start")
+    assert cluster.secret not in repr(cluster)
+    chief = Meeting(cluster, 0)
+    for guess in ("", "of another", "\udce4"):
+        stranger = dataclasses.replace(cluster, secret=guess)
+        with connect(cluster) as line:
+            line.sendall(greeting(stranger, 1))
+            said = line.makefile().readline()
+        assert said == "refused it does not know the secret of this start\n"
+    assert chief.outcome is None
+    assert Meeting(cluster, 1).wait() is True
+    assert chief.wait() is True
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("refused 127.0.0.1:")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.3", "::1"])
+def test_workers_of_one_machine_listen_on_its_loopback_alone(host: str) -> None:
+    name = f"[{host}]" if ":" in host else host
+    ports = worker_lib.free_ports(2)
+    cluster = Cluster(tuple(f"{name}:{port}" for port in ports), 0)
+    workers = [Meeting(cluster, 0)]
+    end = time.monotonic() + WAIT_SECS
+    while not listening(ports[0]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", ports[0]), 5)
+    workers.append(Meeting(cluster, 1))
+    assert [worker.wait() for worker in workers] == [True, True]
+
+
+def listening(port: int) -> bool:
+    """Tells whether somebody listens on a port, on whatever address."""
+    lines = [
+        line.split()
+        for kind in ("tcp", "tcp6")
+        for line in pathlib.Path("/proc/net", kind).read_text().splitlines()
+    ]
+    return any(
+        words[3] == "0A" and words[1].endswith(f":{port:04X}")
+        for words in lines
+    )
 
 
 def test_a_worker_that_leaves_while_it_waits_is_not_there() -> None:

@@ -326,6 +326,26 @@ sys.exit(attempt < 3)
     ]
 
 
+def test_the_workers_of_a_start_share_a_secret(tmp_path: pathlib.Path) -> None:
+    program = (
+        f"open(f'{tmp_path}/{{attempt}}-{{me}}', 'w').write("
+        "os.environ.get('DTRAIN_SECRET', ''))\n"
+        "time.sleep(0.2)\n"
+        "sys.exit(0 if attempt else 1)\n"
+    )
+    assert run(program, program) == errors.FINISHED
+    first, again, second, once_more = (
+        path.read_text() for path in sorted(tmp_path.iterdir())
+    )
+    assert first == again
+    assert second == once_more
+    assert len({first, second}) == 2
+    assert len(first) == 32
+    # One of several nodes, each of which starts one.
+    assert run(f"open('{tmp_path}/alone', 'w').write(str(os.environ))") == 0
+    assert "DTRAIN_SECRET" not in (tmp_path / "alone").read_text()
+
+
 def test_a_worker_that_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     bad = "tell(0, 5); os.kill(os.getpid(), signal.SIGKILL)"
     good = "tell(0, 5); print(num_workers); time.sleep(60 * (num_workers > 1))"

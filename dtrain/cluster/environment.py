@@ -16,6 +16,9 @@ from typing import Any
 from dtrain.cluster import hostlist
 from dtrain.errors import UserError
 
+# Set by a launcher that starts all workers of a run itself.
+SECRET = "DTRAIN_SECRET"
+
 # Each job on a node has one of so many ranges of ports; see `_first_port`.
 _PORTS_OF_A_JOB = 16
 _NUM_SLOTS = 1250
@@ -31,11 +34,13 @@ class Cluster:
         workers: `host:port` of each worker; the first is the chief.
         index: which of `workers` this process is.
         source: the environment variable that says so; empty for `ALONE`.
+        secret: what strangers do not know, as far as there is such a thing.
     """
 
     workers: tuple[str, ...]
     index: int
     source: str = dataclasses.field(default="", compare=False)
+    secret: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
     def is_chief(self) -> bool:
@@ -87,7 +92,8 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
         if environment.get(name):
             cluster = read(environment)
             if cluster:
-                return dataclasses.replace(cluster, source=name)
+                secret = _secret(environment, name)
+                return dataclasses.replace(cluster, source=name, secret=secret)
             break
     return ALONE
 
@@ -204,6 +210,29 @@ SOURCES: dict[str, Callable[[Mapping[str, str]], Cluster | None]] = {
     "SKYPILOT_NODE_IPS": _from_skypilot,
     "SLURM_STEP_NODELIST": _from_slurm,
 }
+
+
+# What all nodes of a job share. On a scheduler that is little of a secret: it
+# keeps out strangers that meet the port by chance, and other jobs.
+_OF_A_JOB = {
+    "DTRAIN_WORKERS": ("DTRAIN_SUBMITTED_SECS",),
+    "CLUSTER_SPEC": ("DTRAIN_SUBMITTED_SECS",),
+    "SKYPILOT_NODE_IPS": ("SKYPILOT_TASK_ID", "DTRAIN_SUBMITTED_SECS"),
+    "SLURM_STEP_NODELIST": (
+        *("SLURM_JOB_ID", "SLURM_STEP_ID"),
+        # The directory has a name by chance.
+        *("DTRAIN_SUBMITTED_SECS", "DTRAIN_CODE_DIR"),
+    ),
+}
+
+
+def _secret(environment: Mapping[str, str], source: str) -> str:
+    """Returns what the workers of one start share, and others do not know."""
+    given = environment.get(SECRET)
+    if given:
+        return given
+    values = [environment.get(name, "") for name in _OF_A_JOB.get(source, ())]
+    return "\n".join(values) if any(values) else ""
 
 
 def _first_port(

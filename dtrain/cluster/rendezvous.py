@@ -8,16 +8,20 @@ come, and have answered since the last one came, it lets them go.
 
 The messages are lines of ASCII, each ended by a newline:
 
-    worker   hello dtrain 1 <workers' digest> <index>
+    worker   hello dtrain 2 <workers' digest> <proof> <index>
     chief    wait                  or   refused <reason>
     worker   here
     chief    go
+
+The proof shows that a worker knows the secret of its start, where there is one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
+import ipaddress
 import math
 import selectors
 import socket
@@ -27,7 +31,7 @@ from collections.abc import Callable
 
 from dtrain.cluster import names
 from dtrain.cluster.environment import Cluster
-from dtrain.errors import LostWorkerError
+from dtrain.errors import LostWorkerError, printable
 
 # Between two questions of the chief, and between two tries to reach it.
 _ASK_SECS = 1.0
@@ -38,7 +42,7 @@ _SILENCE_SECS = 10.0
 _LOOK_SECS = 0.05
 # No line of the protocol is as long.
 _MAX_LINE = 512
-_GREETING = "hello dtrain 1"
+_GREETING = "hello dtrain 2"
 _REFUSED = "it refused this worker"
 
 
@@ -73,6 +77,18 @@ def digest(cluster: Cluster) -> str:
     """Returns 32 digits that only workers of the same cluster share."""
     names = "\n".join(cluster.workers).encode()
     return hashlib.sha256(names).hexdigest()[:32]
+
+
+def proof(cluster: Cluster, index: str) -> str:
+    """Returns 32 digits that only one who knows the secret can tell.
+
+    Args:
+        cluster: the workers, with their secret.
+        index: of the worker that shows it.
+    """
+    text = f"{digest(cluster)} {index}".encode()
+    key = cluster.secret.encode(errors="surrogateescape")
+    return hmac.new(key, text, "sha256").hexdigest()[:32]
 
 
 class _Line:
@@ -187,7 +203,7 @@ class _Gathering:
             return ""
         port = _address(self._cluster.workers[0])[1]
         try:
-            self._server = _serve(port)
+            self._server = _serve(_loopback(self._cluster), port)
         except OSError as error:
             # The chief of an earlier start may still have it, and soon ends.
             time.sleep(_LOOK_SECS)
@@ -256,17 +272,20 @@ class _Gathering:
     def _read(self, text: str) -> tuple[int, str]:
         """Reads a greeting; returns the index, or why it is refused."""
         words = text.split()
-        if " ".join(words[:3]) != _GREETING or len(words) != 5:
+        if " ".join(words[:3]) != _GREETING or len(words) != 6:
             return 0, "it does not speak as a worker of dtrain does"
         if words[3] != digest(self._cluster):
             return 0, (
                 "its TF_CONFIG names other workers than the chief's "
                 f"({', '.join(self._cluster.workers)})"
             )
-        is_number = words[4].isdecimal() and len(words[4]) < 6
-        index = int(words[4]) if is_number else 0
+        expected = proof(self._cluster, words[5])
+        if not hmac.compare_digest(words[4].encode(), expected.encode()):
+            return 0, "it does not know the secret of this start"
+        is_number = words[5].isdecimal() and len(words[5]) < 6
+        index = int(words[5]) if is_number else 0
         if not 1 <= index < self._cluster.num_workers:
-            return 0, f"there is no worker {words[4]} beside the chief"
+            return 0, f"there is no worker {words[5]} beside the chief"
         return index, ""
 
     def _ask(self) -> None:
@@ -353,7 +372,9 @@ class _Visit:
 
     def _stay(self, line: _Line, deadline: float) -> bool:
         """Stays as long as the chief is there; returns whether it said go."""
-        greeting = f"{_GREETING} {digest(self._cluster)} {self._cluster.index}"
+        index = str(self._cluster.index)
+        shown = f"{digest(self._cluster)} {proof(self._cluster, index)}"
+        greeting = f"{_GREETING} {shown} {index}"
         if not line.send(greeting):
             return False
         with selectors.DefaultSelector() as selector:
@@ -388,8 +409,22 @@ def _address(worker: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _serve(port: int) -> socket.socket:
-    """Listens on all interfaces, as TensorFlow will."""
+def _loopback(cluster: Cluster) -> str:
+    """Returns the chief's address if nobody comes from another machine."""
+    hosts = [_address(worker)[0] for worker in cluster.workers]
+    hosts = ["127.0.0.1" if host == "localhost" else host for host in hosts]
+    try:
+        is_local = all(ipaddress.ip_address(host).is_loopback for host in hosts)
+    except ValueError:
+        return ""
+    return hosts[0] if is_local else ""
+
+
+def _serve(address: str, port: int) -> socket.socket:
+    """Listens on an address, or on all interfaces if it is empty."""
+    if address:
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, port), family=kind)
     if socket.has_dualstack_ipv6():
         # A machine may have IPv6 and no address of it.
         with contextlib.suppress(OSError):
@@ -400,4 +435,5 @@ def _serve(port: int) -> socket.socket:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # A stranger may have sent a part of it.
+    print(printable(text), file=sys.stderr, flush=True)

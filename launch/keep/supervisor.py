@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from dtrain import errors
+from dtrain.cluster import environment as environment_lib
 from dtrain.resilience import status
 from dtrain.storage import temporary
 from launch.keep import cycle, worker
@@ -298,13 +300,21 @@ def _equip(
 ) -> list[worker.Process]:
     """Tells each process who its supervisor is and where to tell its status."""
     equipped = []
-    for number, process in enumerate(processes):
+    started = list(processes)
+    # One of several nodes shares what the scheduler tells all of them.
+    shared = (
+        {environment_lib.SECRET: secrets.token_hex(16)}
+        if len(started) > 1
+        else {}
+    )
+    for number, process in enumerate(started):
         path = os.path.join(directory, f"worker-{number}.json")
         # Of the start before this one.
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         environment = {
             **process.environment,
+            **shared,
             worker.ATTEMPT: str(attempt),
             worker.STATUS_FILE: path,
             worker.SUPERVISOR_PID: str(os.getpid()),
