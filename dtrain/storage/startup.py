@@ -75,9 +75,9 @@ def _keras_settings() -> Iterator[None]:
         # What imported it may want what it has set.
         yield
         return
+    names = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_BACKEND")
+    given = {name: os.environ.pop(name, None) for name in names}
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
-        os.environ.pop(name, None)
     try:
         yield
     except _NOT_STARTED as error:
@@ -88,6 +88,10 @@ def _keras_settings() -> Iterator[None]:
             f"Keras does not start ({error}); correct or remove what it reads, "
             f"{path}, or name another directory by KERAS_HOME"
         ) from error
+    finally:
+        # Whatever this program starts sees what it was given.
+        del os.environ["KERAS_BACKEND"]
+        os.environ.update({n: value for n, value in given.items() if value})
     import keras
 
     keras.config.set_floatx("float32")
