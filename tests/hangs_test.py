@@ -15,7 +15,7 @@ import time
 import pytest
 
 from dtrain import errors
-from tests import chaos, resume_test, runs
+from tests import chaos_victim, resume_test, runs
 
 HANG_SECS = 10
 
@@ -31,7 +31,7 @@ def start(run_dir: pathlib.Path, *more: str) -> runs.Process:
         "--num_steps=10000000",
         "--checkpoint_every_steps=50",
         f"--hang_timeout_secs={HANG_SECS}",
-        PYTHONPATH=f"{chaos.AGENT}:{runs.ROOT}",
+        PYTHONPATH=f"{chaos_victim.AGENT}:{runs.ROOT}",
         DTRAIN_CHAOS_DIR=str(orders),
     )
 

@@ -45,10 +45,15 @@ def slow_disk() -> None:
     os.fsync = slow
 
 
-def clock() -> None:
+def clock(days: int = 1) -> None:
     """The clock on the wall is a day ahead."""
     now = time.time
-    time.time = lambda: now() + 86400
+    time.time = lambda: now() + 86400 * days
+
+
+def clock_back() -> None:
+    """The clock on the wall is set back a day."""
+    clock(-1)
 
 
 def gil() -> None:
