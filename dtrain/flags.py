@@ -42,6 +42,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 # By absl's name of a flag's type.
 _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 _WIDTH = 78
+# TensorFlow, numpy and JSON have no larger whole numbers.
+_MOST = 2**63
 # The group of a program whose flags need none.
 FLAGS = "Flags"
 
@@ -180,12 +182,15 @@ def parse_flags(
     try:
         rest = flag_values(list(argv))
     except flags.UnrecognizedFlagError as error:
+        if error.flagname in ("help", "version"):
+            raise UserError(f"--{error.flagname} takes no value") from error
         near = difflib.get_close_matches(error.flagname, known, n=1)
         hint = f"did you mean --{near[0]}? " if near else ""
         raise UserError(
             f"there is no flag --{error.flagname}; {hint}--help lists them all"
         ) from error
-    except (flags.Error, UnicodeDecodeError) as error:
+    # A ValueError is a --noflag=value, or a flagfile that is no text.
+    except (flags.Error, ValueError) as error:
         raise UserError(
             f"{_flag_problem(flag_values, str(error))}; --help lists the flags"
         ) from error
@@ -315,6 +320,8 @@ def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
         raise UserError(f"{name} ({value!r}) must be text of a command line")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} ({value}) must be a finite number")
+    if type(value) is int and abs(value) >= _MOST:
+        raise UserError(f"{name} ({value}) must be below {_MOST}")
     if rule["choices"] and value not in rule["choices"]:
         raise UserError(
             f"{name} ({value}) must be one of {', '.join(rule['choices'])}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dtrain import errors, flags
 from dtrain.record import goodput
-from dtrain.storage import files
+from dtrain.storage import access, files
 
 if TYPE_CHECKING:
     from dtrain.record.plotting import Floats
@@ -220,8 +220,12 @@ def run(arguments: Sequence[str]) -> int:
 
     name = os.path.basename(os.path.abspath(run_dir))
     picture = plotting.draw(account, read_losses(run_dir), name)
-    with files.storage_errors(output):
+    access.make("output", os.path.dirname(output) or ".")
+    try:
         files.write(output, picture)
+    except OSError as error:
+        failure = access.refusal("output", output, "written", error)
+        raise failure from error
     print(f"picture   {output}")
     return errors.FINISHED
 

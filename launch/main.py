@@ -7,6 +7,7 @@ python -m launch.main status --run_dir=runs/two
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,7 @@ def run(
     if flags.answer(ours[1:], _PAGE.render):
         return errors.FINISHED
     if verb == "submit":
+        _check_place(theirs)
         options = Options(**_parse(ours))
         if options.backend == "local":
             return _run_here(options, theirs, environment)
@@ -111,6 +113,24 @@ def _parse(ours: Sequence[str]) -> dict[str, Any]:
         raise errors.UserError(
             f"{error}; the flags of dtrain.main go after --"
         ) from error
+
+
+def _check_place(theirs: Sequence[str]) -> None:
+    """Refuses a flag of this program that stands behind the --.
+
+    Raises:
+        UserError: there is one.
+    """
+    ours, trainer = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (Options, config.Config)
+    )
+    for argument in theirs:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name in ours - trainer:
+            raise errors.UserError(
+                f"{name} is a flag of launch.main; write it in front of the --"
+            )
 
 
 def _run_here(

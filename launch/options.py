@@ -337,6 +337,12 @@ class Options(_Kubernetes):
                 f"name ({self.name}) must be of a-z, 0-9 and -, begin with a "
                 f"letter, end with no -, and have at most {MAX_NAME} of them"
             )
+        for name in ("partition", "account", "qos", "constraint", "gpu_type"):
+            value = getattr(self, name)
+            if re.search(r"\s", value):
+                raise UserError(
+                    f"{name} ({value}) must be a word without spaces"
+                )
         if re.search(r"\s", self.image):
             raise UserError(
                 f"image ({self.image!r}) must be as in registry/name:tag"

@@ -64,6 +64,14 @@ FLAGS = {
     "not a boolean": Bad(
         "--download=maybe", ("download (maybe) must be true or false",)
     ),
+    "a value of a --no": Bad(
+        "--nodownload=1", ("--nodownload=1 does not take an argument; --help",)
+    ),
+    "a value of --help": Bad("--help=seed", ("--help takes no value\n",)),
+    "beyond 64 bits": Bad(
+        "--num_steps=99999999999999999999",
+        ("num_steps (99999999999999999999) must be below 9223372036854775808",),
+    ),
     "no flag": Bad("train", ("'train' is not a flag", "--name=value")),
     "value left out": Bad("--seed", ("seed", "--help")),
     "flagfile missing": Bad(
@@ -85,6 +93,10 @@ FLAGS = {
         "--generator_learning_rate=-0.1", ("(-0.1) must be at least 0\n",)
     ),
     "too large": Bad("--beta_2=1", ("beta_2 (1.0) must be below 1",)),
+    "a batch beyond 32 bits": Bad(
+        "--batch_size=1000000000000000000",
+        ("batch_size (1000000000000000000) must be below 2147483648",),
+    ),
     "no batch": Bad("--batch_size=0", ("batch_size (0) must be at least 1",)),
     "no steps": Bad("--num_steps=0", ("num_steps (0) must be at least 1",)),
     "seed of 32 bits": Bad(
@@ -123,6 +135,13 @@ CONTRADICTIONS = {
     "gradient_penalty": Bad(
         "--gradient_penalty=5",
         ("gradient_penalty (5.0)", "--loss=wgan_gp", "use r1_gamma"),
+    ),
+    "init_map": Bad(
+        "--init_map=gen=generator",
+        ("init_map (gen=generator) is an option of --init_from; name a",),
+    ),
+    "init_parts": Bad(
+        "--init_parts=all", ("init_parts (all) is an option of --init_from",)
     ),
     "num_devices": Bad(
         "--num_devices=2", ("num_devices (2) needs --strategy=mirrored",)
@@ -303,6 +322,10 @@ MODELS = {
         "--batch_size=10000000",
         ("batch_size (10000000) takes about", "GiB; try", "--micro_batches="),
     ),
+    "networks that no memory holds": Bad(
+        "--latent_size=2147483647 --base_channels=1024",
+        ("needs more memory than the device has; lower --base_channels",),
+    ),
     "no labels": Bad(
         "--dataset=npz:{place}/wide.npz --image_size=8 --conditional",
         ("conditional needs labels",),
@@ -414,6 +437,40 @@ RUN_DIRECTORIES = {
     "below a file": Bad(
         "--run_dir={place}/file/run",
         ("run_dir ({place}/file/run) cannot be made", "name another one"),
+    ),
+    "backups in a file": Bad(
+        "--backup_dir={place}/file",
+        ("backup_dir ({place}/file) is a file; name a directory",),
+    ),
+    "backups below a file": Bad(
+        "--backup_dir={place}/file/backups",
+        ("backup_dir ({place}/file/backups) cannot be made", "name another"),
+    ),
+    "checkpoints in a file": Bad(
+        "--checkpoint_dir={place}/file",
+        ("checkpoint_dir ({place}/file) is a file; name a directory",),
+    ),
+    "one slash": Bad(
+        "--run_dir=gs:/bucket/run",
+        ("run_dir (gs:/bucket/run) must be of the form gs://BUCKET/DIR",),
+    ),
+    "no bucket": Bad(
+        "--run_dir=gs:///run",
+        ("run_dir (gs:///run) must be of the form gs://BUCKET/DIR",),
+    ),
+    "the address of a file": Bad(
+        "--run_dir=file://{place}/x",
+        ("(file://{place}/x) must be a path alone; write {place}/x",),
+    ),
+    "one slash for the drawing": Bad(
+        "--run_dir={place}/run --output_dir=gs:/bucket --nogif",
+        ("output_dir (gs:/bucket) must be of the form gs://BUCKET/DIR",),
+        program="sample",
+    ),
+    "another store for the drawing": Bad(
+        "--run_dir={place}/run --output_dir=s3://bucket --nogif",
+        ("output_dir (s3://bucket) must be on a disk or gs://",),
+        program="sample",
     ),
     "no place for config.json": Bad(
         "--run_dir={place}/unwritable",

@@ -336,6 +336,10 @@ def test_a_long_name_leaves_room_for_those_of_the_pods() -> None:
         (("--node_selector=zone", *STORE), "must be of the form key=value"),
         (("--node_selector=a/b/c=d", *STORE), "node_selector (a/b/c=d) must"),
         (("--node_selector=zone=a b", *STORE), "node_selector (zone=a b) must"),
+        (
+            ("--node_selector=a=1", "--node_selector=a=2", *STORE),
+            "node_selector (a) is given twice; leave one out",
+        ),
         (("--label=a", *STORE), "label (a) must be of the form key=value"),
         (("--label=a=b c", *STORE), "label (a=b c) must be a label"),
         (("--label=a/b/c=d", *STORE), "label (a/b/c=d) must be a label"),
@@ -357,6 +361,10 @@ def test_a_long_name_leaves_room_for_those_of_the_pods() -> None:
                 *("--gpus_per_node=1", "--extra_resource=nvidia.com/gpu=2"),
                 *STORE,
             ),
+            "extra_resource (nvidia.com/gpu=2) must be of the form",
+        ),
+        (
+            ("--extra_resource=nvidia.com/gpu=2", *STORE),
             "extra_resource (nvidia.com/gpu=2) must be of the form",
         ),
         (

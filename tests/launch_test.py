@@ -251,6 +251,11 @@ def test_dry_run_prints_and_runs_nothing(
             "partition is a flag of --backend=slurm; with local",
         ),
         (["--nonsense"], "nonsense"),
+        (["--nodry_run=1"], "--nodry_run=1 does not take an argument"),
+        (
+            ["--", "--num_workers=2"],
+            "num_workers is a flag of launch.main; write it in front of the --",
+        ),
         (["train"], "'train' is none of submit, status"),
         (["status"], "run_dir is missing"),
         (["status", "--run_dir=none"], "run_dir (none) has no job"),

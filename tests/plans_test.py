@@ -283,6 +283,8 @@ BROKEN = {
     ),
     "--backend=slurm --container_image=i --container_mount=/a:/b,/c:/d"
     + ON_DISK: ("container_mount (/a:/b,/c:/d) must be of the form /FROM:/TO"),
+    "--backend=slurm '--partition=a b'" + ON_DISK: "partition (a b) must be a "
+    "word without spaces",
     "--backend=slurm --module=" + ON_DISK: "module is given without a value; "
     "leave it out",
     "--env=NCCL_DEBUG" + ON_DISK: "env (NCCL_DEBUG) must be of the form "

@@ -194,13 +194,17 @@ def test_a_picture_that_cannot_be_written_is_one_line(
     tmp_path: pathlib.Path,
 ) -> None:
     write(tmp_path / "run", make(0, {"train": 9}, [(0, 0, 0), (9, 9, 9)]))
-    output = tmp_path / "nowhere" / "picture.png"
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "picture.png"
     code, printed = runs.run(
         "dtrain.report", f"--run_dir={tmp_path}/run", f"--output={output}"
     )
-    assert code == errors.STORAGE_FAILED
+    assert code == errors.USER_ERROR
     last = printed.splitlines()[-1]
-    assert last == f"error: {output}: No such file or directory"
+    assert last == (
+        f"error: output ({tmp_path}/file) cannot be made: File exists; name "
+        "another one"
+    )
 
 
 def test_a_report_of_a_disk_needs_no_tensorflow(tmp_path: pathlib.Path) -> None:

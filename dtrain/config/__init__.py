@@ -61,6 +61,7 @@ class Config(
         if self.reduction == "ordered" and not self.micro_batches:
             object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
         flags.check(self)
+        _check_init(self)
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +90,21 @@ class Config(
             for name in fixed
             if getattr(self, name) != getattr(other, name)
         }
+
+
+def _check_init(config: Config) -> None:
+    """Refuses what says how a checkpoint is taken, and none is named.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    for name, default in (("init_parts", "networks"), ("init_map", "")):
+        value = getattr(config, name)
+        if value != default and not config.init_from:
+            raise UserError(
+                f"{name} ({value}) is an option of --init_from; name a "
+                "checkpoint there, or leave it out"
+            )
 
 
 def _check_together(config: Config) -> None:

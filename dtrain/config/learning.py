@@ -70,13 +70,17 @@ class ModelSettings:
         "dcgan", f"{', '.join(MODELS)}, or your own as package.module:make."
     )
     latent_size: int = _model(
-        64, "Numbers in the latent vector of an image.", minimum=1
+        64,
+        "Numbers in the latent vector of an image.",
+        minimum=1,
+        below=2**31,
     )
     base_channels: int = _model(
         32,
         "Channels of the networks at the full image size; each halving of "
         "the size doubles them.",
         minimum=1,
+        below=2**31,
     )
     conditional: bool = _model(
         False, "Conditions both networks on the class labels."

@@ -54,7 +54,9 @@ class RunSettings:
         minimum=1,
         may_change=True,
     )
-    batch_size: int = _run(64, "Images per step over all replicas.", minimum=1)
+    batch_size: int = _run(
+        64, "Images per step over all replicas.", minimum=1, below=2**31
+    )
     seed: int = _run(
         0,
         "Seed of the initial weights, the order of the data and the latents.",

@@ -185,6 +185,7 @@ def build(
     except Exception as error:
         if workers.is_lost_worker(error):
             raise
+        _refuse_size(subject, error)
         raise UserError(f"{subject} raised {_describe(error, make)}") from error
     networks = _unpack(subject, returned)
     labels = [tf.zeros([2], tf.int32)] if config.conditional else []
@@ -195,6 +196,19 @@ def build(
         network = getattr(networks, name)
         _check_call(config, name, network, [inputs, *labels], shapes)
     return networks
+
+
+def _refuse_size(subject: str, error: Exception) -> None:
+    """Says what can be done about networks that no memory holds.
+
+    Raises:
+        UserError: the error is that of a device without enough memory.
+    """
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        raise UserError(
+            f"{subject} needs more memory than the device has; lower "
+            "--base_channels, --latent_size or --image_size"
+        ) from error
 
 
 def _unpack(subject: str, returned: Any) -> Networks:
@@ -287,6 +301,7 @@ def _check_call(
     except Exception as error:
         if workers.is_lost_worker(error):
             raise
+        _refuse_size(subject, error)
         raise UserError(
             f"{subject}, called with {given}, raised "
             f"{_describe(error, type(network).call)}"

@@ -12,6 +12,8 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterator
 
 from dtrain.errors import StorageError, UserError
@@ -30,7 +32,7 @@ _LOG_IN = (
 
 
 def check(name: str, path: str) -> None:
-    """Checks that an object store can be reached; does nothing on a disk.
+    """Checks that an object store can be reached, or that a path is no file.
 
     To be called before any other use of the store, by every worker.
 
@@ -39,10 +41,13 @@ def check(name: str, path: str) -> None:
         path: local or remote; it need not be there.
 
     Raises:
-        UserError: there is no such store or bucket, or it refuses.
+        UserError: there is no such store or bucket, or it refuses; or the path
+            is that of a file.
         StorageError: it does not answer, or its credentials do not come.
     """
+    _check_spelling(name, path)
     if not files.is_remote(path):
+        _check_no_file(name, path)
         return
     try:
         files.read_part(f"{path.rstrip('/')}/lease.json", 0, 1)
@@ -56,6 +61,29 @@ def check(name: str, path: str) -> None:
         raise mistake from error
 
 
+def _check_spelling(name: str, path: str) -> None:
+    """Refuses what looks like an object store, and would be a directory.
+
+    Raises:
+        UserError: the path begins with gs: and names no bucket.
+    """
+    if path.startswith("gs:") and not re.match("gs://[^/]", path):
+        raise UserError(f"{name} ({path}) must be of the form gs://BUCKET/DIR")
+
+
+def _check_no_file(name: str, path: str) -> None:
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except NotADirectoryError as error:
+        failure = refusal(name, path, "made", error)
+        raise failure from error
+    except (OSError, ValueError):
+        # It is made later, or its trouble is told then.
+        return
+    if not is_directory:
+        raise UserError(f"{name} ({path}) is a file; name a directory")
+
+
 def make(name: str, directory: str) -> None:
     """Makes a directory, if it is not there.
 
@@ -67,6 +95,7 @@ def make(name: str, directory: str) -> None:
         UserError: it cannot be made.
         StorageError: the disk is full, or has failed.
     """
+    _check_spelling(name, directory)
     try:
         files.make_directory(directory)
     except OSError as error:
@@ -77,7 +106,7 @@ def make(name: str, directory: str) -> None:
 def refusal(
     name: str, path: str, what: str, error: OSError
 ) -> UserError | StorageError:
-    """Says in one line that something cannot be done with a local path.
+    """Says in one line that something cannot be done with a path.
 
     Args:
         name: of the setting that names it.
@@ -88,6 +117,8 @@ def refusal(
     Returns:
         A UserError if it cannot be done there at all.
     """
+    if files.is_remote(path):
+        return explain(name, path, error)
     line = f"{name} ({path}) cannot be {what}: {files.reason(error)}"
     if error.errno in _NEVER:
         return UserError(f"{line}; name another one")
@@ -131,6 +162,11 @@ def explain(name: str, path: str, error: OSError) -> UserError | StorageError:
         A StorageError if another try may succeed, or else a UserError.
     """
     text, kind = str(error), getattr(error, "kind", "")
+    if path.startswith("file://"):
+        return UserError(
+            f"{name} ({path}) must be a path alone; write "
+            f"{path.removeprefix('file://')}"
+        )
     if kind == "UnimplementedError":
         scheme = path.partition("://")[0]
         return UserError(

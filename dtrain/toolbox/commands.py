@@ -35,6 +35,11 @@ from dtrain.toolbox import (
 _DIFFERS = 1
 # How often a line of progress is written anew.
 _EVERY_SECS = 0.2
+# What one would take the file for that is a SavedModel's directory.
+_FOREIGN = (
+    *(".h5", ".hdf5", ".pt", ".pth", ".bin", ".onnx", ".tflite", ".pb"),
+    *(".ckpt", ".npy", ".pkl"),
+)
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -284,8 +289,19 @@ def merge(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Writes tensors to a file, or the EMA generator as a model."""
+    """Writes tensors to a file, or the EMA generator as a model.
+
+    Raises:
+        UserError: the name of the file is that of another format.
+    """
     output = arguments.output
+    suffix = os.path.splitext(output.rstrip("/"))[1]
+    if suffix in _FOREIGN:
+        raise UserError(
+            f"output ({output}) cannot be written as {suffix}; use .keras, "
+            ".safetensors or .npz, or the name of a directory without suffix "
+            "for a SavedModel"
+        )
     if not output.endswith((".safetensors", ".npz")):
         return _export_model(arguments)
     with opening.opened(arguments.checkpoint) as checkpoint:

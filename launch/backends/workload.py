@@ -35,6 +35,7 @@ _KEPT_SECS = 7 * 24 * 3600
 # As in the Dockerfile.
 _USER = 1000
 
+_GPU = "nvidia.com/gpu"
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _SPOT_TAINTS = (
     ("cloud.google.com/gke-spot", "true"),
@@ -100,13 +101,15 @@ def _pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
     """Reads `key=value` of a flag that is given several times.
 
     Raises:
-        UserError: one is malformed.
+        UserError: one is malformed, or its key is there twice.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise UserError(f"{flag} ({text}) must be of the form key=value")
+        if key in found:
+            raise UserError(f"{flag} ({key}) is given twice; leave one out")
         found[key] = value
     return found
 
@@ -332,9 +335,9 @@ def _resources(job: Job) -> dict[str, Any]:
     limits: dict[str, Any] = {}
     requests: dict[str, Any] = {}
     if options.gpus_per_node:
-        limits["nvidia.com/gpu"] = options.gpus_per_node
+        limits[_GPU] = options.gpus_per_node
     for name, count in _pairs("extra_resource", options.extra_resource).items():
-        if "/" not in name or name in limits or not count.isdecimal():
+        if "/" not in name or name == _GPU or not count.isdecimal():
             raise UserError(
                 f"extra_resource ({name}={count}) must be of the form "
                 "domain/name=count, as rdma/hca=1; --gpus_per_node, "
@@ -362,7 +365,7 @@ def _node_selector(job: Job) -> dict[str, str]:
 def _tolerations(job: Job) -> list[dict[str, str]]:
     taints = []
     if job.options.gpus_per_node:
-        taints.append({"key": "nvidia.com/gpu", "operator": "Exists"})
+        taints.append({"key": _GPU, "operator": "Exists"})
     if job.options.spot:
         taints += [
             {"key": key, "operator": "Equal", "value": value}
