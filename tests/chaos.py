@@ -176,7 +176,16 @@ def _goodput(victim: Victim) -> str:
         f"{report.table(account, str(victim.run_dir))}\n"
         f"goodput {found.measured:.1%} of {found.wall_secs:.0f} s with "
         f"{restarts} restarts of {found.restart_secs:.1f} s each; these and "
-        f"the saves allow {found.allowed:.1%}: {found.ratio:.1%} of that"
+        f"the saves allow {found.allowed:.1%}: {found.ratio:.1%} of that\n"
+        f"a restart is {_shares(account, benchmark.RESTART, restarts + 1)}\n"
+        f"of the rest, {_shares(account, ('redone', 'draw', 'other'), 1)}"
+    )
+
+
+def _shares(account: goodput.Account, kinds: Sequence[str], count: int) -> str:
+    """Says how long each kind of time took, of so many."""
+    return ", ".join(
+        f"{kind} {account.seconds[kind] / count:.1f} s" for kind in kinds
     )
 
 

@@ -19,6 +19,9 @@ from typing import NamedTuple
 from dtrain import errors, flags, report
 from dtrain.record import goodput
 
+# What a restart is made of.
+RESTART = ("idle", "start", "restore", "compile")
+
 
 class Comparison(NamedTuple):
     """What a run did with its time, and what it could have done.
@@ -83,8 +86,7 @@ def allowed(
 
 def restart_secs(account: goodput.Account) -> float:
     """Returns the mean seconds from an end to the next useful step."""
-    kinds = ("start", "restore", "compile", "idle")
-    total = sum(account.seconds[kind] for kind in kinds)
+    total = sum(account.seconds[kind] for kind in RESTART)
     return total / len(account.placed)
 
 
