@@ -8,12 +8,15 @@ The checkpoints are those of any TensorFlow 2 program, dtrain's or not.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dtrain import errors, flags
+from dtrain.checkpoint import retention
+from dtrain.config.keeping import SavingSettings
 from dtrain.storage import startup
 
 _HELP = """usage: python -m dtrain.checkpoint_tool COMMAND ...
@@ -291,28 +294,18 @@ def _add_keeping(commands: Any) -> None:
         "keeps; the newest and what is pinned always stay.",
     )
     command.add_argument("directory", metavar="DIR")
-    for name, kind, words in (
-        ("max_to_keep", int, "the newest so many"),
-        ("keep_every_n_steps", int, "multiples of it"),
-        ("keep_doubling_steps", int, "it, and 2, 4, 8, ... times it"),
-        ("keep_every_hours", float, "one in so long"),
-        ("keep_best", int, "so many, by --best_metric"),
-    ):
-        command.add_argument(
-            f"--{name}", type=kind, default=kind(0), metavar="N", help=words
-        )
-    command.add_argument(
-        "--best_metric",
-        default="generator_loss",
-        metavar="NAME",
-        help="what is best",
-    )
-    command.add_argument(
-        "--best_mode",
-        choices=("min", "max"),
-        default="min",
-        help="how it is the best",
-    )
+    for field in dataclasses.fields(SavingSettings):
+        if field.name in retention.FLAGS:
+            kind = type(field.default)
+            command.add_argument(
+                f"--{field.name}",
+                type=kind,
+                # A run keeps some by itself; here all must be asked for.
+                default=field.default if kind is str else kind(0),
+                choices=field.metadata["choices"] or None,
+                metavar="NAME" if kind is str else "N",
+                help=field.metadata["help"].replace("%", "%%"),
+            )
     command.add_argument(
         "--dry_run", action="store_true", help="removes nothing"
     )

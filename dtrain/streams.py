@@ -189,7 +189,7 @@ def lost() -> OSError | None:
 
 
 def has_reader() -> bool:
-    """Tells whether all that was printed so far could be written."""
+    """Tells whether nothing printed on the standard output was lost so far."""
     return _first_error() is None
 
 

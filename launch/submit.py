@@ -182,7 +182,7 @@ def _check_alone(record_dir: str) -> None:
             raise UserError(
                 f"run_dir ({record_dir}) has a job already, {earlier.job_id}: "
                 f"{state.details}; end it with python -m launch.main stop "
-                f"--run_dir={record_dir}, or name another run_dir"
+                f"--run_dir={shlex.quote(record_dir)}, or name another run_dir"
             )
 
 

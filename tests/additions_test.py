@@ -53,11 +53,23 @@ def open_grey(path, config):
 """
 
 LAUNCHER = """
-from launch.job import Plan
+from launch.job import QUEUED, Plan, State
 
 
 def plan(job):
     return Plan(files={}, run_dirs=("run",), submit=("at", "now"))
+
+
+def check(plan):
+    pass
+
+
+def submit(job, plan):
+    return "7"
+
+
+def states(submission):
+    return [State(QUEUED, f"at {submission.job_id}")]
 """
 
 
@@ -126,9 +138,51 @@ def test_a_launcher(code: pathlib.Path) -> None:
     add_row(submit, "from launch.backends import", " at,")
     add_row(submit, '"slurm": slurm,', '"at": at,')
     add_row(code / "launch/options.py", 'BACKENDS = ("local",', ' "at",')
+    add_row(
+        code / "launch/submission.py", '"slurm": "[0-9]{1,20}",', ' "at": "7",'
+    )
+    flags = ("--", "--run_dir=run", "--num_steps=2")
+    launch = ("launch.main", "--backend=at")
+    assert "at now" in run(code, *launch, "--dry_run", *flags)
+    assert "as job 7" in run(code, *launch, *flags)
+    assert "at 7" in run(code, "launch.main", "status", "--run_dir=run")
+
+
+def test_a_retention_policy(code: pathlib.Path) -> None:
+    """Its flag is one of a run and of `prune`."""
+    retention = code / "dtrain/checkpoint/retention.py"
+    add_row(
+        retention,
+        "_BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {",
+        '\n    "keep_oldest": lambda flags: Oldest(flags.keep_oldest),',
+    )
+    add_row(
+        retention,
+        "import UserError\n",
+        """
+
+class Oldest:
+    def __init__(self, num):
+        self.num = num
+
+    def kept(self, saved):
+        return {checkpoint.step for checkpoint in saved[: self.num]}
+
+""",
+    )
+    add_row(
+        code / "dtrain/config/keeping.py",
+        '3, "Newest checkpoints that are kept.", minimum=1\n    )',
+        '\n    keep_oldest: int = _saving(0, "Oldest that stay.", minimum=0)',
+    )
+    often = ("--checkpoint_every_steps=1", "--num_steps=4", "--max_to_keep=3")
+    run(
+        code,
+        *("dtrain.main", "--run_dir=run", *runs.SMALL, *often),
+        "--keep_oldest=1",
+    )
     output = run(
         code,
-        *("launch.main", "--backend=at", "--dry_run", "--"),
-        *("--run_dir=run", "--num_steps=2"),
+        *("dtrain.checkpoint_tool", "prune", "run", "--keep_oldest=1"),
     )
-    assert "at now" in output
+    assert "2 kept: 0, 4" in output

@@ -261,8 +261,8 @@ class BackupAndRestore(Saving):
     """The newest state of a `fit` that is not finished, in two generations.
 
     A drop-in for `keras.callbacks.BackupAndRestore`. It should be the last of
-    the callbacks: what later ones change at the end of an epoch is not in the
-    backup of that epoch.
+    the callbacks but for `StopOnNotice`: what later ones change at the end of
+    an epoch is not in the backup of that epoch.
 
     Args:
         backup_dir: a directory of its own, local or any that `tf.io.gfile`

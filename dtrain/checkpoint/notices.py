@@ -14,8 +14,9 @@ from dtrain.checkpoint import callbacks, keras_fit
 from dtrain.errors import UserError
 from dtrain.resilience.watcher import Watcher
 
-# That of a `fit` which ended by an exception, and told its callbacks nothing.
-_LEFT: list[Watcher] = []
+# The one that listens, at most. A `fit` that ends by an exception tells its
+# callbacks nothing: the next one closes what it has left.
+_LISTENING: list[Watcher] = []
 
 
 class StopOnNotice(keras.callbacks.Callback):
@@ -70,7 +71,7 @@ class StopOnNotice(keras.callbacks.Callback):
         )
         watcher.start()
         watcher.begin()
-        _LEFT.append(watcher)
+        _LISTENING.append(watcher)
 
     def on_train_batch_end(
         self, batch: int, logs: Mapping[str, Any] | None = None
@@ -94,7 +95,7 @@ class StopOnNotice(keras.callbacks.Callback):
         self._let_go()
 
     def _stop_if_told(self, logs: Mapping[str, Any] | None) -> None:
-        [watcher] = _LEFT
+        [watcher] = _LISTENING
         if not watcher.requested:
             return
         steps = [callback.save_last(logs) for callback in self._saving]
@@ -106,5 +107,5 @@ class StopOnNotice(keras.callbacks.Callback):
         sys.exit(errors.RUN_AGAIN)
 
     def _let_go(self) -> None:
-        while _LEFT:
-            _LEFT.pop().close()
+        while _LISTENING:
+            _LISTENING.pop().close()

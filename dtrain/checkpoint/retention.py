@@ -247,6 +247,8 @@ _BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
         flags.keep_best, flags.best_metric, flags.best_mode
     ),
 }
+# All that a policy may be told by.
+FLAGS = (*_BY_FLAG, "best_metric", "best_mode")
 
 
 def of_flags(flags: Any) -> list[Policy]:

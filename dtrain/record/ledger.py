@@ -51,11 +51,6 @@ def _process_start_ns() -> int:
     return started if 0 < started <= _IMPORTED_NS else _IMPORTED_NS
 
 
-def process_start_secs() -> float:
-    """Returns when this process began, in seconds since 1970."""
-    return time.time() - (_boot_ns() - _process_start_ns()) / _NS
-
-
 def _boot_id() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

@@ -13,8 +13,10 @@ It holds:
     run_dir/saved.json      the directories that the run has saved to
     run_dir/ledger/         where the time of each attempt went; see `goodput`
     run_dir/stacks/         of the threads of workers that were stuck or crashed
+    run_dir/init_from.json  what --init_from took
+    run_dir/launch/         the job of a cluster
     run_dir/stop            made by a person who wants the run to end
-    run_dir/.lock           held by the process that trains
+    run_dir/.lock           held by the process that trains; or lease.json
 """
 
 from __future__ import annotations
