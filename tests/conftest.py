@@ -51,9 +51,10 @@ SEED = "DTRAIN_TEST_SEED"
 def pytest_configure() -> None:
     """Draws the seed, before other processes are started that need it too."""
     os.environ.setdefault(SEED, str(random.randrange(2**32)))
-    # A shell ignores it in what runs in its background, and so would all that
-    # the tests start and interrupt.
+    # A shell ignores the first in what runs in its background, and nohup the
+    # other, and so would all that the tests start and tell to end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
