@@ -287,8 +287,6 @@ def _resume(
                     gan.checkpoint, config, init_from.Source(*source)
                 )
             )
-            if workers.is_chief:
-                taken.write(config.run_dir)
     recorder = workers.together(
         lambda: _begin(restored, description, gan, workers)
     )
@@ -297,6 +295,11 @@ def _resume(
     stack.enter_context(saver)
     book.restored(int(gan.step.numpy()))
     if taken:
+        # Behind config.json, without which a directory that is not empty is
+        # none of a run; and before the first step, so that a start which is
+        # killed then begins from the same again.
+        if workers.is_chief:
+            taken.write(config.run_dir)
         restored = restored._replace(notes=[str(taken), *restored.notes])
     notes = [recorder.notice, *restored.notes]
     return saver, recorder, restored._replace(notes=notes)
