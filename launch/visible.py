@@ -84,10 +84,7 @@ def _check_run_dir(config: Config) -> None:
         return
     differences = before.differences(config)
     if differences:
-        listed = ", ".join(
-            f"{name} was {old} and is now {new}"
-            for name, (old, new) in differences.items()
-        )
+        listed = config_lib.describe(differences)
         raise UserError(
             f"run_dir ({config.run_dir}) belongs to another run: {listed}; use "
             "the same settings, or name another run_dir"

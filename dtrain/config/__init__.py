@@ -191,3 +191,15 @@ def parse(argv: Sequence[str]) -> Config:
     values = flags.parse(Config, argv)
     values["run_dir"] = flags.expand_home(values["run_dir"])
     return Config(**values)
+
+
+def describe(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Lists what is another value now, for one line of an error.
+
+    Args:
+        differences: what `Config.differences` returned.
+    """
+    return ", ".join(
+        f"{name} was {old} and is now {new}"
+        for name, (old, new) in differences.items()
+    )

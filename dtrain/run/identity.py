@@ -226,10 +226,7 @@ def _check_same(
         if old != new:
             differences[name] = (old, new)
     if differences:
-        listed = ", ".join(
-            f"{name} was {old} and is now {new}"
-            for name, (old, new) in differences.items()
-        )
+        listed = config_lib.describe(differences)
         raise UserError(
             f"{where} belongs to another run: {listed}; use the same "
             f"settings, {remedy}"
