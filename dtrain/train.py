@@ -27,7 +27,7 @@ from dtrain.gan import divergence, memory
 from dtrain.record import samples
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run.opening import Run, introduce, open_run, say
+from dtrain.run.opening import Run, introduce, open_run, rehearse, say
 from dtrain.storage import files
 
 
@@ -68,10 +68,10 @@ def train(
                 workers = Workers(strategy_lib.make(config, cluster), cluster)
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
-                run, restored = open_run(config, workers, watcher, dog, stack)
-                introduce(run, restored)
-                code = _loop(run)
-                run.ledger.close(code, watcher.notice)
+                if config.dry_run:
+                    code = rehearse(config, workers)
+                else:
+                    code = _run(config, workers, watcher, dog, stack)
             # A worker that leaves takes the collectives of the others with it.
             # One of them may still have a store to wait for.
             with dog.patience():
@@ -81,6 +81,20 @@ def train(
         if cluster.num_workers > 1 and is_lost_worker(error):
             _leave_at_once(error)
         raise
+
+
+def _run(
+    config: Config,
+    workers: Workers,
+    watcher: Watcher,
+    dog: Watchdog,
+    stack: contextlib.ExitStack,
+) -> int:
+    run, restored = open_run(config, workers, watcher, dog, stack)
+    introduce(run, restored)
+    code = _loop(run)
+    run.ledger.close(code, watcher.notice)
+    return code
 
 
 def _leave_at_once(error: Exception) -> NoReturn:

@@ -20,6 +20,8 @@ from launch.job import QUEUED, RUNNING, UNKNOWN, State
 from launch.submission import Submission
 from launch.submit import BACKENDS
 
+# For one file, which a store may be slow to take.
+_STOP_SECS = 120
 _POLL_SECS = 2.0
 _ASK_EVERY_SECS = 5.0
 _TITLES = ("job", "backend", "name", "how", "submitted", "run")
@@ -184,12 +186,18 @@ def _tell(run_dir: str) -> bool:
     Raises:
         StorageError: it cannot be written.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "dtrain.stop", f"--run_dir={run_dir}"],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dtrain.stop", f"--run_dir={run_dir}"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_STOP_SECS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StorageError(
+            f"{run_dir} does not answer within {_STOP_SECS} s"
+        ) from error
     if done.returncode not in (errors.FINISHED, errors.USER_ERROR):
         raise StorageError(done.stderr.strip()[-300:])
     return done.returncode == errors.FINISHED

@@ -11,7 +11,7 @@ import shutil
 
 from tests import chaos, requirement
 
-MINUTES = float(os.environ.get("DTRAIN_CHAOS_MINUTES", "1.5"))
+MINUTES = float(os.environ.get("DTRAIN_CHAOS_MINUTES", "1.0"))
 # The short form does not wait long for the next fault, so that as many come.
 MEAN_SECS = 12.0 if "DTRAIN_CHAOS_MINUTES" in os.environ else 6.0
 
@@ -31,5 +31,5 @@ def test_a_cable_is_pulled_between_two_hosts(chance: random.Random) -> None:
         requirement.missing("root and iproute2, for hosts that can be cut off")
     faults = "link,kill,stop,stuck"
     chaos.run(
-        options(chance, minutes=max(1.0, MINUTES / 2), hosts=2, faults=faults)
+        options(chance, minutes=max(0.6, MINUTES / 2), hosts=2, faults=faults)
     )

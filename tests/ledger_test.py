@@ -123,6 +123,35 @@ def test_all_time_of_an_attempt_is_of_one_kind(tmp_path: pathlib.Path) -> None:
     assert found.num_saves == 1
 
 
+def test_a_loop_that_waited_for_a_worker_that_is_gone(
+    tmp_path: pathlib.Path,
+) -> None:
+    """It is no training: nobody trained, until the next attempt did."""
+    clock = Clock()
+    book = open_ledger(tmp_path, clock)
+    book.restored(0)
+    train(book, clock, 1.0, 10)
+    train(book, clock, 2.0, 30)
+
+    def wait() -> None:
+        with book.spending("train"):
+            clock.pass_(13)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        wait()
+    clock.pass_(0.5)
+    book.close(76)
+    lost = read(tmp_path)
+    assert lost.seconds["train"] + lost.seconds["compile"] == 3.0
+    clock.pass_(2)
+    after = dataclasses.replace(
+        lost, boot_started=clock.ns / NS, started=clock.ns / NS, pid=2
+    )
+    found = goodput.account([lost, after])
+    assert found.seconds["idle"] == pytest.approx(13 + 2)
+
+
 def test_a_mistake_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     book = open_ledger(tmp_path, Clock())
     book.close(78)

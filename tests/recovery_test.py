@@ -14,6 +14,7 @@ import tensorflow as tf
 from dtrain import CheckpointManager, errors
 from dtrain.checkpoint import going_on, listing, readable, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
+from dtrain.checkpoint.tier import Backup, Facts
 from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.run import checkpointer as checkpointer_lib
@@ -32,12 +33,13 @@ class Run:
         self.weights = tf.Variable([0.0] * 10)
         self.state = tf.train.Checkpoint(weights=self.weights)
 
-    def save(self, tier: str, *steps: int) -> Run:
+    def save(self, tier: str, *steps: int, run_id: str = "") -> Run:
         directory = CheckpointDirectory(f"{self.run_dir}/{tier}")
+        facts = {"run": {"id": run_id} if run_id else {}}
         taker = snapshot.SnapshotTaker(self.state)
         for step in steps:
             self.weights.assign([float(step)] * 10)
-            directory.commit(step, taker.take(step))
+            directory.commit(step, taker.take(step), facts)
         return self
 
     def damage(self, name: str) -> Run:
@@ -47,11 +49,14 @@ class Run:
         path.write_bytes(content)
         return self
 
-    def restore(self, **settings: str) -> resuming.Restored:
+    def restore(self, run_id: str = "", **settings: str) -> resuming.Restored:
         self.weights.assign([-1.0] * 10)
         config = Config(run_dir=str(self.run_dir), **settings)
         checkpointer = checkpointer_lib.Checkpointer(
-            self.state, config, environment.ALONE
+            self.state,
+            config,
+            environment.ALONE,
+            run={"id": run_id} if run_id else {},
         )
         restored = checkpointer.restore(replicas.alone())
         if restored.manifest:
@@ -196,6 +201,35 @@ def test_backups_of_a_run_that_is_to_start_over(
     monkeypatch.delenv("DTRAIN_ATTEMPT")
     shutil.rmtree(root)
     assert run.restore(backup_dir=backup_dir).prefix == ""
+
+
+def test_backups_of_an_earlier_run_of_the_same_path(run: Run) -> None:
+    """It was started over on another host, and comes back to this one."""
+    backup_dir = f"{run.run_dir}/ssd"
+    config = Config(run_dir=str(run.run_dir), backup_dir=backup_dir)
+    own = f"ssd/{pathlib.Path(places.backup_root(config)).name}/worker-0"
+    prefix = f"{run.run_dir}/{own}/ckpt"
+    run.save(own, 8, 9, run_id="before")
+    (run.run_dir / "config.json").touch()
+    # Before its first save it begins, too, and with no state of another.
+    assert run.restore("now", backup_dir=backup_dir).prefix == ""
+    run.save("checkpoints", 3, run_id="now")
+    restored = run.restore("now", backup_dir=backup_dir)
+    assert restored.prefix == f"{run.run_dir}/checkpoints/ckpt-3"
+    assert restored.notes == [
+        f"{prefix}-{step} is of an earlier run; passed over" for step in (9, 8)
+    ]
+    # They take no place from those of this run, nor of one without an id.
+    tier = Backup(f"{run.run_dir}/{own}", run={"id": "now"})
+    taker = snapshot.SnapshotTaker(run.state)
+    for step in (4, 5, 6):
+        run.weights.assign([float(step)] * 10)
+        tier.writing(step, taker.take(step), Facts())()
+    assert tier.directory.steps() == [5, 6, 8, 9]
+    restored = run.restore("now", backup_dir=backup_dir)
+    assert restored.prefix == f"{prefix}-6"
+    assert run.restore("before", backup_dir=backup_dir).prefix == f"{prefix}-9"
+    assert run.restore(backup_dir=backup_dir).prefix == f"{prefix}-9"
 
 
 def test_a_search_moves_only_what_is_ones_own(run: Run) -> None:

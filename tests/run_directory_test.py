@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import hypothesis
@@ -189,7 +190,7 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(
     checkpoints.commit(4, snapshot.SnapshotTaker(state).take(4), facts)
     path = tmp_path / "config.json"
     whole = path.read_bytes()
-    assert not identity.check(described, is_chief=True)
+    assert identity.check(described, is_chief=True) == (described, "")
     for damaged in (
         whole[:-20],
         b"",
@@ -198,13 +199,13 @@ def test_a_damaged_config_is_taken_from_a_checkpoint(
         assert damaged != whole
         path.write_bytes(damaged)
         assert identity.read(str(tmp_path)) == described
-        note = identity.check(described, is_chief=True)
+        _, note = identity.check(described, is_chief=True)
         assert note.startswith(f"{path} is damaged")
         assert note.endswith(f"taken from {tmp_path}/checkpoints/ckpt-4.json")
         identity.write(described, networks)
         assert path.read_bytes() == whole
     path.unlink()
-    note = identity.check(described, is_chief=True)
+    _, note = identity.check(described, is_chief=True)
     assert note.startswith(f"{path} is missing")
 
 
@@ -229,7 +230,8 @@ def test_what_a_run_that_was_killed_at_its_start_leaves(
     (tmp_path / "lease.json").touch()
     (tmp_path / "history").mkdir()
     (tmp_path / "history/.lock").touch()
-    assert not identity.check(describe(tmp_path), is_chief=True)
+    described = describe(tmp_path)
+    assert identity.check(described, is_chief=True) == (described, "")
     (tmp_path / "history/thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no run: history"):
         identity.check(describe(tmp_path), is_chief=True)
@@ -255,7 +257,7 @@ def test_no_value_of_a_sealed_config_surprises_its_readers(
     with contextlib.suppress(UserError):
         read = identity.read(str(described))
         assert len(read.image_shape) == 3
-        places.find(read.config, environment.ALONE)
+        places.find(read.config, environment.ALONE, read.run_id)
     path.write_bytes(whole)
 
 
@@ -272,7 +274,7 @@ def test_a_config_of_odd_types_is_taken_from_a_checkpoint(
     path = tmp_path / "config.json"
     body = json.loads(path.read_text())
     path.write_bytes(sealed.dumps({**body, "data": {"image_shape": 5}}))
-    note = identity.check(written, is_chief=True)
+    _, note = identity.check(written, is_chief=True)
     assert note == (
         f"{path} is damaged (its image_shape is not what dtrain writes); taken "
         f"from {directory.prefix(1)}.json"
@@ -323,3 +325,34 @@ def test_a_checkpoint_whose_files_have_such_a_name_is_refused(
     with pytest.raises(UserError) as caught:
         dict(tensors.variables(name))
     assert f"takes {character!r} in the name of a" in str(caught.value)
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    tmp_path: pathlib.Path, whole: runs.Whole
+) -> None:
+    small = (*runs.SMALL, "--num_steps=3")
+    trained = whole("dtrain.main", *small, "--checkpoint_every_steps=1")
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    before = _contents(tmp_path)
+    flags = (*runs.SMALL, "--num_steps=5", "--dry_run")
+    for name, start in (
+        ("run", f"resumed from {run_dir}/checkpoints/ckpt-3"),
+        ("new", "a fresh start"),
+    ):
+        code, output = runs.run(
+            "dtrain.main", f"--run_dir={tmp_path}/{name}", *flags
+        )
+        assert code == errors.FINISHED, output
+        assert f"{name}: {start}, 5 steps in all" in output
+        assert "batch 8, float32, about " in output
+        assert f"saves     to {tmp_path}/{name}/checkpoints, " in output
+        assert "nothing was written" in output
+    assert _contents(tmp_path) == before
+
+
+def _contents(place: pathlib.Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() if path.is_file() else b""
+        for path in sorted(place.rglob("*"))
+    }

@@ -247,18 +247,30 @@ def test_a_job_on_a_file_server_with_a_clock_of_its_own(
     code_dir, now = tmp_path / "launch/1/code", time.time()
     code_dir.mkdir(parents=True)
     os.utime(code_dir, (now + 3600 * hours,) * 2)
-    before = stop_file.look_before(
-        str(tmp_path),
-        {
-            "DTRAIN_SUBMITTED_SECS": f"{now:.0f}",
-            "DTRAIN_CODE_DIR": str(code_dir),
-        },
-    )
+    environment = {
+        "DTRAIN_SUBMITTED_SECS": f"{now:.0f}",
+        "DTRAIN_CODE_DIR": str(code_dir),
+    }
     path = stop_file.path(str(tmp_path))
     stop_file.write(str(tmp_path))
     for secs in (-60, 60):
         os.utime(path, (now + 3600 * hours + secs,) * 2)
+        before = stop_file.look_before(str(tmp_path), environment)
         assert stop_file.exists(path, before) == (secs > 0)
+
+
+@pytest.mark.parametrize("hours", [-2000, -1, 1, 2000])
+def test_a_job_that_runs_is_stopped_whatever_the_clocks_say(
+    hours: int, tmp_path: pathlib.Path
+) -> None:
+    """No file of this job is on the file server, as on Kubernetes."""
+    submitted = {"DTRAIN_SUBMITTED_SECS": f"{time.time():.0f}"}
+    before = stop_file.look_before(str(tmp_path), submitted)
+    path = stop_file.path(str(tmp_path))
+    stop_file.write(str(tmp_path))
+    secs = time.time() + 3600 * hours
+    os.utime(path, (secs, secs))
+    assert stop_file.exists(path, before)
 
 
 @pytest.mark.parametrize("hours", [-2000, -1, 1, 2000])

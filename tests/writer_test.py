@@ -89,6 +89,18 @@ def test_a_failure_reaches_the_caller_once() -> None:
     writer.close()
 
 
+def test_of_two_failures_the_caller_hears_of_both() -> None:
+    writer = Writer()
+    for _ in range(2):
+        writer.submit(fail, keep=True)
+    writer.wait()
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is full"):
+            writer.raise_if_failed()
+    writer.raise_if_failed()
+    writer.close()
+
+
 def test_close_never_returns_cleanly_after_a_failure() -> None:
     writer = Writer()
     writer.submit(fail, keep=True)

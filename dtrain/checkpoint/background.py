@@ -74,12 +74,12 @@ class Writer:
         futures.wait(running, secs, futures.FIRST_COMPLETED)
 
     def raise_if_failed(self) -> None:
-        """Raises what a job has raised, once; does not wait."""
-        done = [future for future in self._started if future.done()]
-        self._started = [
-            future for future in self._started if future not in done
-        ]
-        for future in done:
+        """Raises what a job has raised, once; does not wait.
+
+        What another one has raised is kept for the next call.
+        """
+        for future in [future for future in self._started if future.done()]:
+            self._started.remove(future)
             future.result()
 
     def wait(self, secs: float | None = None) -> bool:

@@ -29,10 +29,13 @@ class Place(NamedTuple):
     Attributes:
         directory: of the checkpoints; it need not exist.
         is_mine: whether this worker, and it alone, may change it.
+        run_id: of the run whose checkpoints count; empty if any do. A place
+            that is named after a path may hold those of an earlier run there.
     """
 
     directory: CheckpointDirectory
     is_mine: bool
+    run_id: str = ""
 
 
 class Verified(NamedTuple):
@@ -58,10 +61,10 @@ class Search(NamedTuple):
     Attributes:
         newest: the newest checkpoint that verifies; None if there is none.
         notes: a line for each checkpoint that does not verify, which was put
-            aside or passed over.
-        holds_something: whether there is a checkpoint, even a damaged one that
-            was put aside: where nothing verifies, the run is then refused
-            instead of started over.
+            aside or passed over, and for each of another run.
+        holds_something: whether there is a checkpoint of the run, even a
+            damaged one that was put aside: where nothing verifies, the run is
+            then refused instead of started over.
     """
 
     newest: Verified | None
@@ -90,19 +93,23 @@ def search(
         OSError: a place cannot be read.
     """
     bad: list[tuple[Place, int, str]] = []
+    others: list[str] = []
     unreadable: list[OSError] = []
     for place, step in _candidates(places):
         is_wanted = below is None or step < below
         if not is_wanted or step % (every_steps or 1):
             continue
         verdict = _verify(place.directory, step, how)
-        if isinstance(verdict, Manifest):
+        if isinstance(verdict, Manifest) and verdict.is_of(place.run_id):
             return Search(
                 Verified(place.directory, verdict),
-                [_put_aside(*candidate) for candidate in bad],
+                others + [_put_aside(*candidate) for candidate in bad],
                 holds_something=True,
             )
-        if verdict:
+        if isinstance(verdict, Manifest):
+            prefix = place.directory.prefix(step)
+            others.append(f"{prefix} is of an earlier run; passed over")
+        elif verdict:
             bad.append((place, step, str(verdict)))
             if isinstance(verdict.__cause__, OSError):
                 unreadable.append(verdict.__cause__)
@@ -111,7 +118,7 @@ def search(
         raise unreadable[0]
     set_aside = any(place.directory.quarantined() for place in places)
     notes = [_does_not_verify(*candidate) for candidate in bad]
-    return Search(None, notes, bool(bad) or set_aside)
+    return Search(None, [*notes, *others], bool(bad) or set_aside)
 
 
 def _verify(

@@ -65,6 +65,15 @@ class Manifest:
         default_factory=lambda: versions()
     )
 
+    def is_of(self, run_id: str) -> bool:
+        """Tells whether it is of a run; where one has no id, it may be.
+
+        Args:
+            run_id: what config.json of that run says; empty in those of dtrain
+                0.1.0, and where the run is not known.
+        """
+        return not run_id or self.run.get("id", "") in ("", run_id)
+
     def encode(self) -> bytes:
         """Returns it as sealed JSON."""
         return sealed.dumps(dataclasses.asdict(self))

@@ -45,6 +45,7 @@ class Tier:
 
     Attributes:
         directory: of the checkpoints.
+        run: what config.json holds; written into each manifest.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class Tier:
             policies: what stays is what any of them keeps, and the newest.
             verify: full or sizes; how the newest is checked before an older
                 one is removed.
-            run: written into each manifest.
+            run: see the attribute.
         """
         self.directory = CheckpointDirectory(directory)
         self._policies = tuple(policies)
         self._verify = verify
-        self._run = run or {}
+        self.run = run or {}
         # What is in the directory, by step.
         self._saved: dict[int, retention.Saved] = {}
 
@@ -92,7 +93,7 @@ class Tier:
                 for name, value in facts.metrics.items()
             },
             "log": dict(facts.log),
-            "run": dict(self._run),
+            "run": dict(self.run),
         }
 
         def write() -> None:
@@ -156,9 +157,11 @@ class Tier:
             del self._saved[step]
         for step in steps - set(self._saved):
             # Restoring puts a damaged one aside; what is unclear is not
-            # removed.
+            # removed, and takes no place of one of this run.
             with contextlib.suppress(DamagedError):
-                self._saved[step] = _saved(self.directory.manifest(step))
+                manifest = self.directory.manifest(step)
+                if manifest.is_of(self.run.get("id", "")):
+                    self._saved[step] = _saved(manifest)
 
     def _pinned(self) -> retention.Pinned:
         """Reads the pins; if their list is damaged, everything is pinned."""

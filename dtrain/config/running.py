@@ -47,6 +47,12 @@ class RunSettings:
         "gen=generator,disc=discriminator.",
         may_change=True,
     )
+    dry_run: bool = _run(
+        False,
+        "Builds all of it, prints what would be trained, in how much memory, "
+        "from which state and where it would be saved, and writes nothing.",
+        may_change=True,
+    )
     num_steps: int = _run(
         6000,
         "Steps of the whole run, resumed parts included. May be raised later "

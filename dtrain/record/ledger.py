@@ -137,7 +137,8 @@ class Ledger:
         """Counts the time of a block, less that of blocks inside it.
 
         The first block of `train` is counted as `compile`, for then the step
-        is compiled.
+        is compiled. One that raises is not counted: most of it was waiting for
+        a worker that is gone, and it is lost as in an attempt that is killed.
 
         Args:
             kind: one of `goodput.KINDS`.
@@ -152,8 +153,14 @@ class Ledger:
             kind = "compile"
         self._num_saves += kind == "save"
         self._kinds.append(kind)
+        spent_ns = self._spent_ns[kind]
         try:
             yield
+        except BaseException:
+            self._settle()
+            if kind == "train":
+                self._spent_ns[kind] = spent_ns
+            raise
         finally:
             self._settle()
             self._kinds.pop()

@@ -7,13 +7,11 @@ start again; so the next start by a person removes it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from dtrain.resilience import status
 from dtrain.storage import files
@@ -29,18 +27,9 @@ def secs_between_looks(run_dir: str) -> float:
     return 10.0 if files.is_remote(run_dir) else 1.0
 
 
-class Before(NamedTuple):
-    """Which stop file does not count for a process, being an older one.
-
-    Attributes:
-        known: what was there when a person started it; that one does not
-            count. By what it is, for no two machines agree on the time.
-        submitted_secs: when the job was submitted, in seconds since 1970; a
-            file that is older does not count. 0 if it is none of a job.
-    """
-
-    known: files.Stat | None = None
-    submitted_secs: float = 0.0
+# What was there when a process began, and does not count for it; None if any
+# file does. By what it is, for no two machines agree on the time.
+Before = files.Stat | None
 
 
 def look_before(
@@ -50,22 +39,26 @@ def look_before(
 
     When a person starts a run, one that is there does not count; when a
     supervisor starts its workers again, it does. A scheduler starts a job any
-    time: files count that are newer than its submission.
+    time: one that is older than its submission does not count. Whatever is
+    written once the process runs counts, whatever its clock says.
 
     Args:
         run_dir: the run's directory.
         environment: the variables of the process.
     """
     submitted = environment.get("DTRAIN_SUBMITTED_SECS", "")
-    if submitted.isascii() and submitted.isdigit():
+    is_job = submitted.isascii() and submitted.isdigit()
+    if status.is_restart(environment) and not is_job:
+        return None
+    try:
+        known = files.stat(path(run_dir))
+    except OSError:
+        return None
+    if known and is_job:
         code_dir = environment.get("DTRAIN_CODE_DIR", "")
-        here = _submitted_secs(run_dir, code_dir)
-        return Before(submitted_secs=here or float(submitted))
-    if status.is_restart(environment):
-        return Before()
-    with contextlib.suppress(OSError):
-        return Before(files.stat(path(run_dir)))
-    return Before()
+        since = _submitted_secs(run_dir, code_dir) or float(submitted)
+        return known if known.changed_secs < since else None
+    return known
 
 
 def _submitted_secs(run_dir: str, code_dir: str) -> float:
@@ -81,7 +74,7 @@ def _submitted_secs(run_dir: str, code_dir: str) -> float:
     return copy.st_mtime if copy.st_dev == run.st_dev else 0.0
 
 
-def exists(name: str, before: Before = Before()) -> bool:  # noqa: B008
+def exists(name: str, before: Before = None) -> bool:
     """Tells whether there is one that counts; False if the disk or store fails.
 
     Args:
@@ -92,12 +85,7 @@ def exists(name: str, before: Before = Before()) -> bool:  # noqa: B008
         known = files.stat(name)
     except OSError:
         return False
-    return known is not None and not _is_old(known, before)
-
-
-def _is_old(known: files.Stat, before: Before) -> bool:
-    is_earlier = known.changed_secs < before.submitted_secs
-    return known == before.known or is_earlier
+    return known is not None and known != before
 
 
 def write(run_dir: str) -> None:
@@ -131,6 +119,5 @@ def remove(run_dir: str, before: Before) -> None:
     """
     name = path(run_dir)
     with files.storage_errors(run_dir):
-        known = files.stat(name)
-        if known and _is_old(known, before):
+        if before and files.stat(name) == before:
             files.remove(name)

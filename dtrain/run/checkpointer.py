@@ -72,11 +72,9 @@ class Checkpointer:
         self._claims = claims
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
-        # Of the newest save that the writer was given, so that none is given
-        # twice; `saved_step` is that of the newest which it has written.
+        # Of the newest save that the writer was given: none is given twice.
         self._submitted_step = self.saved_step = -1
-        # Whether the newest checkpoint could not be written, and when it is to
-        # be tried again.
+        # Whether the newest checkpoint failed, and when it is tried again.
         self._owes_checkpoint = False
         self._retry_secs: float | None = None
 
@@ -86,6 +84,10 @@ class Checkpointer:
         if restored.manifest:
             self._submitted_step = self.saved_step = restored.manifest.step
         return restored
+
+    def describe(self, run: Mapping[str, Any]) -> None:
+        """Says what the run is; see `Tiers.describe`. Nothing is saved yet."""
+        self._tiers.describe(run)
 
     def roll_back(
         self, workers: Workers, step: int, limits: Sequence[int]
@@ -130,10 +132,7 @@ class Checkpointer:
         return 0 < every_secs <= waited
 
     def save(self, step: int, facts: Facts | None = None) -> None:
-        """Begins to save a checkpoint if one is due, and otherwise a backup.
-
-        Every worker calls this where `due` is true on the chief.
-        """
+        """Begins to save what is due; every worker calls it where `due` is."""
         is_chief = self._tiers.cluster.is_chief
         is_checkpoint = is_chief and self._checkpoint_due(step)
         if self._submit(step, facts or Facts(), is_checkpoint):

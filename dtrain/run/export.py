@@ -75,7 +75,7 @@ def restore(
     image_shape, num_classes = description.image_shape, description.num_classes
     alone = strategy.make(config, environment.ALONE)
     gan = state.GAN(config, alone, image_shape, num_classes)
-    resuming.restore_step(gan.checkpoint, config, step)
+    resuming.restore_step(gan.checkpoint, config, step, description.run_id)
     return TrainedGenerator(gan.ema_generator, config, image_shape, num_classes)
 
 

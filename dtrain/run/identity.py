@@ -48,12 +48,16 @@ class Description:
         image_shape: height, width and channels of an image.
         num_classes: number of classes; 0 if there are no labels.
         num_images: images of the data set.
+        run_id: drawn when the run began, for the backups of a run that was
+            here before are not of this one; empty in those of dtrain 0.1.0,
+            and where no run is there yet.
     """
 
     config: Config
     image_shape: tuple[int, int, int]
     num_classes: int
     num_images: int
+    run_id: str = ""
 
 
 def read(run_dir: str) -> Description:
@@ -115,12 +119,16 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
     image_shape = sealed.field(data, "image_shape", _is_image_shape)
     num_classes = sealed.field(data, "num_classes", sealed.is_count)
     num_images = sealed.field(data, "num_images", sealed.is_count)
+    run_id = ""
+    if "id" in values:
+        run_id = sealed.field(values, "id", sealed.is_name)
     try:
         return Description(
             config=config_lib.from_dict(settings),
             image_shape=tuple(image_shape),
             num_classes=num_classes,
             num_images=num_images,
+            run_id=run_id,
         )
     except UserError as error:
         raise UserError(
@@ -143,7 +151,7 @@ def _is_image_shape(value: Any) -> bool:
 
 def check(
     description: Description, *, is_chief: bool, is_alone: bool = True
-) -> str:
+) -> tuple[Description, str]:
     """Checks that the run's directory is of this run, or free for it.
 
     Every worker calls this. Nothing is written, so that a mistake which is
@@ -155,8 +163,9 @@ def check(
         is_alone: whether nobody else can have the state of the run.
 
     Returns:
-        A note if config.json is damaged and a checkpoint has what was in it;
-        otherwise empty.
+        The description with the id of the run that is there; and a note if
+        config.json is damaged and a checkpoint has what was in it, otherwise
+        empty.
 
     Raises:
         UserError: the directory belongs to another run, or holds something
@@ -175,10 +184,11 @@ def check(
         )
     if before is not None:
         _check_same(description, before, run_dir)
+        description = dataclasses.replace(description, run_id=before.run_id)
     # Another worker may find what the chief has just begun to write.
     elif is_chief and files.exists(run_dir):
         _check_empty(run_dir)
-    return note
+    return description, note
 
 
 def _holds_only(path: str, names: set[str]) -> bool:
@@ -290,7 +300,9 @@ def _architecture(network: keras.Model) -> str:
 
 def to_dict(description: Description) -> dict[str, Any]:
     """Returns what config.json and each manifest say of a run."""
+    named = {"id": description.run_id} if description.run_id else {}
     return {
+        **named,
         "config": description.config.to_dict(),
         "data": {
             "image_shape": list(description.image_shape),

@@ -8,7 +8,9 @@ claimed, the newest state is restored, and only then is anything written.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import secrets
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,7 +24,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
 from dtrain.data import sources
-from dtrain.errors import LOST_WORKER, UserError, code_of
+from dtrain.errors import FINISHED, LOST_WORKER, UserError, code_of
 from dtrain.gan.memory import Estimate
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
@@ -34,8 +36,9 @@ from dtrain.record.samples import Samples
 from dtrain.record.spread import SampleSpread
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run import checkpointer, identity, init_from, places
+from dtrain.run import checkpointer, identity, init_from, places, resuming
 from dtrain.run.resuming import Restored
+from dtrain.run.tiers import open_tiers
 from dtrain.storage import access, claim, files
 
 # Flags that may differ between the workers of a run, as their disks do.
@@ -213,12 +216,28 @@ def _look(
     description = identity.Description(
         config, source.image_shape, source.num_classes, source.num_images
     )
-    note = identity.check(
+    description, note = identity.check(
         description,
         is_chief=workers.is_chief,
         is_alone=not workers.are_several and not config.backup_dir,
     )
     return source, description, note
+
+
+def _name(
+    description: identity.Description, restored: Restored, workers: Workers
+) -> identity.Description:
+    """Names a run that has no id yet. Every worker calls this.
+
+    One whose directory was lost goes on under the id that its backup has.
+    """
+    before = restored.manifest.run if restored.manifest else {}
+    run_id = workers.share(
+        lambda: (
+            description.run_id or before.get("id", "") or secrets.token_hex(8)
+        )
+    )
+    return dataclasses.replace(description, run_id=run_id)
 
 
 def _claim(
@@ -280,6 +299,8 @@ def _resume(
     )
     with book.spending("restore"):
         restored = saver.restore(workers)
+        description = _name(description, restored, workers)
+        saver.describe(identity.to_dict(description))
         if config.init_from and restored.manifest is None:
             source = workers.share(lambda: init_from.find(config))
             taken = workers.together(
@@ -345,16 +366,62 @@ def _check_belongs(
         )
 
 
+def rehearse(config: Config, workers: Workers) -> int:
+    """Prints what a run would do, and changes nothing. Every worker calls it.
+
+    Returns the exit code.
+
+    Args:
+        config: the run's settings.
+        workers: all of them, with the strategy of the run.
+
+    Raises:
+        UserError: the settings do not fit data, machine or run directory.
+        StorageError: the state could not be read.
+    """
+    _check_same_flags(config, workers)
+    source, description, note = workers.together(lambda: _look(config, workers))
+    gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
+    _, estimate = _make_step(gan, source, workers)
+    tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
+    restored = workers.together(lambda: resuming.look(tiers))
+    _check_belongs(restored, description)
+    if workers.is_chief:
+        print(_introduction(gan, source, workers, estimate, restored))
+        backup = "nowhere"
+        if tiers.backup and config.backup_every_secs:
+            backup = tiers.backup.directory.path
+        print(
+            f"saves     to {tiers.history.directory.path}, backups to "
+            f"{backup}\nnothing was written: this was a dry run"
+        )
+        say([note, *restored.notes])
+    return FINISHED
+
+
 def introduce(run: Run, restored: Restored) -> None:
     """Prints what the run is about to do, and what was found on the way."""
-    config, source, gan = run.config, run.source, run.gan
+    run.progress.say(
+        _introduction(run.gan, run.source, run.workers, run.estimate, restored)
+    )
+    say(restored.notes)
+
+
+def _introduction(
+    gan: GAN,
+    source: sources.Source,
+    workers: Workers,
+    estimate: Estimate,
+    restored: Restored,
+) -> str:
+    config = gan.config
     height, width, channels = source.image_shape
     classes = f", {source.num_classes} classes" if source.num_classes else ""
-    replicas = run.workers.strategy.num_replicas_in_sync
+    replicas = workers.strategy.num_replicas_in_sync
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     prefix = restored.prefix
     start = f"resumed from {prefix}" if prefix else "a fresh start"
-    run.progress.say(
+    return (
         f"data      {source.name}: {source.num_images:,} images "
         f"{height}x{width}x{channels}{classes}\n"
         f"model     {config.model}: generator "
@@ -363,11 +430,10 @@ def introduce(run: Run, restored: Restored) -> None:
         f"devices   {config.strategy}: {replicas} "
         f"replica{'s' if replicas > 1 else ''} on "
         f"{kind}, batch {config.batch_size}, {config.precision}, "
-        f"about {run.estimate.need()}\n"
+        f"about {estimate.need()}\n"
         f"run       {config.run_dir}: {start}, "
         f"{config.num_steps:,} steps in all"
     )
-    say(restored.notes)
 
 
 def _count(network: keras.Model) -> str:

@@ -36,8 +36,13 @@ def backup(config: Config, cluster: Cluster) -> str | None:
     return f"{config.run_dir}/backup" if cluster.is_chief else None
 
 
-def find(config: Config, cluster: Cluster) -> list[Place]:
+def find(config: Config, cluster: Cluster, run_id: str) -> list[Place]:
     """Lists where a state of the run may be, in order of preference.
+
+    Args:
+        config: the run's settings.
+        cluster: the workers, and which of them this is.
+        run_id: of the run; empty if it is not known.
 
     Raises:
         OSError: a directory cannot be listed.
@@ -56,6 +61,7 @@ def find(config: Config, cluster: Cluster) -> list[Place]:
         Place(
             CheckpointDirectory(path),
             is_mine=path == own or (cluster.is_chief and path in chiefs),
+            run_id=run_id,
         )
         for path in reversed(distinct.values())
     ]

@@ -86,6 +86,25 @@ def _restore_newest(
     return Restored(newest.prefix, newest.manifest, seen.notes)
 
 
+def look(tiers: Tiers) -> Restored:
+    """Tells what this worker would restore, and changes nothing.
+
+    Args:
+        tiers: of a dry run.
+
+    Raises:
+        UserError: there is a state and `resume` is never, or there is none
+            and it is must.
+        StorageError: a disk or the store failed.
+    """
+    seen = _search(tiers, tiers.config.verify)
+    newest = seen.newest
+    _check_resume(tiers.config, newest)
+    if newest is None:
+        return Restored("", None, seen.notes)
+    return Restored(newest.prefix, newest.manifest, seen.notes)
+
+
 def roll_back(
     checkpoint: tf.train.Checkpoint,
     tiers: Tiers,
@@ -126,7 +145,7 @@ def roll_back(
         workers.together(lambda: _restore(checkpoint, good, config))
         tiers.forget_after(good.manifest.step)
         # A run that is killed now would go on from these, and diverge again.
-        for place in places.find(config, tiers.cluster):
+        for place in places.find(config, tiers.cluster, tiers.run_id):
             if place.is_mine:
                 going_on.put_aside_after(
                     place.directory,
@@ -140,6 +159,7 @@ def restore_step(
     checkpoint: tf.train.Checkpoint,
     config: Config,
     step: int | None = None,
+    run_id: str = "",
 ) -> None:
     """Restores a state of a run, in whose directories nothing is changed.
 
@@ -147,6 +167,7 @@ def restore_step(
         checkpoint: what is restored into.
         config: the run's settings.
         step: which; None is the newest that verifies.
+        run_id: of the run; empty if it has none.
 
     Raises:
         UserError: there is none, it is damaged, or it does not fit the
@@ -155,7 +176,7 @@ def restore_step(
     """
     with files.storage_errors(config.run_dir):
         going_on.restore_chosen(
-            _read_only(places.find(config, ALONE)),
+            _read_only(places.find(config, ALONE, run_id)),
             config.run_dir,
             config.verify,
             checkpoint,
@@ -213,9 +234,9 @@ def _search(tiers: Tiers, how: str) -> going_on.Search:
     """Finds the newest state that this worker has, with notes for the user."""
     config = tiers.config
     with files.storage_errors(config.run_dir):
-        readable = places.find(config, tiers.cluster)
-        if config.resume == "never":
-            # A state is refused, so nothing may be moved.
+        readable = places.find(config, tiers.cluster, tiers.run_id)
+        if config.resume == "never" or config.dry_run:
+            # A state is refused, or only shown: nothing may be moved.
             readable = _read_only(readable)
         else:
             tiers.clean()
@@ -237,7 +258,7 @@ def _search_below(tiers: Tiers, limits: Sequence[int]) -> going_on.Search:
     config = tiers.config
     seen = going_on.Search(None, [], holds_something=False)
     with files.storage_errors(config.run_dir):
-        readable = places.find(config, tiers.cluster)
+        readable = places.find(config, tiers.cluster, tiers.run_id)
         intervals = (config.checkpoint_every_steps, 1)
         for below, every_steps in itertools.product(limits, intervals):
             seen = going_on.search(readable, config.verify, below, every_steps)

@@ -27,6 +27,20 @@ class Tiers(NamedTuple):
     history: Tier
     backup: Backup | None
 
+    @property
+    def run_id(self) -> str:
+        """Of the run, as config.json says; empty if it does not."""
+        return self.history.run.get("id", "")
+
+    def describe(self, run: Mapping[str, Any]) -> None:
+        """Says what is written into each manifest from here on.
+
+        Args:
+            run: what config.json holds.
+        """
+        for tier in filter(None, (self.history, self.backup)):
+            tier.run = run
+
     def clean(self) -> None:
         """Removes what killed saves left behind.
 
