@@ -43,9 +43,9 @@ Change; the source stays as it is:
 Carry:
   export CKPT --output=FILE
                            .safetensors, .npz, or the EMA generator of a run
-                           as .keras or as a SavedModel
+                           as .keras or, DIR/, as a SavedModel
   import FILE --output=NEW
-                           back from .safetensors, .npz or .weights.h5
+                           back from these, .h5, .hdf5 or .weights.json
 
 Keep:
   prune DIR                removes what no policy keeps
@@ -204,8 +204,8 @@ def _add_changing(commands: Any) -> None:
     command = commands.add_parser(
         "edit",
         description="Makes another checkpoint, by edits in the order in which "
-        "they are written.\nSeveral --rename in a row are one: two names can "
-        "be swapped.",
+        "they are written; without one, a copy.\nSeveral --rename in a row are "
+        "one: two names can be swapped.",
         usage="python -m dtrain.checkpoint_tool edit CKPT\n"
         "       (--output=DIR/ckpt-N | --dry_run) --EDIT ...",
     )
@@ -244,8 +244,8 @@ def _add_carrying(commands: Any) -> None:
     command = commands.add_parser(
         "export",
         description="Writes tensors as .safetensors or .npz, by their names, "
-        "or the EMA generator of a dtrain run as .keras file or, for any "
-        "other name, as a SavedModel.",
+        "or the EMA generator of a dtrain run as .keras file or, for the name "
+        "of a directory, as a SavedModel.",
     )
     command.add_argument("checkpoint", metavar="CKPT")
     _add_output(command, "FILE")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,8 +39,7 @@ def prefix(program: str, corpus: dict[str, str]) -> str:
     return corpus[program]
 
 
-@pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
+def runner(capsys: pytest.CaptureFixture[str]) -> Tool:
     """Runs a command in this process; returns what it printed."""
 
     def run(*arguments: str, code: int = errors.FINISHED) -> str:
@@ -48,6 +48,11 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
+    return runner(capsys)
 
 
 def values(prefix: str) -> dict[str, np.ndarray]:
@@ -113,7 +118,7 @@ def test_verify(prefix: str, tool: Tool, tmp_path: pathlib.Path) -> None:
     copy = tmp_path / "ckpt-3"
     for path in pathlib.Path(prefix).parent.glob("ckpt-3.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    data = pathlib.Path(f"{copy}.data-00000-of-00001")
+    data = next(tmp_path.glob("ckpt-3.data-00000-*"))
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
@@ -124,7 +129,7 @@ def test_diff(
     program: str, prefix: str, tool: Tool, tmp_path: pathlib.Path
 ) -> None:
     assert tool("diff", prefix, prefix).startswith("0 differ")
-    other = foreign.make(program).write(
+    other = foreign.fresh(program).write(
         str(tmp_path), is_managed="save_counter" in values(prefix)
     )
     told = tool("diff", prefix, other, code=1)
@@ -223,7 +228,7 @@ def test_dry_run_writes_nothing(prefix: str, tool: Tool) -> None:
 def test_average(
     program: str, prefix: str, tool: Tool, tmp_path: pathlib.Path
 ) -> None:
-    other = foreign.make(program).write(
+    other = foreign.fresh(program).write(
         str(tmp_path), is_managed="save_counter" in values(prefix)
     )
     output = f"{tmp_path}/mean/ckpt-3"
@@ -245,7 +250,7 @@ def test_merge(
     program: str, prefix: str, tool: Tool, tmp_path: pathlib.Path
 ) -> None:
     """One part of what was trained, and the rest of what was not."""
-    other = foreign.make(program).write(
+    other = foreign.fresh(program).write(
         str(tmp_path), is_managed="save_counter" in values(prefix)
     )
     trained = reader.read(prefix)
@@ -274,7 +279,7 @@ def test_export_and_import_by_names(
     tool("export", prefix, f"--output={path}")
     whole, placed = f"{tmp_path}/whole/ckpt-3", f"{tmp_path}/placed/ckpt-3"
     tool("import", path, f"--output={whole}")
-    other = foreign.make(program).write(
+    other = foreign.fresh(program).write(
         f"{tmp_path}/other", is_managed="save_counter" in values(prefix)
     )
     tool("import", path, f"--into={other}", f"--output={placed}")
@@ -341,6 +346,34 @@ def test_import_of_weights_h5(
 
 
 # Keeping.
+
+
+def test_the_yaml_of_the_docs(tool: Tool, tmp_path: pathlib.Path) -> None:
+    holder = tf.Module()
+    holder.dense = tf.Module()
+    holder.dense.kernel = tf.Variable([2.0])
+    optimizers = {
+        f"{name}_optimizer": tf.train.Checkpoint(
+            iterations=tf.Variable(1), moments=[tf.Variable(0.0)]
+        )
+        for name in ("generator", "discriminator")
+    }
+    state = tf.train.Checkpoint(
+        generator=holder, discriminator=tf.Variable(1.0), **optimizers
+    )
+    prefix = state.write(f"{tmp_path}/ckpt-0")
+    page = (runs.ROOT / "docs/checkpoints.md").read_text()
+    [edits] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "edits.yaml"
+    path.write_text(edits)
+    output = f"{tmp_path}/new/ckpt-0"
+    tool("edit", prefix, f"--output={output}", f"--edits={path}")
+    after = values(output)
+    assert set(after) == {"disc", "gen/dense/kernel"}
+    assert after["gen/dense/kernel"].tolist() == [1.0]
+    # What a pattern stands for is the same wherever there is one.
+    told = json.loads(tool("inspect", prefix, "--json", "--filter=*_optimizer"))
+    assert len(told["tensors"]) == 4
 
 
 def test_keep_what_was_edited(
@@ -434,7 +467,9 @@ def test_what_was_edited_is_a_checkpoint_of_its_step(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("edit CKPT --output=NEW/ckpt-3", "there is no edit"),
+        ("export CKPT --output=NEW.safetensor", "use .safetensors, or a dir"),
+        ("export CKPT --output=NEW.h5", "use .keras, .safetensors, .npz, or"),
+        ("export CKPT --output=NEW/v1.2", "with a slash at its end"),
         ("edit CKPT --drop=a", "name the result"),
         ("edit CKPT --output=NEW --drop=scale", "must end with the name of"),
         ("edit CKPT --output=CKPT --drop=scale", "it exists; name another"),

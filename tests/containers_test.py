@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,7 +25,7 @@ from hypothesis.extra import numpy as npst
 from dtrain import errors
 from dtrain.tensorfiles import containers, entries
 from dtrain.tensorfiles.containers import Entry
-from tests import object_store, runs
+from tests import hostile_files, object_store, runs
 
 SUFFIXES = (".safetensors", ".npz")
 ML_DTYPES = (
@@ -185,6 +187,48 @@ def test_arrays_of_other_machines_and_orders(place: pathlib.Path) -> None:
                 np.testing.assert_array_equal(read, array)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'shape': (2, 3), 'fortran_order': False, 'descr': '<i4'}",
+        '{"descr": "<i4", "fortran_order": False, "shape": (2, 3), }',
+        "{'descr': '<i4', 'fortran_order': False, 'shape': (2L, 3L), }",
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_headers_as_others_write_them(
+    header: str, version: int, place: pathlib.Path
+) -> None:
+    """In another order, other quotes, and as Python 2 wrote numbers."""
+    value = np.arange(6, dtype=np.int32).reshape(2, 3)
+    member = hostile_files.array(header, value.tobytes(), version)
+    (place / "x.npz").write_bytes(hostile_files.packed(("a", member)))
+    with containers.open_file(f"{place}/x.npz") as file:
+        check_same(file.read("a"), value)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_with_more_than_arrays_of_numbers(
+    method: int, place: pathlib.Path
+) -> None:
+    words = np.array([["ab", "ü"], ["", "d"]])
+    plain = np.array([b"a\x00b", b"\xff"])
+    arrays = {"n": np.arange(9.0), "words": words, "plain": plain}
+    with zipfile.ZipFile(place / "x.npz", "w", method) as archive:
+        archive.writestr("README.txt", "how it was made")
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+        archive.writestr("more/", "")
+    with containers.open_file(f"{place}/x.npz") as file:
+        assert set(file.entries) == set(arrays)
+        check_same(file.read("n"), arrays["n"])
+        assert file.entries["words"] == Entry("string", (2, 2))
+        texts = [[b"ab", "ü".encode()], [b"", b"d"]]
+        assert file.read("words").tolist() == texts
+        assert file.read("plain").tolist() == [b"a\x00b", b"\xff"]
+
+
 # What other programs make of it.
 
 EVERYTHING: Tensors = {
@@ -270,6 +314,33 @@ def test_the_library_writes_and_it_is_read(place: pathlib.Path) -> None:
             check_same(file.read(name), value)
 
 
+@pytest.mark.parametrize(
+    ("code", "data", "values"),
+    [
+        # The first number is in the lowest bits.
+        ("F4", "20 d7", [0.0, 1.0, 6.0, -3.0]),
+        ("F6_E2M3", "08 02 7e", [1.0, 1.0, -0.0, 7.5]),
+        ("F6_E3M2", "0c f3 ef", [1.0, 1.0, -28.0, -14.0]),
+        ("F8_E8M0", "7f 80 7d 00", [1.0, 2.0, 0.25, 2.0**-127]),
+    ],
+)
+def test_numbers_narrower_than_a_byte(
+    code: str, data: str, values: list[float], place: pathlib.Path
+) -> None:
+    packed = bytes.fromhex(data)
+    end = len(packed)
+    said = {"dtype": code, "shape": [2, 2], "data_offsets": [0, end]}
+    other = {"dtype": "U8", "shape": [1], "data_offsets": [end, end + 1]}
+    header = json.dumps({"a": said, "b": other}).encode()
+    path = place / "x.safetensors"
+    length = len(header).to_bytes(8, "little")
+    path.write_bytes(length + header + packed + b"\7")
+    with containers.open_file(str(path)) as file:
+        expected = np.array(values, np.float32).reshape(2, 2)
+        np.testing.assert_array_equal(file.read("a"), expected)
+        assert file.read("b").tolist() == [7]
+
+
 def test_the_weights_of_keras(place: pathlib.Path) -> None:
     model = keras.Sequential(
         [
@@ -291,6 +362,43 @@ def test_the_weights_of_keras(place: pathlib.Path) -> None:
         assert set(file.entries) == set(expected)
         for name, value in expected.items():
             check_same(file.read(name), value)
+    # The same, in an archive and in several files.
+    model.save(place / "x.keras")
+    model.save_weights(place / "y.weights.json", max_shard_size=1e-7)
+    assert len(list(place.glob("y*.h5"))) > 1
+    for name in ("x.keras", "y.weights.json"):
+        with containers.open_file(f"{place}/{name}") as file:
+            assert set(expected) <= set(file.entries)
+            assert file.metadata["layers/dense/vars"] == "first"
+            for each, value in expected.items():
+                check_same(file.read(each), value)
+    next(place.glob("y*.h5")).unlink()
+    with (
+        pytest.raises(errors.UserError, match=r"its file y.*h5 is not beside"),
+        containers.open_file(f"{place}/y.weights.json"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("", "no list of Keras"),
+        ("[" * 10_000, "no list of Keras"),
+        ('{"weight_map": {"a": [["b"]]}}', "no list of Keras"),
+        ('{"weight_map": {"a": "../x.h5"}}', "'../x.h5', no file beside it"),
+        ('{"weight_map": {"a": [""]}}', "'', no file beside it"),
+    ],
+)
+def test_lists_of_files_that_keras_does_not_write(
+    data: str, why: str, place: pathlib.Path
+) -> None:
+    (place / "x.weights.json").write_text(data)
+    with (
+        pytest.raises(errors.UserError, match=why),
+        containers.open_file(f"{place}/x.weights.json"),
+    ):
+        pass
 
 
 def test_hdf5_of_other_programs(place: pathlib.Path) -> None:
@@ -300,6 +408,19 @@ def test_hdf5_of_other_programs(place: pathlib.Path) -> None:
         file["flags"] = value > 3
         file["scalar"] = np.float16(2)
         file["none"] = np.zeros((0, 3), np.complex64)
+        # In chunks, the last of which are half outside.
+        pieces = {"data": value, "chunks": (2, 2, 3)}
+        file.create_dataset("chunks", **pieces)
+        file.create_dataset("gzip", compression="gzip", shuffle=True, **pieces)
+        file.create_dataset("lzf", compression="lzf", **pieces)
+        file.create_dataset("unset", (3, 2), "f4", chunks=(1, 2), fillvalue=7)
+        file.create_dataset("grows", (0, 2), "f4", maxshape=(None, 2))
+    shutil.copy(place / "x.h5", place / "x.hdf5")
+    with containers.open_file(f"{place}/x.hdf5") as read:
+        for name in ("chunks", "gzip", "lzf"):
+            check_same(read.read(name), value)
+        check_same(read.read("unset"), np.full((3, 2), 7, np.float32))
+        check_same(read.read("grows"), np.zeros((0, 2), np.float32))
     with containers.open_file(f"{place}/x.h5") as read:
         check_same(read.read("big"), value.astype(np.float32))
         check_same(read.read("flags"), value > 3)
@@ -310,14 +431,13 @@ def test_hdf5_of_other_programs(place: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"shape": (4,), "chunks": (2,)}, "in one piece"),
-        ({"data": np.zeros(99), "compression": "gzip"}, "in one piece"),
+        ({"shape": (2**40,), "chunks": (2**20,)}, "when it is unpacked"),
         ({"data": ["a", "b"]}, "'object' is not one of"),
         ({"data": np.zeros(2, "f4,i4")}, "'void64' is not one of"),
         ({"shape": (2,)}, "has no bytes"),
         (
             {"shape": (4,), "external": [("elsewhere", 0, h5py.h5f.UNLIMITED)]},
-            "in one piece",
+            "in another file",
         ),
     ],
 )

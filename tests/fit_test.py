@@ -237,7 +237,7 @@ def test_what_fits_for_tensorflow_fits(
     made = foreign.make(program)
     made.train()
     prefix = made.write(str(tmp_path), is_managed=True)
-    again = foreign.make(program).checkpoint
+    again = foreign.fresh(program).checkpoint
     assert fit.compare(reader.read(prefix), fit.of_objects(again)) is None
     restore.restore(again, prefix, prefix)
     live, trained = fit.of_objects(again), fit.of_objects(made.checkpoint)

@@ -60,23 +60,33 @@ class Program:
         self,
         checkpoint: tf.train.Checkpoint,
         train: Callable[[int], None],
+        options: tf.train.CheckpointOptions | None = None,
+        grow: Callable[[], None] = lambda: None,
     ) -> None:
         self.checkpoint = checkpoint
         self._train = train
+        self._options = options
+        self.grow = grow
 
     def train(self) -> None:
         for number in range(1, NUM_STEPS + 1):
+            if number == NUM_STEPS:
+                with tempfile.TemporaryDirectory() as directory:
+                    self.checkpoint.write(f"{directory}/first")
+                self.grow()
             self._train(number)
             if hasattr(self.checkpoint, "step"):
                 self.checkpoint.step.assign_add(1)
 
     def write(self, directory: str, *, is_managed: bool) -> str:
         if not is_managed:
-            return self.checkpoint.write(f"{directory}/ckpt-{NUM_STEPS}")
+            return self.checkpoint.write(
+                f"{directory}/ckpt-{NUM_STEPS}", self._options
+            )
         manager = tf.train.CheckpointManager(
             self.checkpoint, directory, max_to_keep=2
         )
-        return manager.save(checkpoint_number=NUM_STEPS)
+        return manager.save(checkpoint_number=NUM_STEPS, options=self._options)
 
 
 def _single(network: keras.Model) -> Program:
@@ -296,6 +306,65 @@ def mixed_precision() -> Program:
     )
 
 
+def no_slots() -> Program:
+    network = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(2, name="dense")]
+    )
+    optimizer = keras.optimizers.SGD(1e-2)
+    optimizer.build(network.trainable_variables)
+    return Program(
+        tf.train.Checkpoint(model=network, optimizer=optimizer),
+        lambda step: _learn(
+            optimizer, network, network.trainable_variables, step
+        ),
+    )
+
+
+def rooted() -> Program:
+    """The model itself is the root, as in `tf.train.Checkpoint(model)`."""
+    network = Subclassed()
+    network(tf.zeros([1, 3]))
+    optimizer = _adam(network)
+    return Program(
+        tf.train.Checkpoint(network),
+        lambda step: _learn(
+            optimizer, network, network.trainable_variables, step
+        ),
+    )
+
+
+def grown() -> Program:
+    """It has more after its first save, as a GAN that grows."""
+    blocks = [tf.Variable([1.0, 2.0])]
+    state = tf.train.Checkpoint(blocks=blocks)
+
+    def grow() -> None:
+        state.blocks.append(tf.Variable(tf.ones([2, 2])))
+        state.head = tf.Variable([3.0])
+
+    def train(step: int) -> None:
+        for each in (*state.blocks, getattr(state, "head", None)):
+            if each is not None:
+                each.assign_add(step * tf.ones_like(each))
+
+    return Program(state, train, grow=grow)
+
+
+def sharded() -> Program:
+    """A large model, whose values are in several files."""
+    program = _single(
+        keras.Sequential(
+            [keras.Input((3,)), layers.Dense(9, name="a"), layers.Dense(1)]
+        )
+    )
+    policy = tf.train.experimental.MaxShardSizePolicy(max_shard_size=100)
+    return Program(
+        program.checkpoint,
+        program._train,
+        tf.train.CheckpointOptions(experimental_sharding_callback=policy),
+    )
+
+
 def multi_worker(strategy: tf.distribute.Strategy | None = None) -> Program:
     """Its checkpoint is as any other, and one process alone can load it."""
     strategy = strategy or tf.distribute.get_strategy()
@@ -325,6 +394,7 @@ def multi_worker(strategy: tf.distribute.Strategy | None = None) -> Program:
 _MAKERS: tuple[Callable[[], Program], ...] = (
     *(sequential, functional, subclassed, two_and_one, two_and_two),
     *(raw_variables, module, custom_layer, nested, mixed_precision),
+    *(no_slots, rooted, grown, sharded),
     multi_worker,
 )
 PROGRAMS = tuple(maker.__name__ for maker in _MAKERS)
@@ -337,6 +407,13 @@ def make(name: str) -> Program:
     keras.backend.clear_session()
     keras.utils.set_random_seed(SEED)
     return _MAKERS[PROGRAMS.index(name)]()
+
+
+def fresh(name: str) -> Program:
+    """Makes them with all that they have at the end of their training."""
+    program = make(name)
+    program.grow()
+    return program
 
 
 def write(name: str, directory: str) -> str:
@@ -352,7 +429,7 @@ def loaded(name: str, prefix: str) -> dict[str, np.ndarray]:
     Returns:
         What the program holds then, by the keys that it saves it under.
     """
-    state = make(name).checkpoint
+    state = fresh(name).checkpoint
     # What `write` wrote has no counter of saves, which `restore` asks for.
     is_managed = any(
         key.startswith("save_counter/")

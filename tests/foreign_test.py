@@ -41,7 +41,7 @@ def test_what_is_loaded_is_what_was_written(
     written = foreign.saved(corpus[program])
     assert_same(foreign.loaded(program, corpus[program]), written)
     # And the program did not have it from the start.
-    made = foreign.make(program).write(
+    made = foreign.fresh(program).write(
         str(tmp_path), is_managed=program in foreign.MANAGED
     )
     same = {

@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
+from tensorflow.core.util.saved_tensor_slice_pb2 import SavedTensorSlices
 
 from dtrain.bundle import index
 from dtrain.bundle.tree import Tensor, of_names
 from dtrain.checkpoint import listing, opening, writing
 from dtrain.errors import UserError
 from dtrain.toolbox import interchange, parsing
+from tests import foreign_formats
 from tests.hostile_files import peak_bytes
 
 CASE_SECS = 30
@@ -168,6 +170,49 @@ LIES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+# What a file of V1 says of its tensors, likewise.
+
+
+def described(change: Callable[[SavedTensorSlices], None]) -> Callable:
+    def lie(sound: bytes) -> bytes:
+        entries = parse(sound)
+        slices = SavedTensorSlices.FromString(entries[b""])
+        change(slices)
+        entries[b""] = slices.SerializeToString()
+        return table(entries)
+
+    return lie
+
+
+def _side(slices: SavedTensorSlices, size: int) -> None:
+    slices.meta.tensor[0].shape.dim[0].size = size
+
+
+V1_LIES: dict[str, Callable[[bytes], bytes]] = {
+    "a side below 0": described(lambda slices: _side(slices, -1)),
+    "a terabyte": described(lambda slices: _side(slices, 2**40)),
+    "less than its parts": described(lambda slices: _side(slices, 1)),
+    "a part outside": described(
+        lambda slices: setattr(
+            slices.meta.tensor[0].slice[0].extent[0], "start", 99
+        )
+    ),
+    "a part twice": described(
+        lambda slices: (
+            slices.meta.tensor[0]
+            .slice.add()
+            .CopyFrom(slices.meta.tensor[0].slice[0])
+        )
+    ),
+    "a part that is not there": described(
+        lambda slices: slices.meta.tensor.add(name="zz").slice.add()
+    ),
+    "no header": lambda _: table({b"a": b"b"}),
+    "a header of something else": lambda _: table({b"": b"\xff" * 9}),
+    "compressed": lambda x: table(parse(x), b"\1"),
+}
+
+
 def write_sound(directory: str) -> str:
     """Writes a checkpoint of some small tensors, with a manifest."""
     values = {
@@ -269,6 +314,21 @@ def attempt(read: Callable[[], None]) -> str:
     return ""
 
 
+def _to_be_changed(kind: str, prefix: str) -> tuple[pathlib.Path, str]:
+    """Returns the file that is damaged, and the prefix of its checkpoint."""
+    if kind == "v1":
+        directory = f"{pathlib.Path(prefix).parent}/v1"
+        prefix, _ = foreign_formats.tensorflow_0(directory)
+        return pathlib.Path(prefix), prefix
+    suffix = {"index": "index", "data": DATA, "manifest": "json"}[kind]
+    path = pathlib.Path(f"{prefix}.{suffix}")
+    if kind == "index":
+        # Of a program that keeps no manifest.
+        pathlib.Path(f"{prefix}.json").unlink()
+        path.write_bytes(table(parse(path.read_bytes())))
+    return path, prefix
+
+
 def main(kind: str, number: int, seed: int) -> None:
     began = time.monotonic()
     outcomes = {"read": 0, "refused": 0}
@@ -286,20 +346,16 @@ def main(kind: str, number: int, seed: int) -> None:
                 attempt(lambda data=data: read_yaml(data))
                 outcomes["refused" if said else "read"] += 1
         else:
-            suffix = {"index": "index", "data": DATA, "manifest": "json"}[kind]
-            path = pathlib.Path(f"{prefix}.{suffix}")
+            path, found = _to_be_changed(kind, prefix)
             sound = path.read_bytes()
-            if kind == "index":
-                # Of a program that keeps no manifest.
-                pathlib.Path(f"{prefix}.json").unlink()
-                path.write_bytes(table(parse(sound)))
-                assert not attempt(lambda: read_checkpoint(prefix))
-                for case, lie in LIES.items():
-                    path.write_bytes(lie(sound))
-                    lies[case] = attempt(lambda: read_checkpoint(prefix))
+            assert not attempt(lambda: read_checkpoint(found))
+            of_kind = {"index": LIES, "v1": V1_LIES}.get(kind, {})
+            for case, lie in of_kind.items():
+                path.write_bytes(lie(sound))
+                lies[case] = attempt(lambda: read_checkpoint(found))
             for data in mutations(sound, number, seed):
                 path.write_bytes(data)
-                said = attempt(lambda: read_checkpoint(prefix))
+                said = attempt(lambda: read_checkpoint(found))
                 outcomes["refused" if said else "read"] += 1
     peak = peak_bytes() >> 20
     secs = round(time.monotonic() - began)

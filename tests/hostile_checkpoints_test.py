@@ -14,7 +14,7 @@ NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "500"))
 MAX_MIB = 1024
 
 
-@pytest.mark.parametrize("kind", ["index", "data", "manifest", "yaml"])
+@pytest.mark.parametrize("kind", ["index", "data", "manifest", "v1", "yaml"])
 def test_lies_and_damage_in_little_memory(kind: str) -> None:
     """In a process of its own: TensorFlow would end this one by a CHECK."""
     process = runs.start(
@@ -30,6 +30,7 @@ def test_lies_and_damage_in_little_memory(kind: str) -> None:
     assert outcome["peak_mib"] <= MAX_MIB
     lies = {
         "index": hostile_checkpoints.LIES,
+        "v1": hostile_checkpoints.V1_LIES,
         "yaml": hostile_checkpoints.YAML_LIES,
     }.get(kind, {})
     assert outcome["lies"].keys() == lies.keys()

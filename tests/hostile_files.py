@@ -376,8 +376,9 @@ NPZ: dict[str, tuple[str, Make]] = {
     "a name with a NUL": ("cannot name", lambda: renamed(b"a\0b")),
     "a name with an escape": ("cannot name", lambda: renamed(b"a\x1b[2Jb")),
     "no name": ("cannot name", lambda: packed(("", array()))),
+    # What is no array is passed over.
     "no array": (
-        "is no array",
+        "^$",
         lambda: packed(("ab", array())).replace(b"ab.npy", b"ab.txt"),
     ),
     "another magic": ("is no array", lambda: packed(("a", b"hello there"))),
@@ -387,7 +388,7 @@ NPZ: dict[str, tuple[str, Make]] = {
         lambda: packed(("a", array(version=4))),
     ),
     "a pickle": (
-        "has the header",
+        "never pickles",
         lambda: packed(("a", array(described("'|O'"), b"cos\nsystem\n"))),
     ),
     "a pickle with a size": (
@@ -398,21 +399,39 @@ NPZ: dict[str, tuple[str, Make]] = {
         "is no array",
         lambda: packed(("a", b"\x80\x04cos\nsystem\n(S'id'\ntR.")),
     ),
-    "texts": ("is of type", lambda: packed(("a", array(described("'<U1'"))))),
+    "half a text": (
+        "its header says string",
+        lambda: packed(("a", array(described("'<U1'")))),
+    ),
+    "texts of nothing": (
+        "is of type",
+        lambda: packed(("a", array(described("'<U0'", "(9999999,)"), b""))),
+    ),
+    "many texts": (
+        "more than 1000000 texts",
+        lambda: packed(
+            ("a", array(described("'|S1'", "(1000001,)"), b"a" * 1_000_001)),
+            method=zipfile.ZIP_DEFLATED,
+        ),
+    ),
+    "no UTF-32": (
+        "code point",
+        lambda: packed(("a", array(described("'<U1'"), b"\xff" * 4))),
+    ),
     "a date": (
-        "has the header",
+        "is of type",
         lambda: packed(("a", array(described("'<M8[s]'")))),
     ),
     "fields": (
-        "has the header",
+        "is of type",
         lambda: packed(("a", array(described("[('a', '<f4')]")))),
     ),
     "a program": (
-        "has the header",
+        "Cannot parse header",
         lambda: packed(("a", array(described("__import__('os')")))),
     ),
     "a deep header": (
-        "has the header",
+        "Cannot parse header",
         lambda: packed(("a", array(described(shape="(" * 900)))),
     ),
     "a long header": (
@@ -462,7 +481,13 @@ NPZ: dict[str, tuple[str, Make]] = {
             - 1,
         ),
     ),
-    "another method": ("method 12", lambda: packed(("a", array()), method=12)),
+    "another method": ("^$", lambda: packed(("a", array()), method=12)),
+    "a window of 4 GB": (
+        "too large a window",
+        lambda: packed(("a", array()), method=14).replace(
+            b"\x5d\0\0\x80\0", b"\x5d\xff\xff\xff\xff"
+        ),
+    ),
     "a method to come": (
         "by method 99",
         lambda: packed(("a", array()), compress_type=99),
@@ -575,15 +600,29 @@ H5: dict[str, tuple[str, Make]] = {
     "no HDF5": ("file signature", lambda: b"hello" * 999),
     "half a file": ("truncated", lambda: sound("h5")[:2000]),
     "in pieces": (
-        "in one piece",
+        "^$",
         lambda: grouped(lambda f: f.create_dataset("a", (9,), chunks=(3,))),
     ),
     "a petabyte of nothing": (
         "no bytes",
         lambda: grouped(lambda f: f.create_dataset("a", (2**50,), "u1")),
     ),
+    "a petabyte in pieces": (
+        "when it is unpacked",
+        lambda: grouped(
+            lambda f: f.create_dataset("a", (2**50,), "u1", chunks=(2**20,))
+        ),
+    ),
+    "4 GB in a piece": (
+        "cannot be unpacked",
+        lambda: grouped(
+            lambda f: f.create_dataset(
+                "a", (2**31,), "u1", chunks=(2**31,), compression="gzip"
+            )
+        ),
+    ),
     "elsewhere": (
-        "elsewhere",
+        "in another file",
         lambda: grouped(
             lambda f: f.create_dataset(
                 "a", (9,), external=[("/etc/passwd", 0, 72)]
@@ -625,6 +664,11 @@ def sound(kind: str) -> bytes:
                     # As Keras does.
                     dataset = group[f"layers/{name}/vars/0"]
                     dataset.attrs["dtype"] = "bfloat16"
+            group.create_dataset(
+                *("packed", (5, 3), "f4", np.arange(15.0).reshape(5, 3)),
+                chunks=(2, 3),
+                compression="gzip",
+            )
 
         return grouped(fill)
     tensors["waves"] = np.array([1 + 2j, -3j], np.complex64)
@@ -691,7 +735,7 @@ def repacked(data: bytes, random_: random.Random) -> bytes:
     else:
         content = content[:head] + damaged(content[head:], random_)
     members[at] = (name, content)
-    return packed(*members, method=random_.choice((0, 8)))
+    return packed(*members, method=random_.choice((0, 8, 12, 14)))
 
 
 def mutations(kind: str, number: int, seed: int) -> Iterator[bytes]:
@@ -803,7 +847,9 @@ def peak_bytes() -> int:
 def main(kind: str, number: int, seed: int) -> None:
     """Reads all; prints what came of it, and what it took."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    h5_file.look = lambda path: forked(h5_listing.listing, path)
+    h5_file.look = lambda path, unpacked: forked(
+        lambda path: h5_listing.listing(path, unpacked), path
+    )
     began = time.monotonic()
     outcomes = collections.Counter(read=0, refused=0, crashes=0)
     with tempfile.TemporaryDirectory() as place:

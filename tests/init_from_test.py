@@ -20,7 +20,7 @@ from dtrain.errors import UserError
 from dtrain.gan import state as gan_lib
 from dtrain.run import init_from
 from dtrain.toolbox import edits
-from tests import replicas, runs
+from tests import foreign_formats, replicas, runs
 
 CONFIG = Config(
     batch_size=8, base_channels=2, latent_size=4, sample_every_steps=0
@@ -109,6 +109,78 @@ def test_from_a_generator_alone_that_is_called_otherwise(
         value = tree[name].read()
         np.testing.assert_array_equal(after[name], value)
         np.testing.assert_array_equal(after[f"ema_{name}"], value)
+
+
+def network(size: int) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((size,)),
+            keras.layers.Dense(4, name="first"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(2, name="last"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("parts", ["networks", "all"])
+def test_from_a_program_of_keras_2(parts: str, tmp_path: pathlib.Path) -> None:
+    prefix, expected = foreign_formats.keras_2_gan(str(tmp_path))
+    networks = {"generator": network(3), "discriminator": network(2)}
+    optimizers = {}
+    for name, model in networks.items():
+        optimizers[f"{name}_optimizer"] = keras.optimizers.Adam()
+        optimizers[f"{name}_optimizer"].build(model.trainable_variables)
+    checkpoint = tf.train.Checkpoint(
+        ema_generator=network(3), **networks, **optimizers
+    )
+    config = dataclasses.replace(CONFIG, init_from=prefix, init_parts=parts)
+    init_from.take(checkpoint, config, init_from.find(config))
+    for part in ("generator", "discriminator"):
+        for layer in networks[part].layers:
+            for variable in layer.variables:
+                number = foreign_formats.KERAS_2_LAYERS[layer.name]
+                edge = f"layer_with_weights-{number}"
+                name = f"{part}/{edge}/{variable.name}"
+                np.testing.assert_array_equal(variable, expected[name], name)
+        optimizer = optimizers[f"{part}_optimizer"]
+        assert int(optimizer.iterations) == (parts == "all")
+        moved = any(np.any(slot) for slot in optimizer.variables[2:])
+        assert moved == (parts == "all")
+    for one, two in zip(
+        *(checkpoint.ema_generator.weights, networks["generator"].weights),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_from_a_program_of_tensorflow_1(tmp_path: pathlib.Path) -> None:
+    prefix, expected = foreign_formats.tensorflow_1(str(tmp_path))
+    dense = keras.layers.Dense(3, use_bias=False, name="dense")
+    generator = keras.Sequential([keras.Input((4,)), dense])
+    checkpoint = tf.train.Checkpoint(
+        generator=generator, ema_generator=keras.models.clone_model(generator)
+    )
+    config = dataclasses.replace(
+        CONFIG, init_from=prefix, init_parts="generator"
+    )
+    told = init_from.take(checkpoint, config, init_from.find(config))
+    assert told.step == 1000
+    kernel = expected["generator/dense/kernel"]
+    np.testing.assert_array_equal(dense.kernel, kernel)
+
+
+def test_from_a_checkpoint_with_an_iterator(tmp_path: pathlib.Path) -> None:
+    prefix, expected = foreign_formats.iterator(str(tmp_path))
+    checkpoint = tf.train.Checkpoint(
+        generator=network(3), ema_generator=network(3)
+    )
+    config = dataclasses.replace(
+        CONFIG, init_from=prefix, init_parts="generator"
+    )
+    told = init_from.take(checkpoint, config, init_from.find(config))
+    assert len(told.digest) == 64
+    kernel = checkpoint.generator.layers[0].kernel
+    np.testing.assert_array_equal(kernel, expected["generator/first/kernel"])
 
 
 def test_one_that_does_not_fit_changes_nothing(

@@ -112,7 +112,8 @@ def test_an_export_and_back(program: dict[str, Any], suffix: str) -> None:
         before = reader.read(written(program, directory))
         path = f"{directory}/state.{suffix}"
         interchange.write(before, list(before), path)
-        with interchange.opened(path) as back:
+        with interchange.opened(path) as source:
+            back = source.tree
             assert back.keys == before.keys
             assert back.graph == before.graph
             assert same(before, back)

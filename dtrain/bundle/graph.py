@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Collection, Iterator
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -18,6 +19,8 @@ ROOT = 0
 VALUE = "VARIABLE_VALUE"
 # What a Keras model holds its layers in, and readable names leave out.
 CONTAINERS = ("_functional", "_operations", "_layers")
+# What a model of Keras 2 calls a layer, by two numbers.
+KERAS_2_LAYER = re.compile(r"layer(_with_weights)?-(\d{1,9})")
 # What a Keras optimizer holds that belongs to a model, or has a better name.
 OPTIMIZER_LISTS = ("_variables", "_trainable_variables")
 
@@ -100,13 +103,10 @@ def pruned(graph: Graph) -> Graph:
         # Objects that never held one stay: a restore may ask for them.
         if not node.has_checkpoint_values.value
     }
-    for number, node in enumerate(graph.nodes):
+    for node in graph.nodes:
         children = [
             child for child in node.children if child.node_id in holding
         ]
-        if number == ROOT:
-            # As `tf.train.Checkpoint` does.
-            children.sort(key=lambda child: child.local_name)
         del node.children[:]
         node.children.extend(children)
     kept = list(ways_to_objects(graph))
@@ -136,6 +136,23 @@ def pruned(graph: Graph) -> Graph:
                     slot_name=slot.slot_name,
                 )
     return pruned
+
+
+def is_sorted(graph: Graph) -> bool:
+    """Tells whether the root names what it holds in order, as Checkpoint does.
+
+    A model that is the root of what it saves does not.
+    """
+    edges = [child.local_name for child in graph.nodes[ROOT].children]
+    return edges == sorted(edges)
+
+
+def sort(graph: Graph) -> None:
+    """Brings what the root holds into the order of the names."""
+    root = graph.nodes[ROOT]
+    children = sorted(root.children, key=lambda child: child.local_name)
+    del root.children[:]
+    root.children.extend(children)
 
 
 def canonical_keys(graph: Graph) -> Iterator[tuple[Attribute, str]]:

@@ -6,24 +6,32 @@ terabyte takes that much memory. So what the index says is first compared with
 the data files. It is a table of LevelDB
 (https://github.com/google/leveldb/blob/main/doc/table_format.md) whose values
 are BundleEntryProtos (tensorflow/core/protobuf/tensor_bundle.proto).
+
+What TensorFlow wrote before, V1, is one such table with the values in it; its
+first entry describes them (tensorflow/core/util/saved_tensor_slice.proto).
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
+from tensorflow.core.util.saved_tensor_slice_pb2 import SavedTensorSlices
 
 from dtrain.errors import UserError
+from dtrain.storage import files
 
 _FOOTER_BYTES = 48
 _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 # An index of a million tensors has 100 MB.
 _MAX_BYTES = 256 << 20
 _MAX_SHARDS = 100_000
+_MAX_RANK = 254
 
 
 def check(prefix: str) -> None:
@@ -37,7 +45,10 @@ def check(prefix: str) -> None:
             data files hold.
     """
     try:
-        _check(prefix, f"{prefix}.index")
+        if is_v1(prefix):
+            _check_v1(prefix)
+        else:
+            _check(prefix, f"{prefix}.index")
     except (IndexError, ValueError, OSError) as error:
         # A ValueError is a UserError of this file, or of a damaged proto.
         reason = str(error) if isinstance(error, UserError) else "it is cut"
@@ -46,6 +57,99 @@ def check(prefix: str) -> None:
         raise UserError(
             f"{prefix} is no readable checkpoint: {reason}"
         ) from error
+
+
+def is_v1(prefix: str) -> bool:
+    """Tells whether a checkpoint is one file, as before TensorFlow 0.12.
+
+    Raises:
+        OSError: the disk or the store failed.
+    """
+    if files.size(f"{prefix}.index") is not None or files.is_directory(prefix):
+        return False
+    num_bytes = files.size(prefix) or 0
+    if num_bytes < _FOOTER_BYTES:
+        return False
+    return files.read_part(prefix, num_bytes - 8, 8) == _MAGIC
+
+
+class Parts(NamedTuple):
+    """How a tensor is kept in a checkpoint of V1.
+
+    Attributes:
+        shape: of the tensor.
+        parts: where each part is in it, a slice for each of its dimensions.
+    """
+
+    shape: tuple[int, ...]
+    parts: list[tuple[slice, ...]]
+
+
+def parts(path: str) -> dict[str, Parts]:
+    """Returns how each tensor of a checkpoint of V1 is kept, by its name.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: it is no such file, or a part is none of its tensor.
+        OSError: it cannot be read.
+    """
+    found: dict[str, Parts] = {}
+    for tensor in _described(path):
+        shape = tuple(side.size for side in tensor.shape.dim)
+        found[tensor.name] = Parts(shape, [])
+        for part in tensor.slice:
+            extents = []
+            for extent, side in zip(part.extent, shape, strict=True):
+                # Without a length it is all of them.
+                stop = side
+                if extent.HasField("length"):
+                    stop = extent.start + extent.length
+                if not 0 <= extent.start <= stop <= side:
+                    raise UserError(f"{tensor.name} has a part outside it")
+                extents.append(slice(extent.start, stop))
+            found[tensor.name].parts.append(tuple(extents))
+        sizes = [
+            math.prod(side.stop - side.start for side in part)
+            for part in found[tensor.name].parts
+        ]
+        if sum(sizes) != math.prod(shape):
+            raise UserError(f"{tensor.name} is not there whole")
+    return found
+
+
+def _check_v1(path: str) -> None:
+    num_bytes = os.path.getsize(path)
+    for tensor in _described(path):
+        shape = [side.size for side in tensor.shape.dim]
+        if tensor.shape.unknown_rank or min(shape, default=0) < 0:
+            raise UserError(f"{tensor.name} has the shape {shape}")
+        if not _is_dtype(tensor.type):
+            raise UserError(
+                f"{tensor.name} has a dtype of the number {tensor.type}"
+            )
+        # An element takes a byte at least.
+        if len(shape) > _MAX_RANK or math.prod(shape) > num_bytes:
+            raise UserError(f"{tensor.name} of {shape} is not there")
+    parts(path)
+
+
+def _described(path: str) -> list[Any]:
+    """Reads what a file of V1 says of its tensors, in front of them.
+
+    Raises:
+        UserError: it does not say it.
+    """
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as table,
+    ):
+        key, value = next(entries(table), (b"", b""))
+    if key:
+        raise UserError("it has no header")
+    slices = SavedTensorSlices.FromString(value)
+    return list(slices.meta.tensor)
 
 
 def _check(prefix: str, path: str) -> None:
@@ -79,12 +183,11 @@ def _fault(
     shape = [side.size for side in entry.shape.dim]
     if entry.shape.unknown_rank or any(side < 0 for side in shape):
         return f"has the shape {shape}"
-    if len(shape) > 254:
+    if len(shape) > _MAX_RANK:
         return f"has {len(shape)} dimensions"
-    try:
-        dtype = tf.as_dtype(entry.dtype)
-    except TypeError:
+    if not _is_dtype(entry.dtype):
         return f"has a dtype of the number {entry.dtype}"
+    dtype = tf.as_dtype(entry.dtype)
     if not 0 <= entry.shard_id < len(sizes):
         return f"is in the data file {entry.shard_id} of {len(sizes)}"
     end = entry.offset + entry.size
@@ -101,7 +204,33 @@ def _fault(
     return None
 
 
-def entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _is_dtype(number: int) -> bool:
+    try:
+        tf.as_dtype(number)
+    except TypeError:
+        return False
+    return True
+
+
+def raw(prefix: str, key: str) -> bytes:
+    """Returns the bytes of a tensor as they are in its data file.
+
+    Args:
+        prefix: of a checkpoint that `check` has passed.
+        key: of a tensor that is there, and in one piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(f"{prefix}.index", "rb") as file:
+        rows = dict(entries(file.read()))
+    header = tensor_bundle_pb2.BundleHeaderProto.FromString(rows[b""])
+    entry = tensor_bundle_pb2.BundleEntryProto.FromString(rows[key.encode()])
+    shard = f"{entry.shard_id:05}-of-{header.num_shards:05}"
+    return files.read_part(f"{prefix}.data-{shard}", entry.offset, entry.size)
+
+
+def entries(data: bytes | mmap.mmap) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of a table, in their order.
 
     Args:
@@ -121,7 +250,7 @@ def entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(
-    data: bytes, extent: tuple[int, int]
+    data: bytes | mmap.mmap, extent: tuple[int, int]
 ) -> Iterator[tuple[bytes, bytes]]:
     start, length = extent
     # The byte behind it says how it is compressed; TensorFlow's never are.

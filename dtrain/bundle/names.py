@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 
 from dtrain.bundle.graph import (
     CONTAINERS,
+    KERAS_2_LAYER,
     OPTIMIZER_LISTS,
     ROOT,
     Graph,
@@ -86,7 +87,13 @@ class Names:
             if child.local_name in CONTAINERS:
                 yield from self._children(child.node_id, is_inside=True)
             else:
-                yield Place(child.node_id, node, child.local_name, is_inside)
+                yield Place(
+                    child.node_id,
+                    node,
+                    child.local_name,
+                    is_inside
+                    or bool(KERAS_2_LAYER.fullmatch(child.local_name)),
+                )
 
     def _label(self, place: Place) -> str:
         """Returns how a person would call the edge that leads to an object."""

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any TensorFlow 2 program."""
+"""Opens a checkpoint of any TensorFlow program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from dtrain.bundle import fingerprint, index
+from dtrain.bundle import index
 from dtrain.bundle import tensors as tensors_lib
 from dtrain.bundle.fingerprint import GRAPH_KEY
 from dtrain.bundle.literal import literal
-from dtrain.bundle.tree import Graph, Tensor, Tree
+from dtrain.bundle.tree import Graph, Tensor, Tree, of_names
 from dtrain.errors import UserError
 from dtrain.storage import files
 
@@ -25,7 +25,7 @@ def read(prefix: str) -> Tree:
         prefix: a local path, without `.index`.
 
     Raises:
-        UserError: it is damaged, or no checkpoint of TensorFlow 2.
+        UserError: it is damaged.
     """
     with damage(prefix):
         index.check(prefix)
@@ -33,13 +33,11 @@ def read(prefix: str) -> Tree:
             reader = tf.train.load_checkpoint(plain)
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
-        if GRAPH_KEY not in shapes:
-            raise UserError(
-                f"{prefix} has no object graph: it was not written by "
-                "tf.train.Checkpoint; restore it in TensorFlow and save it by "
-                "that"
-            )
-        graph = Graph.FromString(_read(prefix, GRAPH_KEY, tf.string).item())
+        # Of TensorFlow 1 there are names alone.
+        graph = None
+        if GRAPH_KEY in shapes:
+            data = tensors_lib.read(prefix, GRAPH_KEY, tf.string).item()
+            graph = Graph.FromString(data)
     tensors = {
         key: Tensor(
             dtypes[key].name, tuple(shape), _Value(prefix, key, dtypes[key])
@@ -47,6 +45,8 @@ def read(prefix: str) -> Tree:
         for key, shape in shapes.items()
         if key != GRAPH_KEY
     }
+    if graph is None:
+        return of_names(tensors)
     check(prefix, graph)
     return Tree(graph, tensors)
 
@@ -64,20 +64,7 @@ class _Value:
                 "iterator reads; drop it"
             )
         with damage(self._prefix):
-            return _read(self._prefix, self._key, self._dtype)
-
-
-def _read(prefix: str, key: str, dtype: tf.DType) -> np.ndarray:
-    # Not by the reader, which raises the same error for a file that is damaged
-    # and for a memory that is full.
-    with literal(prefix) as plain:
-        [value] = tf.raw_ops.RestoreV2(
-            prefix=plain,
-            tensor_names=[key],
-            shape_and_slices=[""],
-            dtypes=[dtype],
-        )
-    return fingerprint.values_of(value)
+            return tensors_lib.read(self._prefix, self._key, self._dtype)
 
 
 @contextlib.contextmanager

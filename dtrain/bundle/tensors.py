@@ -1,4 +1,4 @@
-"""Reads checkpoints of any TensorFlow 2 program without its code."""
+"""Reads checkpoints of any TensorFlow program without its code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint
+from dtrain.bundle import fingerprint, index
 from dtrain.bundle.fingerprint import GRAPH_KEY, VALUE
 from dtrain.bundle.literal import literal
 from dtrain.errors import UserError
@@ -29,7 +29,7 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    if not files.exists(f"{prefix}.index"):
+    if not files.exists(f"{prefix}.index") and not index.is_v1(prefix):
         raise UserError(
             f"there is no checkpoint {prefix}; name it by its path without "
             ".index"
@@ -37,10 +37,19 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with literal(prefix) as plain:
             reader = tf.train.load_checkpoint(plain)
-            names = sorted(reader.get_variable_to_shape_map())
-            for name in names:
+            dtypes = reader.get_variable_to_dtype_map()
+            is_v1 = index.is_v1(prefix)
+            for name in sorted(dtypes):
+                if dtypes[name] == tf.variant:
+                    # What no program reads but the iterator: its bytes count.
+                    yield name, np.frombuffer(index.raw(prefix, name), np.uint8)
+                    continue
                 # The graph is read too: without it, it restores nothing.
-                value = reader.get_tensor(name)
+                value = (
+                    read(prefix, name, dtypes[name])
+                    if is_v1
+                    else reader.get_tensor(name)
+                )
                 if name != GRAPH_KEY:
                     yield name.removesuffix(VALUE), value
     except UserError:
@@ -50,6 +59,46 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(
             f"{prefix} is no readable checkpoint: {first}"
         ) from error
+
+
+def read(prefix: str, key: str, dtype: tf.DType) -> np.ndarray:
+    """Reads a tensor of a checkpoint.
+
+    Args:
+        prefix: a local path, without `.index`.
+        key: of the tensor.
+        dtype: of the tensor.
+
+    Raises:
+        OpError: it is damaged, or there is no memory for it.
+    """
+    if not index.is_v1(prefix):
+        return fingerprint.values_of(_restored(prefix, key, dtype))
+    # TensorFlow puts parts together in what is of V2 alone.
+    shape, parts = index.parts(prefix)[key]
+    value = np.empty(shape, dtype.as_numpy_dtype)
+    for part in parts:
+        extents = ":".join(
+            f"{side.start},{side.stop - side.start}" for side in part
+        )
+        spec = f"{' '.join(map(str, shape))} {extents}" if shape else ""
+        value[part] = fingerprint.values_of(_restored(prefix, key, dtype, spec))
+    return value
+
+
+def _restored(
+    prefix: str, key: str, dtype: tf.DType, part: str = ""
+) -> tf.Tensor:
+    # Not by the reader, which raises the same error for a file that is damaged
+    # and for a memory that is full.
+    with literal(prefix) as plain:
+        [value] = tf.raw_ops.RestoreV2(
+            prefix=plain,
+            tensor_names=[key],
+            shape_and_slices=[part],
+            dtypes=[dtype],
+        )
+    return value
 
 
 def digest(prefix: str) -> str:

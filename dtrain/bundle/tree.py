@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from dtrain.bundle import graph as graph_lib
 from dtrain.bundle.graph import (
     ROOT,
     VALUE,
@@ -41,7 +42,7 @@ from dtrain.bundle.names import Names
 from dtrain.errors import UserError
 
 # What counts the steps: of a dtrain run, and of programs that count as it does.
-STEPS = ("step", "global_step", "save_counter")
+STEPS = ("step", "global_step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Tree:
             del node.attributes[:]
             node.attributes.extend(attributes)
         left = [name for name in self if name not in names]
-        above = {top for name in left for top in _tops(name)}
+        above = {top for name in left for top in tops(name)}
         for name in self.places.keys() - above:
             # Or an optimizer without tensors would still lead to its variables.
             place = self.places[name]
@@ -191,13 +192,17 @@ class Tree:
             self._check_rename(old, new)
         graph = Graph()
         graph.CopyFrom(self.graph)
+        is_sorted = graph_lib.is_sorted(graph)
         moved = [(self.places[old], new) for old, new in changes.items()]
         for place, _ in moved:
             cut(graph.nodes[place.parent], place.edge)
         # The longest last: what is above it may be renamed, too.
         for place, new in sorted(moved, key=lambda move: len(move[1])):
             _connect(graph, place, new)
-        return _rekeyed(pruned(graph), self.tensors)
+        graph = pruned(graph)
+        if is_sorted:
+            graph_lib.sort(graph)
+        return _rekeyed(graph, self.tensors)
 
     def top(self) -> list[str]:
         """Lists the names without a slash: networks, optimizers, step."""
@@ -255,6 +260,7 @@ def of_names(tensors: Mapping[str, Tensor]) -> Tree:
         graph.nodes[numbers[name]].attributes.add(
             name=VALUE, full_name=name, checkpoint_key=name
         )
+    graph_lib.sort(graph)
     return _rekeyed(graph, tensors)
 
 
@@ -282,7 +288,9 @@ def joined(sources: Mapping[str, Tree]) -> Tree:
         graph.nodes[ROOT].children.extend(graph.nodes[start].children)
         for key, tensor in kept.tensors.items():
             tensors[f"{number}:{key}"] = tensor
-    return _rekeyed(pruned(graph), tensors)
+    graph = pruned(graph)
+    graph_lib.sort(graph)
+    return _rekeyed(graph, tensors)
 
 
 def _check_whole(tree: Tree, names: Collection[str]) -> None:
@@ -305,7 +313,7 @@ def is_below(name: str, top: str) -> bool:
     return name == top or name.startswith(f"{top}/")
 
 
-def _tops(name: str) -> Iterator[str]:
+def tops(name: str) -> Iterator[str]:
     """Yields a name, and all that it is below."""
     while name:
         yield name

@@ -114,8 +114,13 @@ def newest(directory: str) -> str | None:
 def _rows(directory: str) -> list[Row]:
     """Returns what looks like a checkpoint, by its step."""
     groups: dict[str, dict[str, int]] = {}
-    for name in files.names(directory):
+    names = set(files.names(directory))
+    for name in names:
         match = _FILE.fullmatch(name)
+        if f"{name}.meta" in names and f"{name}.index" not in names:
+            # Before TensorFlow 0.12 a checkpoint was one file.
+            num_bytes = files.size(f"{directory}/{name}")
+            groups[name] = {"index": num_bytes or 0}
         num_bytes = files.size(f"{directory}/{name}") if match else None
         # A run that goes on may have removed it meanwhile.
         if match and num_bytes is not None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dtrain.bundle import reader
+from dtrain.bundle import index, reader
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import listing
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -40,7 +40,8 @@ def resolve(path: str) -> str:
 
     Args:
         path: a checkpoint, with or without `.index`; or a directory of
-            checkpoints, or of a run, whose newest one is meant.
+            checkpoints, or of a run, whose newest one is meant, or a
+            SavedModel.
 
     Returns:
         Its prefix.
@@ -51,8 +52,11 @@ def resolve(path: str) -> str:
     """
     prefix = re.sub(r"\.(index|json|data-\d+-of-\d+)$", "", path)
     with files.storage_errors(path):
-        if files.size(f"{prefix}.index") is not None:
+        if files.size(f"{prefix}.index") is not None or index.is_v1(prefix):
             return prefix
+        variables = f"{path.rstrip('/')}/variables/variables"
+        if files.size(f"{variables}.index") is not None:
+            return variables
         newest = listing.newest(path.rstrip("/"))
     if newest is None:
         raise UserError(
@@ -129,6 +133,6 @@ def _on_disk(prefix: str) -> Iterator[str]:
     directory, _, name = prefix.rpartition("/")
     with temporary.directory("read") as copy:
         for file in files.names(directory):
-            if re.fullmatch(rf"{re.escape(name)}\.(index|data-.*)", file):
+            if re.fullmatch(rf"{re.escape(name)}(\.(index|data-.*))?", file):
                 files.copy(f"{directory}/{file}", f"{copy}/{file}")
         yield f"{copy}/{name}"

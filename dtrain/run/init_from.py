@@ -7,13 +7,14 @@ taken.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from dtrain.bundle import restore, tensors
-from dtrain.bundle.tree import Tree
+from dtrain.bundle import fit, placing, restore, tensors
+from dtrain.bundle.tree import Tree, tops
 from dtrain.checkpoint import opening, writing
 from dtrain.config import RunSettings
 from dtrain.errors import UserError
@@ -149,9 +150,14 @@ def _restore(
 ) -> None:
     """Writes parts of a tree to a file, and restores it as any checkpoint."""
     others = [name for name in tree if name.partition("/")[0] not in names]
+    tree, program = tree.without(others), fit.of_objects(target)
+    if fit.compare(tree, program):
+        # Of TensorFlow 1 or Keras 2, whose names lead to the same another way.
+        with contextlib.suppress(UserError):
+            tree = placing.place(_without_slots(tree), program, {})
     with temporary.directory("init") as path:
         with files.storage_errors(path):
-            writing.WritableTree(tree.without(others)).write(f"{path}/ckpt")
+            writing.WritableTree(tree).write(f"{path}/ckpt")
         restore.restore(
             target,
             f"{path}/ckpt",
@@ -160,6 +166,16 @@ def _restore(
             remedy="make the model as it was, or map names by --init_map; "
             f"it holds {', '.join(tree.top()[:8])}",
         )
+
+
+def _without_slots(tree: Tree) -> Tree:
+    """Leaves out what TensorFlow 1 keeps below a variable, as w/Adam of w."""
+    slots = [
+        name
+        for name in tree
+        if any(top in tree.keys for top in tops(name.rpartition("/")[0]))
+    ]
+    return tree.without(slots)
 
 
 def _parse_map(text: str) -> dict[str, str]:

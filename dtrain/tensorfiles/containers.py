@@ -2,7 +2,9 @@
 
 .safetensors   Hugging Face's
 .npz           NumPy's
-.h5            Keras' .weights.h5, only read
+.h5, .hdf5     Keras' .weights.h5 and what else is of HDF5, only read
+.keras         Keras' archives, whose weights alone are read
+.weights.json  its lists of sharded weights, only read
 
 Nothing in a file from outside is believed unchecked, and no pickle is ever
 read. One tensor at a time is in memory.
@@ -19,7 +21,12 @@ import numpy as np
 from dtrain.errors import UserError
 from dtrain.storage import files, temporary
 from dtrain.tensorfiles import entries as entries_lib
-from dtrain.tensorfiles import h5_file, npz_file, safetensors_file
+from dtrain.tensorfiles import (
+    h5_file,
+    keras_file,
+    npz_file,
+    safetensors_file,
+)
 from dtrain.tensorfiles.entries import Container, Entry, RefusedError
 
 _WRITERS = {".safetensors": safetensors_file.write, ".npz": npz_file.write}
@@ -27,7 +34,11 @@ _READERS = {
     ".safetensors": safetensors_file.opened,
     ".npz": npz_file.opened,
     ".h5": h5_file.opened,
+    ".hdf5": h5_file.opened,
+    ".keras": keras_file.opened_archive,
+    ".weights.json": keras_file.opened_shards,
 }
+SUFFIXES = tuple(_READERS)
 
 
 def write(
@@ -65,7 +76,7 @@ def open_file(path: str) -> Iterator[Container]:
     """Opens a file of tensors; all that it says is checked first.
 
     Args:
-        path: .safetensors, .npz or .h5, local or, by way of TMPDIR, gs://.
+        path: of one of `SUFFIXES`, local or, by way of TMPDIR, gs://.
 
     Yields:
         What it holds. Its `read` raises UserError for a tensor that is not
@@ -121,9 +132,9 @@ def _refusals(path: str) -> Iterator[None]:
 
 
 def _of_suffix(path: str, formats: Mapping[str, Callable]) -> Callable:
-    suffix = os.path.splitext(path)[1]
-    if suffix not in formats:
-        raise UserError(
-            f"{path} must end in one of {', '.join(formats)}; rename it"
-        )
-    return formats[suffix]
+    for suffix in formats:
+        if path.endswith(suffix):
+            return formats[suffix]
+    raise UserError(
+        f"{path} must end in one of {', '.join(formats)}; rename it"
+    )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dtrain.storage import temporary
 from dtrain.tensorfiles import entries as entries_lib
 from dtrain.tensorfiles.entries import Container, Entry, RefusedError
 
@@ -25,25 +26,35 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 class _Dataset(NamedTuple):
-    """A dataset of the file, `offset` bytes from its beginning."""
+    """A dataset, `offset` bytes from the beginning of its file."""
 
     entry: Entry
     is_big_endian: bool
     offset: int
+    is_unpacked: bool
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Container]:
     """Opens a local file; see `containers.open_file`."""
-    listed = look(path)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        datasets = _check(listed["datasets"], size)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(temporary.directory("unpacked"))
+        unpacked = os.path.join(directory, "datasets")
+        listed = look(path, unpacked)
+        # By whether it is of what was unpacked.
+        opened_files = [
+            stack.enter_context(open(name, "rb")) for name in (path, unpacked)
+        ]
+        sizes = [os.fstat(file.fileno()).st_size for file in opened_files]
+        datasets = _check(listed["datasets"], sizes)
 
         def read(name: str) -> np.ndarray:
             dataset = datasets[name]
             array = entries_lib.read_at(
-                name, file, dataset.offset, dataset.entry
+                name,
+                opened_files[dataset.is_unpacked],
+                dataset.offset,
+                dataset.entry,
             )
             if dataset.is_big_endian:
                 array.byteswap(inplace=True)
@@ -56,11 +67,12 @@ def opened(path: str) -> Iterator[Container]:
         )
 
 
-def look(path: str) -> dict[str, Any]:
+def look(path: str, unpacked: str) -> dict[str, Any]:
     """Returns what `h5_listing` prints of a file.
 
     Args:
         path: of a local file.
+        unpacked: of a local file that it makes; see `h5_listing.listing`.
 
     Raises:
         RefusedError: HDF5 cannot read it, or crashes.
@@ -76,7 +88,7 @@ def look(path: str) -> dict[str, Any]:
     }
     try:
         done = subprocess.run(
-            [*command, os.path.abspath(path)],
+            [*command, os.path.abspath(path), unpacked],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -96,7 +108,9 @@ def look(path: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
+def _check(
+    listed: list[dict[str, Any]], sizes: list[int]
+) -> dict[str, _Dataset]:
     datasets: dict[str, _Dataset] = {}
     for row in listed:
         name, offset = row["name"], row["offset"] or 0
@@ -105,11 +119,14 @@ def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
         if entry.dtype == entries_lib.STRING:
             raise RefusedError(f"{name!r} is of type {entry.dtype}")
         end = offset + entries_lib.num_bytes(entry)
+        size = sizes[row["is_unpacked"]]
         if not 0 <= offset <= end <= size:
             raise RefusedError(
                 f"{name!r} ends at {end}, and the file at {size}"
             )
-        datasets[name] = _Dataset(entry, row["big_endian"], offset)
+        datasets[name] = _Dataset(
+            entry, row["big_endian"], offset, row["is_unpacked"]
+        )
     _check_apart(datasets)
     return datasets
 
@@ -117,8 +134,13 @@ def _check(listed: list[dict[str, Any]], size: int) -> dict[str, _Dataset]:
 def _check_apart(datasets: Mapping[str, _Dataset]) -> None:
     # If bytes were of two tensors, a small file could fill the memory.
     end, before = 0, ""
+    in_file = {
+        name: dataset
+        for name, dataset in datasets.items()
+        if not dataset.is_unpacked
+    }
     for name, dataset in sorted(
-        datasets.items(), key=lambda item: item[1].offset
+        in_file.items(), key=lambda item: item[1].offset
     ):
         num_bytes = entries_lib.num_bytes(dataset.entry)
         if num_bytes and dataset.offset < end:

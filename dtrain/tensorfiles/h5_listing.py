@@ -1,10 +1,11 @@
 """Lists a file of HDF5 as JSON, in a process that may crash.
 
-python -m dtrain.tensorfiles.h5_listing model.weights.h5
+python -m dtrain.tensorfiles.h5_listing model.weights.h5 UNPACKED
 
 libhdf5 crashes on some damaged files, and loops on others. So it only lists
 what is where, in a process of its own with limits; the bytes of the tensors are
-read by `h5_file`, without it.
+read by `h5_file`, without it. What is in chunks, or compressed, is written one
+after the other to the file UNPACKED.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import resource
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import ml_dtypes
@@ -27,6 +28,8 @@ _MIN_CPU_SECS = 5
 _MAX_CPU_SECS = 60
 _MAX_DATASETS = 100_000
 _MAX_NAME_LENGTH = 1024
+# A megabyte may inflate to a gigabyte of zeros.
+_MAX_UNPACKED_BYTES = 4 * 2**30
 
 
 def limit(path: str) -> None:
@@ -44,19 +47,22 @@ def limit(path: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def listing(path: str) -> dict[str, Any]:
+def listing(path: str, unpacked: str) -> dict[str, Any]:
     """Lists the datasets of a file.
 
     Args:
         path: of a local file.
+        unpacked: path of a file that is made, of the bytes of datasets that
+            the other has in chunks.
 
     Returns:
         `datasets`: of each its name, dtype, byte order, shape and offset in
-        the file, None if it has no bytes; `names`: the readable names that
-        Keras gives to layers, by the paths of their groups.
+        the file, or in `unpacked`, None if it has no bytes; `names`: the
+        readable names that Keras gives to layers, by the paths of their
+        groups.
 
     Raises:
-        RefusedError: a dataset has no bytes in a piece.
+        RefusedError: the bytes of a dataset are elsewhere, or too many.
     """
     datasets: list[dict[str, Any]] = []
     names: dict[str, str] = {}
@@ -69,24 +75,23 @@ def listing(path: str) -> dict[str, Any]:
                 "UTF-8 at most"
             )
         if isinstance(item, h5py.Dataset):
-            datasets.append(_describe(name, item))
+            datasets.append(_describe(name, item, copies))
         elif "name" in item.attrs:
             names[name] = str(item.attrs["name"])[:_MAX_NAME_LENGTH]
         if len(datasets) + len(names) > _MAX_DATASETS:
             raise RefusedError(f"it has more than {_MAX_DATASETS} datasets")
 
-    with h5py.File(path, "r") as file:
+    with open(unpacked, "wb") as copies, h5py.File(path, "r") as file:
         # It follows no link out of the file, and visits nothing twice.
         file.visititems(visit)
     return {"datasets": datasets, "names": names}
 
 
-def _describe(name: str, dataset: h5py.Dataset) -> dict[str, Any]:
-    if dataset.chunks is not None or dataset.is_virtual or dataset.external:
-        raise RefusedError(
-            f"{name!r} is chunked, compressed or elsewhere, and Keras writes "
-            "each variable in one piece"
-        )
+def _describe(
+    name: str, dataset: h5py.Dataset, unpacked: BinaryIO
+) -> dict[str, Any]:
+    if dataset.is_virtual or dataset.external:
+        raise RefusedError(f"{name!r} is in another file")
     dtype = dataset.dtype
     # HDF5 has floats of any exponent and integers of any width, and converts
     # them to NumPy's only where it reads them itself.
@@ -95,8 +100,12 @@ def _describe(name: str, dataset: h5py.Dataset) -> dict[str, Any]:
     # Keras marks bfloat16 like this, which HDF5 has no type for.
     if dataset.attrs.get("dtype") == "bfloat16" and dtype == np.dtype("V2"):
         dtype = np.dtype(ml_dtypes.bfloat16)
+    is_packed = dataset.chunks is not None
     offset = dataset.id.get_offset()
-    if offset is None and dataset.size:
+    if dataset.chunks:
+        # As many rows as a chunk has, which is unpacked whole for any of them.
+        offset = _unpack(name, dataset, unpacked, dataset.chunks[0])
+    elif offset is None and dataset.size:
         raise RefusedError(f"{name!r} has no bytes in one piece")
     return {
         "name": name,
@@ -104,14 +113,40 @@ def _describe(name: str, dataset: h5py.Dataset) -> dict[str, Any]:
         "big_endian": dtype.byteorder == ">",
         "shape": list(dataset.shape),
         "offset": offset,
+        "is_unpacked": is_packed,
     }
+
+
+def _unpack(
+    name: str, dataset: h5py.Dataset, unpacked: BinaryIO, num_rows: int
+) -> int:
+    """Writes the bytes of a dataset, some rows at a time.
+
+    Returns where they begin.
+
+    Raises:
+        RefusedError: they are too many, or cannot be unpacked.
+    """
+    start = unpacked.tell()
+    if start + dataset.nbytes > _MAX_UNPACKED_BYTES:
+        raise RefusedError(
+            f"{name!r} has {dataset.nbytes} bytes when it is unpacked, and "
+            f"at most {_MAX_UNPACKED_BYTES} are of all together"
+        )
+    try:
+        for row in range(0, dataset.shape[0] if dataset.size else 0, num_rows):
+            rows = dataset[row : row + num_rows]
+            unpacked.write(np.ascontiguousarray(rows).view(np.uint8).data)
+    except (MemoryError, OSError) as error:
+        raise RefusedError(f"{name!r} cannot be unpacked: {error}") from error
+    return start
 
 
 def main() -> None:
     """Runs the program: JSON on the standard output, or a line why not."""
     limit(sys.argv[1])
     try:
-        print(json.dumps(listing(sys.argv[1])))
+        print(json.dumps(listing(*sys.argv[1:])))
     except RefusedError as error:
         sys.exit(error.why)
 

@@ -1,15 +1,15 @@
-"""Archives of NumPy arrays, as `numpy.savez` writes them.
+"""Archives of NumPy arrays, as `numpy.savez` and others write them.
 
-The metadata are one more array, `__metadata__`: uint8, the bytes of a JSON
-object of texts.
+Members that are no arrays are passed over. The metadata are one more array,
+`__metadata__`: uint8, the bytes of a JSON object of texts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
-import re
 import warnings
 import zipfile
 import zlib
@@ -35,12 +35,16 @@ _MAX_READ_BYTES = 32 * 2**20
 _CHUNK_BYTES = 2**20
 # A megabyte may inflate to a gigabyte of zeros.
 _MAX_INFLATED_BYTES = 512 * 2**20
+# NumPy evaluates it as a literal of Python, which is slow for much text.
 _MAX_HEADER_BYTES = 1024
-# As NumPy and all others write it: a stranger's text reaches no parser.
-_HEADER = re.compile(
-    r"\{'descr': '([<>|=][a-zA-Z]\d{1,2})', 'fortran_order': (True|False), "
-    r"'shape': (\(\)|\((?:\d{1,19}, ?)*\d{1,19},?\)),? *\} *\n?"
+_METHODS = (
+    *(zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+    *(zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA),
 )
+# Of LZMA's window, which is taken before anything is unpacked.
+_MAX_WINDOW_BYTES = 128 * 2**20
+# Each is an object in memory, however short.
+_MAX_STRINGS = 1_000_000
 
 
 class _Member(NamedTuple):
@@ -128,18 +132,11 @@ def opened(path: str) -> Iterator[Container]:
     Raises:
         RefusedError: something in it is not of this format.
     """
-    with open(path, "rb") as file, contextlib.ExitStack() as stack:
-        # Unlike NumPy, `zipfile` would open a program or a picture with an
-        # archive behind it.
-        if file.read(4) not in _MAGICS:
-            raise RefusedError("it is not a zip file")
-        with _sound():
-            archive = zipfile.ZipFile(_Bounded(file))
-        stack.callback(archive.close)
-        members = _members(archive, file.seek(0, os.SEEK_END))
+    with opened_zip(path) as archive:
+        members = _members(archive)
 
         def read(name: str) -> np.ndarray:
-            with _sound(name):
+            with sound(name):
                 return _read(name, archive, members[name])
 
         yield Container(
@@ -154,7 +151,39 @@ def opened(path: str) -> Iterator[Container]:
 
 
 @contextlib.contextmanager
-def _sound(name: str = "") -> Iterator[None]:
+def opened_zip(path: str) -> Iterator[zipfile.ZipFile]:
+    """Opens a local archive that claims no more than its file can hold.
+
+    Raises:
+        RefusedError: it is none, or it claims more.
+    """
+    with open(path, "rb") as file, contextlib.ExitStack() as stack:
+        # Unlike NumPy, `zipfile` would open a program or a picture with an
+        # archive behind it.
+        if file.read(4) not in _MAGICS:
+            raise RefusedError("it is not a zip file")
+        with sound():
+            archive = zipfile.ZipFile(_Bounded(file))
+        stack.callback(archive.close)
+        infos = archive.infolist()
+        if len(infos) > entries_lib.MAX_ENTRIES:
+            raise RefusedError(f"it has {len(infos)} members")
+        size = file.seek(0, os.SEEK_END)
+        if sum(info.compress_size for info in infos) > size:
+            raise RefusedError("its members have more bytes than it has")
+        yield archive
+
+
+@contextlib.contextmanager
+def sound(name: str = "") -> Iterator[None]:
+    """Says in one line what `zipfile` says of an archive that is damaged.
+
+    Args:
+        name: of the member that is read.
+
+    Raises:
+        RefusedError: it is.
+    """
     try:
         with warnings.catch_warnings():
             # Python 3.13 only warns of entries that overlap.
@@ -166,21 +195,16 @@ def _sound(name: str = "") -> Iterator[None]:
         raise RefusedError(f"{str(error)[:200]}{where}") from error
 
 
-def _members(archive: zipfile.ZipFile, size: int) -> dict[str, _Member]:
-    infos = archive.infolist()
-    if len(infos) > entries_lib.MAX_ENTRIES:
-        raise RefusedError(f"it has {len(infos)} members")
-    if sum(info.compress_size for info in infos) > size:
-        raise RefusedError("its members have more bytes than it has")
+def _members(archive: zipfile.ZipFile) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
-    for info in infos:
+    for info in archive.infolist():
         name = info.orig_filename.removesuffix(_SUFFIX)
         if name == info.orig_filename:
-            raise RefusedError(f"{name[:80]!r} is no array of NumPy")
+            continue
         if name in members:
             raise RefusedError(f"{name[:80]!r} is there twice")
-        _check_packing(name, info)
-        with _sound(name), archive.open(info) as stream:
+        check_packing(name, info, archive)
+        with sound(name), archive.open(info) as stream:
             member = _parse(name, info, stream)
         if name != _METADATA:
             entries_lib.check(name, member.entry)
@@ -188,8 +212,20 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, _Member]:
     return members
 
 
-def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+def check_packing(
+    name: str, info: zipfile.ZipInfo, archive: zipfile.ZipFile
+) -> None:
+    """Checks that a member can be unpacked, and into how much.
+
+    Args:
+        name: of the member.
+        info: what the archive says of it.
+        archive: that it is in.
+
+    Raises:
+        RefusedError: it cannot, or the archive does not say it twice alike.
+    """
+    if info.compress_type not in _METHODS:
         raise RefusedError(
             f"{name[:80]!r} is compressed by method {info.compress_type}"
         )
@@ -201,8 +237,30 @@ def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
             f"{name[:80]!r} is compressed and says that it has "
             f"{info.file_size} bytes, where at most {_MAX_INFLATED_BYTES} are "
             "read",
-            "write it with numpy.savez, which does not compress",
+            "write it without compression, as numpy.savez does",
         )
+    if info.compress_type == zipfile.ZIP_LZMA:
+        with sound(name):
+            _check_window(name, info, archive)
+
+
+def _check_window(
+    name: str, info: zipfile.ZipInfo, archive: zipfile.ZipFile
+) -> None:
+    """Refuses a member for whose unpacking LZMA would take all memory.
+
+    Raises:
+        RefusedError: it is one.
+    """
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset)
+    head = _exactly(archive.fp, 30)
+    # Behind the name and another field: a version, a length, a byte.
+    skipped = int.from_bytes(head[26:28], "little")
+    skipped += int.from_bytes(head[28:30], "little")
+    window = _exactly(archive.fp, skipped + 9)[-4:]
+    if int.from_bytes(window, "little") > _MAX_WINDOW_BYTES:
+        raise RefusedError(f"{name[:80]!r} is packed with too large a window")
 
 
 def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
@@ -215,35 +273,39 @@ def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
     length = int.from_bytes(_exactly(stream, width), "little")
     if length > _MAX_HEADER_BYTES:
         raise RefusedError(f"{name[:80]!r} has a header of {length} bytes")
-    text = _exactly(stream, length).decode("latin-1")
-    match = _HEADER.fullmatch(text)
-    if match is None:
-        raise RefusedError(
-            f"{name[:80]!r} has the header {text[:120]!r}, where bools, whole "
-            "numbers, floats and complex ones are read",
+    head = length.to_bytes(4, "little") + _exactly(stream, length)
+    with warnings.catch_warnings():
+        # That Python 2 has written it.
+        warnings.simplefilter("ignore")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(
+            io.BytesIO(head)
         )
-    descr, order, shape = match.groups()
-    dtype = _dtype(name, descr)
-    sides = tuple(int(side) for side in re.findall(r"\d+", shape))
+    sides = tuple(map(int, shape))
+    kind = _kind(name, dtype)
     header = 8 + width + length
     if header + math.prod(sides) * dtype.itemsize != info.file_size:
         raise RefusedError(
             f"{name[:80]!r} has {info.file_size} bytes, and its header says "
-            f"{dtype.name} {list(sides)}",
+            f"{kind} {list(sides)}",
         )
-    return _Member(
-        info, Entry(dtype.name, sides), dtype, order == "True", header
-    )
+    if kind == entries_lib.STRING and math.prod(sides) > _MAX_STRINGS:
+        raise RefusedError(f"{name[:80]!r} has more than {_MAX_STRINGS} texts")
+    return _Member(info, Entry(kind, sides), dtype, is_fortran, header)
 
 
-def _dtype(name: str, descr: str) -> np.dtype:
-    with contextlib.suppress(TypeError):
-        dtype = np.dtype(descr)
-        if dtype.name in entries_lib.NUMPY_DTYPES:
-            return dtype
+def _kind(name: str, dtype: np.dtype) -> str:
+    """Names the dtype of a tensor whose array has this one.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    if dtype.kind in "SU" and dtype.itemsize:
+        return entries_lib.STRING
+    if dtype.name in entries_lib.NUMPY_DTYPES:
+        return dtype.name
     raise RefusedError(
-        f"{name[:80]!r} is of type {descr}, where bools, whole numbers, "
-        "floats and complex ones are read, and never pickles",
+        f"{name[:80]!r} is of type {str(dtype)[:80]}, where bools, whole "
+        "numbers, floats, complex numbers and texts are read, never pickles",
         "convert it to one of these",
     )
 
@@ -272,7 +334,17 @@ def _read(name: str, archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
         array = array.byteswap(inplace=True).view(native)
     order = "F" if member.is_fortran else "C"
     array = array.reshape(member.entry.shape, order=order)
+    if member.entry.dtype == entries_lib.STRING:
+        return _texts(array)
     return entries_lib.check_bools(name, array)
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    """Returns texts as a tensor of strings has them: bytes, of UTF-8."""
+    texts = np.empty(array.size, object)
+    for index, text in enumerate(array.reshape(-1).tolist()):
+        texts[index] = text.encode() if isinstance(text, str) else text
+    return texts.reshape(array.shape)
 
 
 def _metadata(

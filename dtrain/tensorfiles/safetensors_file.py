@@ -14,10 +14,12 @@ all tensors in memory, of which here is one at a time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -47,6 +49,14 @@ _ONLY_READ = {
     "C64": "complex64",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+# As wide as that many bits, one behind the other, and read as float32, for
+# TensorFlow has no such tensors. The dtype of `ml_dtypes`, and the bits.
+_NARROW = {
+    "F4": (ml_dtypes.float4_e2m1fn, 4),
+    "F6_E2M3": (ml_dtypes.float6_e2m3fn, 6),
+    "F6_E3M2": (ml_dtypes.float6_e3m2fn, 6),
+    "F8_E8M0": (ml_dtypes.float8_e8m0fnu, 8),
 }
 # The library's limit.
 _MAX_HEADER_BYTES = 100_000_000
@@ -111,15 +121,19 @@ def opened(path: str) -> Iterator[Container]:
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         _check_header(file, end)
-        entries, metadata = _read_header(path)
+        entries, codes, metadata = _read_header(path)
         starts: dict[str, int] = {}
         # The library has seen to it that there is no gap between them.
         for name, entry in reversed(entries.items()):
-            end -= entries_lib.num_bytes(entry)
+            end -= entries_lib.num_bytes(_stored(entry, codes[name]))
             starts[name] = end
 
         def read(name: str) -> np.ndarray:
-            return entries_lib.read_at(name, file, starts[name], entries[name])
+            stored = _stored(entries[name], codes[name])
+            value = entries_lib.read_at(name, file, starts[name], stored)
+            if codes[name] in _NARROW:
+                return _widened(value, codes[name], entries[name])
+            return value
 
         yield Container(entries, metadata, read)
 
@@ -147,31 +161,54 @@ def _check_header(file: BinaryIO, size: int) -> None:
         )
 
 
-def _read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+def _stored(entry: Entry, code: str) -> Entry:
+    """Returns what is in the file of a tensor: of a narrow one its bytes."""
+    if code not in _NARROW:
+        return entry
+    num_bits = math.prod(entry.shape) * _NARROW[code][1]
+    return Entry("uint8", (num_bits // 8,))
+
+
+def _widened(packed: np.ndarray, code: str, entry: Entry) -> np.ndarray:
+    """Returns the tensor of numbers that are narrower than a byte."""
+    dtype, num_bits = _NARROW[code]
+    bits = np.unpackbits(packed, bitorder="little").reshape(-1, num_bits)
+    whole = np.packbits(bits, axis=1, bitorder="little")
+    return whole.view(dtype).astype(np.float32).reshape(entry.shape)
+
+
+def _read_header(
+    path: str,
+) -> tuple[dict[str, Entry], dict[str, str], dict[str, str]]:
+    """Reads the entries, the library's names of the dtypes, the metadata.
+
+    Raises:
+        RefusedError: the library refuses it, or a tensor is refused.
+    """
     try:
         # Maps nothing into memory.
         with safetensors.safe_open(path, "np", backend="pread") as opened_file:
             metadata = opened_file.metadata() or {}
-            entries = {}
+            entries, codes = {}, {}
             for name in opened_file.offset_keys():
                 piece = opened_file.get_slice(name)
-                entries[name] = _entry(
-                    name, piece.get_dtype(), piece.get_shape()
-                )
+                codes[name] = piece.get_dtype()
+                entries[name] = _entry(name, codes[name], piece.get_shape())
     except safetensors.SafetensorError as error:
         text = str(error).removeprefix("Error while deserializing header: ")
         raise RefusedError(
             f"it is no safetensors file: {text[:200]}"
         ) from error
-    return entries, metadata
+    return entries, codes, metadata
 
 
 def _entry(name: str, code: str, shape: list[int]) -> Entry:
-    dtype = {**_DTYPES, **_ONLY_READ}.get(code)
+    known = {**_DTYPES, **_ONLY_READ, **dict.fromkeys(_NARROW, "float32")}
+    dtype = known.get(code)
     if dtype is None:
         raise RefusedError(
             f"{name[:80]!r} has the dtype {code!r}, which is not one of "
-            f"{', '.join((*_DTYPES, *_ONLY_READ))}",
+            f"{', '.join(known)}",
             "convert it to one of these",
         )
     entry = Entry(dtype, tuple(shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from dtrain import errors
-from dtrain.bundle import tensors
+from dtrain.bundle import placing, tensors
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import listing, opening, writing
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.errors import UserError
 from dtrain.storage import files
+from dtrain.tensorfiles import containers
 from dtrain.toolbox import (
     combining,
     comparison,
@@ -35,11 +37,8 @@ from dtrain.toolbox import (
 _DIFFERS = 1
 # How often a line of progress is written anew.
 _EVERY_SECS = 0.2
-# What one would take the file for that is a SavedModel's directory.
-_FOREIGN = (
-    *(".h5", ".hdf5", ".pt", ".pth", ".bin", ".onnx", ".tflite", ".pb"),
-    *(".ckpt", ".npy", ".pkl"),
-)
+# Of a file; a SavedModel is a directory without one, or with a slash behind.
+_ENDINGS = (".keras", ".safetensors", ".npz")
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -49,7 +48,7 @@ def _print(lines: Iterable[str]) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Shows what is in a checkpoint."""
-    with opening.opened(arguments.checkpoint) as checkpoint:
+    with interchange.opened(arguments.checkpoint) as checkpoint:
         tree, names = (
             checkpoint.tree,
             _chosen(checkpoint.tree, arguments.filter),
@@ -88,8 +87,11 @@ def cat(arguments: argparse.Namespace) -> int:
         UserError: the name is not of one tensor, or the slice is outside it.
     """
     wanted = parsing.slices(arguments.slice)
-    with opening.opened(arguments.checkpoint) as checkpoint:
+    with interchange.opened(arguments.checkpoint) as checkpoint:
         names = edits.matching(checkpoint.tree, arguments.name)
+        if arguments.name in names:
+            # Below it are others, as what TensorFlow 1 keeps for a variable.
+            names = [arguments.name]
         if len(names) > 1:
             raise UserError(
                 f"{arguments.name} stands for {len(names)} tensors; name one, "
@@ -120,8 +122,8 @@ def diff(arguments: argparse.Namespace) -> int:
     if not arguments.tolerance >= 0:
         raise UserError(f"tolerance ({arguments.tolerance}) must be at least 0")
     with (
-        opening.opened(arguments.a) as a,
-        opening.opened(arguments.b) as b,
+        interchange.opened(arguments.a) as a,
+        interchange.opened(arguments.b) as b,
     ):
         return _print_differences(a.tree, b.tree, arguments.tolerance)
 
@@ -139,9 +141,10 @@ def _print_differences(a: Tree, b: Tree, tolerance: float = 0.0) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Reads all of one checkpoint, or of all of a directory."""
     path = arguments.checkpoint.rstrip("/")
-    prefixes = [row.prefix for row in listing.find(path)] or [
-        opening.resolve(path)
-    ]
+    prefixes = [row.prefix for row in listing.find(path)]
+    if not prefixes:
+        is_file = path.endswith(containers.SUFFIXES)
+        prefixes = [path if is_file else opening.resolve(path)]
     damaged = 0
     for prefix in prefixes:
         try:
@@ -161,13 +164,14 @@ def _verified(prefix: str) -> str:
         with files.storage_errors(prefix):
             CheckpointDirectory(path).verify(step)
         return f"ok       {prefix}  {len(manifest.tensors)} tensors"
-    with opening.opened(prefix) as checkpoint:
+    with interchange.opened(prefix) as checkpoint:
         for name in checkpoint.tree:
             if checkpoint.tree[name].dtype != "variant":
                 checkpoint.tree[name].read()
         count = len(checkpoint.tree)
-    # Another program keeps no checksum of what was in its memory.
-    return f"ok       {prefix}  {count} tensors, by TensorFlow's checksums"
+        # Another program keeps no checksum of what was in its memory.
+        by = "TensorFlow's checksums" if checkpoint.local else "reading all"
+    return f"ok       {prefix}  {count} tensors, by {by}"
 
 
 def digest(arguments: argparse.Namespace) -> int:
@@ -190,15 +194,13 @@ def edit(arguments: argparse.Namespace) -> int:
     wishes += [
         parsing.wish(verb, text) for verb, text in arguments.wishes or []
     ]
-    if not wishes:
-        raise UserError(
-            "there is no edit, as --drop=NAME; see edit --help for all"
-        )
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(opening.opened(arguments.checkpoint))
+        checkpoint = stack.enter_context(
+            interchange.opened(arguments.checkpoint)
+        )
 
         def source(path: str) -> Tree:
-            return stack.enter_context(opening.opened(path)).tree
+            return stack.enter_context(interchange.opened(path)).tree
 
         tree = checkpoint.tree
         for one_edit in parsing.make(wishes, source):
@@ -257,7 +259,7 @@ def average(arguments: argparse.Namespace) -> int:
             ) from error
     with contextlib.ExitStack() as stack:
         trees = [
-            stack.enter_context(opening.opened(path)).tree for path in paths
+            stack.enter_context(interchange.opened(path)).tree for path in paths
         ]
         _commit(combining.average(trees, weights), arguments.output)
     return errors.FINISHED
@@ -277,7 +279,7 @@ def merge(arguments: argparse.Namespace) -> int:
             )
     with contextlib.ExitStack() as stack:
         trees = {
-            path: stack.enter_context(opening.opened(path)).tree
+            path: stack.enter_context(interchange.opened(path)).tree
             for path in dict.fromkeys(path for _, _, path in pairs)
         }
         parts = {name: trees[path] for name, _, path in pairs}
@@ -295,16 +297,17 @@ def export(arguments: argparse.Namespace) -> int:
         UserError: the name of the file is that of another format.
     """
     output = arguments.output
-    suffix = os.path.splitext(output.rstrip("/"))[1]
-    if suffix in _FOREIGN:
+    ending = os.path.splitext(output)[1]
+    if ending and ending not in _ENDINGS:
+        close = difflib.get_close_matches(ending, _ENDINGS, 1)
         raise UserError(
-            f"output ({output}) cannot be written as {suffix}; use .keras, "
-            ".safetensors or .npz, or the name of a directory without suffix "
-            "for a SavedModel"
+            f"output ({output}) cannot be written as {ending}; use "
+            f"{close[0] if close else ', '.join(_ENDINGS)}, or a directory, "
+            "with a slash at its end, for a SavedModel"
         )
     if not output.endswith((".safetensors", ".npz")):
         return _export_model(arguments)
-    with opening.opened(arguments.checkpoint) as checkpoint:
+    with interchange.opened(arguments.checkpoint) as checkpoint:
         names = _chosen(checkpoint.tree, arguments.filter)
         total = sum(checkpoint.tree[name].num_bytes for name in names)
         with _progress("written", total) as done:
@@ -338,11 +341,16 @@ def import_(arguments: argparse.Namespace) -> int:
     path = arguments.map
     names = interchange.read_map(_read(path), path) if path else {}
     with contextlib.ExitStack() as stack:
-        tree = stack.enter_context(interchange.opened(arguments.file))
+        source = stack.enter_context(interchange.opened(arguments.file))
+        tree = source.tree
         if arguments.into:
-            checkpoint = stack.enter_context(opening.opened(arguments.into))
-            tree = interchange.place(
-                tree, checkpoint.tree, names, is_partial=arguments.partial
+            checkpoint = stack.enter_context(interchange.opened(arguments.into))
+            tree = placing.place(
+                tree,
+                checkpoint.tree,
+                names,
+                source.labels,
+                is_partial=arguments.partial,
             )
         elif names:
             tree = tree.renamed(names)

@@ -28,14 +28,16 @@ def matching(tree: Tree, pattern: str) -> list[str]:
     Args:
         tree: of the checkpoint.
         pattern: a name, which stands for itself and all below it; or a
-            pattern as of files, with `*`, `?` or `[...]`, whose `*` stands
-            for slashes too.
+            pattern as of files of such names, with `*`, `?` or `[...]`, whose
+            `*` stands for slashes too.
 
     Raises:
         UserError: it stands for none.
     """
     names = tree.below(pattern) or [
-        name for name in tree if fnmatch.fnmatchcase(name, pattern)
+        name
+        for name in tree
+        if any(fnmatch.fnmatchcase(top, pattern) for top in tree_lib.tops(name))
     ]
     if not names:
         raise UserError(f"{pattern}: {tree_lib.unknown(tree, pattern)}")
@@ -368,11 +370,13 @@ def set_step(step: int) -> Edit:
     def edit(tree: Tree) -> Tree:
         if step < 0:
             raise UserError(f"set_step ({step}) must be at least 0")
-        names = [name for name in tree_lib.STEPS if name in tree.keys]
+        # TensorFlow's counts the saves, and some programs have no other.
+        counters = (*tree_lib.STEPS, "save_counter")
+        names = [name for name in counters if name in tree.keys]
         if not names:
             raise UserError(
                 "set_step: the checkpoint holds none of "
-                f"{', '.join(tree_lib.STEPS)}; use set with the name it has"
+                f"{', '.join(counters)}; use set with the name it has"
             )
         for name in names:
             tree = put(name, step)(tree)

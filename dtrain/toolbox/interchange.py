@@ -12,7 +12,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -20,14 +20,34 @@ from dtrain.bundle import reader
 from dtrain.bundle import tree as tree_lib
 from dtrain.bundle.tree import Graph, Tensor, Tree
 from dtrain.checkpoint import opening
+from dtrain.checkpoint.manifest import Manifest
 from dtrain.errors import UserError
+from dtrain.storage import files
 from dtrain.tensorfiles import containers
 from dtrain.tensorfiles.entries import Entry
 from dtrain.toolbox import parsing
 
 # Keys of a file's metadata: the graph, and TensorFlow's keys by the names.
 _GRAPH, _KEYS = "dtrain.object_graph", "dtrain.keys"
-_FILES = (".safetensors", ".npz", ".h5")
+
+
+class Source(NamedTuple):
+    """A file of tensors, or a checkpoint, that is open.
+
+    Attributes:
+        prefix: as its user names it.
+        tree: its tensors, read as long as it is open.
+        labels: names of layers, by the paths of their variables, where a file
+            of Keras' weights has them.
+        local: prefix that TensorFlow reads from; empty for a file.
+        manifest: of a checkpoint that dtrain wrote; None for any other.
+    """
+
+    prefix: str
+    tree: Tree
+    labels: Mapping[str, str] = {}
+    local: str = ""
+    manifest: Manifest | None = None
 
 
 def write(
@@ -69,22 +89,24 @@ def write(
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[Tree]:
+def opened(path: str) -> Iterator[Source]:
     """Opens a file of tensors, or a checkpoint.
 
     Args:
-        path: .safetensors, .npz or .h5; anything else is a checkpoint.
+        path: of a file with one of `containers.SUFFIXES`; anything else is a
+            checkpoint.
 
     Yields:
-        The tensors, which are read as long as it is open.
+        What it holds.
 
     Raises:
         UserError: there is no such file, or it is not sound.
         StorageError: the disk or the store failed.
     """
-    if not path.endswith(_FILES):
+    if not path.endswith(containers.SUFFIXES) or files.is_directory(path):
         with opening.opened(path) as checkpoint:
-            yield checkpoint.tree
+            prefix, local, tree, manifest = checkpoint
+            yield Source(prefix, tree, {}, local, manifest)
         return
     with containers.open_file(path) as file:
         tensors = {
@@ -93,11 +115,10 @@ def opened(path: str) -> Iterator[Tree]:
             )
             for name, entry in file.entries.items()
         }
-        yield (
-            _with_graph(path, file.metadata, tensors)
-            if _GRAPH in file.metadata
-            else tree_lib.of_names(tensors)
-        )
+        if _GRAPH in file.metadata:
+            yield Source(path, _with_graph(path, file.metadata, tensors))
+        else:
+            yield Source(path, tree_lib.of_names(tensors), file.metadata)
 
 
 def _with_graph(
@@ -120,79 +141,6 @@ def _with_graph(
         f"{path}: its object graph is of other tensors than it holds; write "
         "the file again"
     )
-
-
-def place(
-    source: Tree,
-    target: Tree,
-    names: Mapping[str, str],
-    *,
-    is_partial: bool = False,
-) -> Tree:
-    """Returns a tree whose tensors are those of another, by their names.
-
-    Args:
-        source: whose tensors are taken.
-        target: whose names, shapes and dtypes are kept.
-        names: name in the target by that in the source, where they are not
-            the same; each stands for itself and all below it.
-        is_partial: leaves out what the target has no place for, and keeps
-            what the source does not have; else both are errors.
-
-    Raises:
-        UserError: a name, a shape or a dtype does not fit.
-    """
-    for old in names:
-        if not source.below(old):
-            raise UserError(f"map ({old}): {tree_lib.unknown(source, old)}")
-    changes = _new_names(source, names)
-    fitting = {new: old for new, old in changes.items() if new in target.keys}
-    missing = [name for name in target if name not in fitting]
-    extra = [old for new, old in changes.items() if new not in fitting]
-    if not fitting or ((missing or extra) and not is_partial):
-        raise UserError(_misfit(missing, extra))
-    for new, old in fitting.items():
-        have, want = source[old], target[new]
-        if (have.dtype, have.shape) != (want.dtype, want.shape):
-            raise UserError(
-                f"{old} is {have}, and {new} is {want}; name another with --map"
-            )
-    return target.with_tensors(
-        {new: source[old] for new, old in fitting.items()}
-    )
-
-
-def _new_names(source: Tree, names: Mapping[str, str]) -> dict[str, str]:
-    # Names in the source by those in the target.
-    changes: dict[str, str] = {}
-    for name in source:
-        # The longest name that is mapped counts.
-        old = max(
-            (old for old in names if tree_lib.is_below(name, old)),
-            key=len,
-            default="",
-        )
-        new = names[old] + name[len(old) :] if old else name
-        if new in changes:
-            raise UserError(
-                f"map: {name} and {changes[new]} would both be {new}"
-            )
-        changes[new] = name
-    return changes
-
-
-def _misfit(missing: list[str], extra: list[str]) -> str:
-    problems = []
-    if missing:
-        problems.append(f"the file has no {_some(missing)}")
-    if extra:
-        problems.append(f"the checkpoint has no place for {_some(extra)}")
-    return f"{'; '.join(problems)}; name them with --map, or use --partial"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
 
 
 def read_map(data: bytes, path: str) -> dict[str, str]:
