@@ -298,6 +298,10 @@ DATA = {
     "no such kind": Bad(
         "--dataset=zip:/x.zip", ("zip:/x.zip", "must be folder:/path")
     ),
+    "a place that TFDS takes for a pattern": Bad(
+        "--data_dir={place}/a[b]",
+        ("{place}/a[b]): TFDS takes '[' for a pattern", "name another"),
+    ),
     "no such split": Bad(
         "--split=dev", ("split (dev) of digits must be train", "[:80%]")
     ),

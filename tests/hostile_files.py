@@ -35,6 +35,7 @@ from dtrain.tensorfiles import (
     entries,
     h5_file,
     h5_listing,
+    keras_file,
     npz_file,
     safetensors_file,
 )
@@ -46,6 +47,7 @@ OPENED = {
     "safetensors": safetensors_file.opened,
     "npz": npz_file.opened,
     "h5": h5_file.opened,
+    "keras": keras_file.opened_archive,
 }
 
 Make = Callable[[], bytes]
@@ -333,12 +335,17 @@ def described(descr: str = "'|u1'", shape: str = "()") -> str:
     return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
 
 
-def packed(*members: tuple[str, bytes], method: int = 0, **patch: Any) -> bytes:
+def packed(
+    *members: tuple[str, bytes],
+    method: int = 0,
+    suffix: str = ".npy",
+    **patch: Any,
+) -> bytes:
     """Makes an archive whose list says something else of its last member."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, data in members:
-            info = zipfile.ZipInfo(f"{name}.npy")
+            info = zipfile.ZipInfo(f"{name}{suffix}")
             info.compress_type = method
             with archive.open(info, "w") as member:
                 member.write(data)
@@ -639,7 +646,32 @@ H5: dict[str, tuple[str, Make]] = {
     ),
     "two in one place": ("overlap", _patched),
 }
-LIES = {"safetensors": SAFETENSORS, "npz": NPZ, "h5": H5}
+
+
+# Archives of Keras.
+
+WEIGHTS = "model.weights.h5"
+
+
+def archived(weights: bytes, name: str = WEIGHTS, **patch: Any) -> bytes:
+    return packed((name, weights), suffix="", **patch)
+
+
+KERAS: dict[str, tuple[str, Make]] = {
+    "nothing": ("not a zip", lambda: b""),
+    "no weights": ("has no model", lambda: archived(b"", "config.json")),
+    "no HDF5": ("file signature", lambda: archived(b"hello" * 999)),
+    "10 TB in little": (
+        "at most 536870912",
+        lambda: archived(b"0", method=8, file_size=TERABYTES),
+    ),
+    "weights elsewhere": (
+        "has no model",
+        lambda: archived(sound("h5"), f"../{WEIGHTS}"),
+    ),
+    "another checksum": ("CRC", lambda: archived(sound("h5"), CRC=1)),
+}
+LIES = {"safetensors": SAFETENSORS, "npz": NPZ, "h5": H5, "keras": KERAS}
 
 
 # Damage.
@@ -671,6 +703,10 @@ def sound(kind: str) -> bytes:
             )
 
         return grouped(fill)
+    if kind == "keras":
+        return packed(
+            *(("config.json", b"{}"), (WEIGHTS, sound("h5"))), suffix=""
+        )
     tensors["waves"] = np.array([1 + 2j, -3j], np.complex64)
     tensors["words"] = np.array([b"ab", b"", b"\x00\xff"], object)
     told = {
@@ -744,6 +780,9 @@ def mutations(kind: str, number: int, seed: int) -> Iterator[bytes]:
     for _ in range(number):
         if kind == "npz" and random_.randrange(2):
             yield repacked(data, random_)
+        elif kind == "keras" and random_.randrange(2):
+            # Whose checksum is right.
+            yield archived(damaged(sound("h5"), random_))
         else:
             yield damaged(data, random_)
 
@@ -786,10 +825,16 @@ def check_like_h5py(data: bytes, tensors: dict[str, np.ndarray]) -> None:
                 assert expected == tensors[name].tobytes().hex(), name
 
 
+def check_like_keras(data: bytes, tensors: dict[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        check_like_h5py(archive.read(WEIGHTS), tensors)
+
+
 CHECKS = {
     "safetensors": check_like_library,
     "npz": check_like_numpy,
     "h5": check_like_h5py,
+    "keras": check_like_keras,
 }
 
 

@@ -56,6 +56,11 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
             or preparing it failed.
     """
     data_dir = flags.expand_home(config.data_dir) or None
+    if data_dir and "[" in data_dir:
+        raise UserError(
+            f"data_dir ({data_dir}): TFDS takes '[' for a pattern and would "
+            "find nothing there; name another directory"
+        )
     builder = _make_builder(config, name, data_dir)
     with _silence():
         is_prepared = builder.is_prepared()
