@@ -23,6 +23,7 @@ from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers, is_lost_worker
 from dtrain.config import Config
 from dtrain.data import pipeline
+from dtrain.errors import UserError
 from dtrain.gan import divergence, memory
 from dtrain.record import samples
 from dtrain.resilience.watchdog import Watchdog
@@ -116,6 +117,7 @@ def _loop(run: Run) -> int:
     # One step, for there is nothing to save before it is done; then more and
     # more, for the watchdog to learn how long a step takes.
     num_steps = ramp = 1
+    started = step
     while step < config.num_steps:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
@@ -124,6 +126,8 @@ def _loop(run: Run) -> int:
             metrics, verdict = _run_steps(run, iterator, step, num_steps)
         first_step = step + 1
         step += len(next(iter(metrics.values())))
+        if first_step == started + 1:
+            _refuse_model_that_differs(run, step)
         run.ledger.progress(step)
         run.watcher.begin(run.step.stop)
         run.progress.update(step, metrics)
@@ -333,6 +337,22 @@ def _facts(run: Run, step: int) -> Facts:
         sync_log=recorder.sync,
         publish_log=recorder.publish,
     )
+
+
+def _refuse_model_that_differs(run: Run, step: int) -> None:
+    """Refuses a model whose first step leaves the replicas different.
+
+    Raises:
+        UserError: it does; later on it is the hardware's fault, and not its.
+    """
+    differing = run.replicas.differing()
+    if differing:
+        raise UserError(
+            f"after step {step} the replicas differ in {len(differing)} "
+            f"variables, the first is {differing[0]}: a variable that a model "
+            "assigns by itself must get the same value on every replica; make "
+            "it of a mean over all of them"
+        )
 
 
 def _refuse_differing(run: Run, step: int) -> None:

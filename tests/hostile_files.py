@@ -422,7 +422,7 @@ NPZ: dict[str, tuple[str, Make]] = {
         ),
     ),
     "no UTF-32": (
-        "code point",
+        "not Unicode",
         lambda: packed(("a", array(described("'<U1'"), b"\xff" * 4))),
     ),
     "a date": (
@@ -434,11 +434,11 @@ NPZ: dict[str, tuple[str, Make]] = {
         lambda: packed(("a", array(described("[('a', '<f4')]")))),
     ),
     "a program": (
-        "Cannot parse header",
+        "has the header",
         lambda: packed(("a", array(described("__import__('os')")))),
     ),
     "a deep header": (
-        "Cannot parse header",
+        "has the header",
         lambda: packed(("a", array(described(shape="(" * 900)))),
     ),
     "a long header": (
@@ -800,7 +800,9 @@ def check_like_library(data: bytes, tensors: dict[str, np.ndarray]) -> None:
 
 def check_like_numpy(data: bytes, tensors: dict[str, np.ndarray]) -> None:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        assert {*file.files} - {"__metadata__"} == tensors.keys()
+        members = {*file.zip.namelist()}
+        arrays = {name for name in file.files if f"{name}.npy" in members}
+        assert arrays - {"__metadata__"} == tensors.keys()
         for name, value in tensors.items():
             if value.dtype != object:
                 # Which is of the other byte order, where the file is.

@@ -17,7 +17,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import DeviceSettings
 from dtrain.data import pipeline
 from dtrain.errors import UserError
-from dtrain.gan import divergence
+from dtrain.gan import divergence, traced
 from dtrain.gan import phases as phases_lib
 from dtrain.gan.phases import NETWORKS, Networks
 from dtrain.gan.state import GAN
@@ -112,7 +112,10 @@ class Step:
             count: tf.Tensor, rows: Any, verdict: tf.Tensor, stop: tf.Tensor
         ) -> tuple[tf.Tensor, Any, tf.Tensor, tf.Tensor]:
             draws = [next(iterator) for _ in range(self.num_draws)]
-            metrics, verdict, stop = self._one_step(draws)
+            with traced.nothing_random():
+                metrics, verdict, stop = self._one_step(draws)
+            graph = tf.compat.v1.get_default_graph()
+            traced.check(graph, self._gan.checkpoint, [self._stop])
             names[:] = metrics
             rows = rows.write(count, tf.stack(list(metrics.values())))
             return count + 1, rows, verdict, stop

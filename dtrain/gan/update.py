@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from dtrain.data import pipeline
+from dtrain.errors import UserError
 from dtrain.gan import draws, reduction
 from dtrain.gan.phases import Example, Phase
 from dtrain.gan.state import GAN
@@ -181,6 +182,7 @@ class Update:
         ):
             tape.watch(variables)
             losses, metrics = objective(self._gan.networks, example)
+            self._check_shapes(example, {_LOSS: losses, **metrics})
             loss = tf.reduce_sum(losses) / batch_size
             target = loss if scale is None else loss * scale
         gradients = tape.gradient(
@@ -202,6 +204,29 @@ class Update:
             # Or a replica's sum would be rounded before it is added.
             gradients = [tf.cast(value, tf.float32) for value in gradients]
         return _Part(gradients, sums, statistics)
+
+    def _check_shapes(
+        self, example: Example, values: dict[str, tf.Tensor]
+    ) -> None:
+        """Checks that there is a loss, and each metric, for each example.
+
+        A mean would be divided once more by the batch; and what is of more
+        dimensions, as [b, b] from [b] and [b, 1], counts that many times.
+
+        Raises:
+            UserError: a shape is another one.
+        """
+        size = example.latents.shape[0]
+        for name, value in values.items():
+            shape = tf.convert_to_tensor(value).shape
+            if shape.as_list() != [size]:
+                what = "loss" if name == _LOSS else f"metric {name}"
+                raise UserError(
+                    f"phase {self._number + 1}, of the {self.network}: its "
+                    f"{what} has the shape {shape.as_list()} and must have "
+                    f"[{size}], a number for each example; take means over the "
+                    "other dimensions alone, and none over the examples"
+                )
 
     def _move_statistics(self, statistics: dict[str, tf.Tensor]) -> None:
         """Moves BatchNorm's averages by the mean over the micro-batches."""

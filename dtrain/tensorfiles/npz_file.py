@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import os
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -43,6 +44,8 @@ _METHODS = (
 )
 # Of LZMA's window, which is taken before anything is unpacked.
 _MAX_WINDOW_BYTES = 128 * 2**20
+# The last character of Unicode.
+_LAST = 0x10FFFF
 # Each is an object in memory, however short.
 _MAX_STRINGS = 1_000_000
 
@@ -273,13 +276,18 @@ def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
     length = int.from_bytes(_exactly(stream, width), "little")
     if length > _MAX_HEADER_BYTES:
         raise RefusedError(f"{name[:80]!r} has a header of {length} bytes")
-    head = length.to_bytes(4, "little") + _exactly(stream, length)
-    with warnings.catch_warnings():
-        # That Python 2 has written it.
-        warnings.simplefilter("ignore")
-        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(
-            io.BytesIO(head)
-        )
+    text = _exactly(stream, length)
+    head = io.BytesIO(length.to_bytes(4, "little") + text)
+    try:
+        with warnings.catch_warnings():
+            # That Python 2 has written it.
+            warnings.simplefilter("ignore")
+            shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(head)
+    except (ValueError, tokenize.TokenError) as error:
+        raise RefusedError(
+            f"{name[:80]!r} has the header {text.decode('latin-1')[:120]!r}, "
+            "which NumPy cannot read"
+        ) from error
     sides = tuple(map(int, shape))
     kind = _kind(name, dtype)
     header = 8 + width + length
@@ -332,6 +340,9 @@ def _read(name: str, archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
     native = member.dtype.newbyteorder("=")
     if native != member.dtype:
         array = array.byteswap(inplace=True).view(native)
+    # Of what is no character, Python's own error is none to be handled.
+    if array.dtype.kind == "U" and array.view(np.uint32).max(initial=0) > _LAST:
+        raise zipfile.BadZipFile("it has texts that are not Unicode")
     order = "F" if member.is_fortran else "C"
     array = array.reshape(member.entry.shape, order=order)
     if member.entry.dtype == entries_lib.STRING:
