@@ -112,10 +112,9 @@ def _handles(
     checkpoint: tf.train.Checkpoint, own: Collection[Any]
 ) -> dict[int, Any]:
     """Returns the handles of all variables that are saved, by their id."""
-    owners, _, _ = objects.walk(checkpoint)
-    variables = [objects.unwrapped(owner) for owner in owners.values()]
+    owners = tf.train.TrackableView(checkpoint).descendants()
     handles = {}
-    for variable in (*variables, *own):
+    for variable in (*map(objects.unwrapped, owners), *own):
         parts = (
             variable.values
             if isinstance(variable, tf.distribute.DistributedValues)
