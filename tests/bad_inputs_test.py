@@ -378,10 +378,15 @@ MODELS = {
     "discriminator without weights": Bad(
         "--model=bad_models:no_weights", ("has no variable to train",)
     ),
+    "a variable that Keras does not know": Bad(
+        "--model=bad_models:raw_variable",
+        ("the generator has a tf.Variable of its own, gain:0", "add_weight"),
+    ),
 }
 
 BAD_MODELS = """
 import keras
+import tensorflow as tf
 from keras import layers
 
 NUMBER = 3
@@ -427,6 +432,21 @@ def two_logits(config, image_shape, num_classes):
 
 def fits(config, image_shape, num_classes):
     return networks(judge=layers.Dense(1))
+
+
+class Gain(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.gain = tf.Variable(1.0, name="gain")
+
+    def call(self, inputs):
+        return self.gain * inputs
+
+
+def raw_variable(config, image_shape, num_classes):
+    generator, discriminator = networks(judge=layers.Dense(1))
+    generator.add(Gain())
+    return generator, discriminator
 
 
 def no_weights(config, image_shape, num_classes):

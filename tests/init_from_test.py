@@ -169,6 +169,43 @@ def test_from_a_program_of_tensorflow_1(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(dense.kernel, kernel)
 
 
+@pytest.mark.parametrize("has_average", [True, False])
+def test_layers_that_a_model_holds_in_a_list(
+    has_average: bool, tmp_path: pathlib.Path
+) -> None:
+    """TensorFlow does not reach them, and all are taken."""
+    first, second = (
+        gan_lib.GAN(
+            dataclasses.replace(
+                CONFIG, seed=seed, model="tests.gan_test:make_stateful"
+            ),
+            tf.distribute.get_strategy(),
+            (8, 8, 1),
+            0,
+        )
+        for seed in (1, 2)
+    )
+    for average in first.ema_generator.weights:
+        average.assign(tf.ones_like(average))
+    prefix = first.checkpoint.write(f"{tmp_path}/ckpt-0")
+    if not has_average:
+        tree = reader.read(prefix)
+        lost = [name for name in tree if "ema_generator" in name]
+        prefix = f"{tmp_path}/other/ckpt-0"
+        writing.commit(tree.without(lost), prefix)
+    config = dataclasses.replace(CONFIG, init_from=prefix)
+    init_from.take(second.checkpoint, config, init_from.find(config))
+    averages = first.ema_generator if has_average else first.networks.generator
+    for source, target in (
+        (first.networks.generator, second.networks.generator),
+        (first.networks.discriminator, second.networks.discriminator),
+        (averages, second.ema_generator),
+    ):
+        for one, two in zip(source.variables, target.variables, strict=True):
+            if "seed" not in one.path:
+                np.testing.assert_array_equal(one, two, one.path)
+
+
 def test_from_a_checkpoint_with_an_iterator(tmp_path: pathlib.Path) -> None:
     prefix, expected = foreign_formats.iterator(str(tmp_path))
     checkpoint = tf.train.Checkpoint(

@@ -25,6 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dtrain.bundle import objects
 from dtrain.cluster import workers
 from dtrain.config import Config
 from dtrain.errors import UserError
@@ -309,11 +310,32 @@ def _check_call(
     _check_output(f"{subject} turned {given} into", output, shapes)
     if not network.trainable_variables:
         raise UserError(f"{subject} has no variable to train")
+    _refuse_raw_variables(subject, network)
     for layer in network._flatten_layers():
         if not layer.built:
             raise UserError(
                 f"{subject} has a layer {layer.name!r} that a call does not "
                 "build; build it in build(), or remove it"
+            )
+
+
+def _refuse_raw_variables(subject: str, network: keras.Model) -> None:
+    """Refuses a variable that Keras does not know of.
+
+    It would be saved, but neither trained, nor averaged, nor compared between
+    the replicas.
+
+    Raises:
+        UserError: there is one.
+    """
+    known = {id(variable.value) for variable in network.variables}
+    for owner in tf.train.TrackableView(network).descendants():
+        variable = objects.unwrapped(owner)
+        if isinstance(variable, tf.Variable) and id(variable) not in known:
+            raise UserError(
+                f"{subject} has a tf.Variable of its own, {variable.name}, "
+                "which would be neither trained nor averaged; make it by "
+                "add_weight, or a constant"
             )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dtrain.bundle import fit, placing, restore, tensors
+from dtrain.bundle import fit, objects, placing, restore, tensors
 from dtrain.bundle.tree import Tree, tops
 from dtrain.checkpoint import opening, writing
 from dtrain.config import RunSettings
@@ -21,6 +22,7 @@ from dtrain.errors import UserError
 from dtrain.storage import files, temporary
 
 EMA = "ema_generator"
+_UNTRACKED = "untracked"
 _GENERATOR = ("generator", EMA)
 _NETWORKS = (*_GENERATOR, "discriminator")
 # By the value of --init_parts, what of a GAN's checkpoint is taken.
@@ -135,23 +137,90 @@ def take(
         tree = opened.tree.renamed(renamed)
         has_ema = bool(tree.below(EMA))
         taken = [name for name in parts if has_ema or name != EMA]
-        target = tf.train.Checkpoint(
-            **{name: getattr(checkpoint, name) for name in taken}
-        )
-        _restore(tree, taken, target, opened.prefix)
+        _restore(tree, _Part.of(checkpoint, taken, taken), opened.prefix)
         if not has_ema:
-            average = tf.train.Checkpoint(generator=checkpoint.ema_generator)
-            _restore(tree, ["generator"], average, opened.prefix)
+            average = _Part.of(checkpoint, [EMA], ["generator"])
+            _restore(tree, average, opened.prefix)
         return Taken(opened.prefix, opened.tree.step, digest, parts, renamed)
 
 
-def _restore(
-    tree: Tree, names: list[str], target: tf.train.Checkpoint, prefix: str
-) -> None:
+class _Part(NamedTuple):
+    """Some parts of the checkpoint of a GAN.
+
+    Attributes:
+        target: of these parts, with what TensorFlow does not reach of them,
+            such as the layers that a subclassed model holds in a list.
+        sources: what each of its tensors is called in a whole checkpoint, by
+            its name in `target`.
+    """
+
+    target: tf.train.Checkpoint
+    sources: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: tf.train.Checkpoint,
+        parts: Sequence[str],
+        names: Sequence[str],
+    ) -> _Part:
+        """Takes parts of a GAN's, to be restored from those of other names."""
+        held: dict[str, Any] = {
+            name: getattr(checkpoint, part)
+            for part, name in zip(parts, names, strict=True)
+        }
+        untracked = objects.untracked_variables(held)
+        if untracked:
+            held[_UNTRACKED] = tf.train.Checkpoint(**untracked)
+        target, whole = tf.train.Checkpoint(**held), _names(checkpoint)
+        for part, name in zip(parts, names, strict=True):
+            if part != name:
+                # Its variables are those of the other, in the same order.
+                for one, other in zip(
+                    getattr(checkpoint, part).variables,
+                    getattr(checkpoint, name).variables,
+                    strict=True,
+                ):
+                    whole[id(one.value)] = whole[id(other.value)]
+        sources = {
+            name: whole[variable]
+            for variable, name in _names(target).items()
+            if variable in whole
+        }
+        return cls(target, sources)
+
+    def has(self, name: str) -> bool:
+        """Tells whether a tensor of another checkpoint is of these parts."""
+        top, _, rest = name.partition("/")
+        if top == _UNTRACKED:
+            top = rest.partition("/")[0].rpartition("_")[0]
+        return hasattr(self.target, top)
+
+
+def _names(checkpoint: tf.train.Checkpoint) -> dict[int, str]:
+    """Returns the names of variables by their id."""
+    owners, _, _ = objects.walk(checkpoint)
+    names = {key: name for name, key in fit.of_objects(checkpoint).keys.items()}
+    return {
+        id(objects.unwrapped(owner)): names[key]
+        for key, owner in owners.items()
+    }
+
+
+def _restore(tree: Tree, part: _Part, prefix: str) -> None:
     """Writes parts of a tree to a file, and restores it as any checkpoint."""
-    others = [name for name in tree if name.partition("/")[0] not in names]
-    tree, program = tree.without(others), fit.of_objects(target)
-    if fit.compare(tree, program):
+    program = fit.of_objects(part.target)
+    whole = {
+        name: tree[source]
+        for name, source in part.sources.items()
+        if source in tree.keys
+    }
+    tree = tree.without([name for name in tree if not part.has(name)])
+    # TensorFlow numbers saves by it, and makes one where there is none.
+    used = {*part.sources.values(), "save_counter"}
+    if used.issuperset(tree) and {*whole, "save_counter"}.issuperset(program):
+        tree = program.with_tensors(whole)
+    elif fit.compare(tree, program):
         # Of TensorFlow 1 or Keras 2, whose names lead to the same another way.
         with contextlib.suppress(UserError):
             tree = placing.place(_without_slots(tree), program, {})
@@ -159,7 +228,7 @@ def _restore(
         with files.storage_errors(path):
             writing.WritableTree(tree).write(f"{path}/ckpt")
         restore.restore(
-            target,
+            part.target,
             f"{path}/ckpt",
             prefix,
             what="this run",
