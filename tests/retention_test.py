@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -17,9 +18,11 @@ from dtrain.checkpoint.retention import (
     EveryHours,
     EverySteps,
     Last,
+    NearSteps,
     Pinned,
     Policy,
     Saved,
+    Within,
 )
 
 
@@ -50,12 +53,33 @@ RATED = saves(
         (Last(2, of_steps=300), saves(0, 301, 302, 303), {0}),
         (EverySteps(300), HUNDREDS, {300, 600, 900}),
         (EverySteps(7), saves(0, 3, 7), {0, 7}),
+        (NearSteps(300), HUNDREDS, {100, 300, 600, 900}),
+        # Each is counted to the multiple that it is nearest to.
+        (
+            NearSteps(100),
+            saves(0, 49, 50, 70, 95, 105, 149, 250, 380, 399),
+            {0, 105, 250, 399},
+        ),
+        (NearSteps(7), saves(3, 4, 9, 11, 17, 30), {3, 9, 17, 30}),
         (Doubling(100), HUNDREDS, {100, 200, 400, 800}),
         (Doubling(3), saves(0, 3, 6, 7, 9, 12), {3, 6, 12}),
         (EveryHours(4), HUNDREDS, {100, 500, 900}),
         (EveryHours(3.5), HUNDREDS, {100, 500, 900}),
         (EveryHours(0.5), HUNDREDS, set(range(100, 1001, 100))),
         (EveryHours(4), [], set()),
+        (Within(3), HUNDREDS, {700, 800, 900, 1000}),
+        (Within(2.5), HUNDREDS, {800, 900, 1000}),
+        (Within(99), HUNDREDS, set(range(100, 1001, 100))),
+        (Within(1), [], set()),
+        # The clock of one was 30 days ahead, and that of another behind.
+        (
+            Within(2),
+            [
+                Saved(step, (step + days * 24) * 3600.0, {})
+                for step, days in enumerate([0, 0, 30, 0, 0, -30, 0])
+            ],
+            {2, 4, 6},
+        ),
         # One was saved by a clock that was 30 days ahead.
         (
             EveryHours(1),
@@ -93,7 +117,9 @@ def test_union_with_the_newest() -> None:
         lambda: Last(True),
         lambda: EverySteps(0),
         lambda: EverySteps("5"),
+        lambda: NearSteps(0),
         lambda: Doubling(0),
+        lambda: Within(-1),
         lambda: EveryHours(0),
         lambda: EveryHours(math.nan),
         lambda: EveryHours(math.inf),
@@ -130,6 +156,17 @@ def stays(one: Saved, history: list[Saved], policy: Any) -> bool:
             return len(newer) < num
         case EverySteps(steps):
             return one.step in range(0, one.step + 1, steps)
+        case NearSteps(steps):
+            distance = {
+                other.step: abs(other.step - nearest(other.step, steps))
+                for other in history
+                if nearest(other.step, steps) == nearest(one.step, steps)
+            }
+            best = min(distance.values())
+            return one.step == max(s for s in distance if distance[s] == best)
+        case Within(hours):
+            # Without a difference, which may not be exact.
+            return history[-1].saved_at <= one.saved_at + hours * 3600
         case Doubling(steps):
             return one.step in {steps * 2**power for power in range(20)}
         case EveryHours(hours):
@@ -145,6 +182,12 @@ def stays(one: Saved, history: list[Saved], policy: Any) -> bool:
         case Pinned(steps):
             return any(one.step == step for step in steps)
     raise AssertionError(policy)
+
+
+def nearest(step: int, steps: int) -> int:
+    """Half-way between two multiples it is nearer to the larger."""
+    below = step - step % steps
+    return below + steps if 2 * (step % steps) >= steps else below
 
 
 def beats(a: Saved, b: Saved | None, metric: str, mode: str) -> bool:
@@ -166,7 +209,9 @@ NUM_MOMENTS = 45
 POLICIES = st.one_of(
     st.builds(Last, st.integers(1, 8)),
     st.builds(EverySteps, st.integers(1, 12)),
+    st.builds(NearSteps, st.integers(1, 12)),
     st.builds(Doubling, st.integers(1, 12)),
+    st.builds(Within, st.integers(1, 16).map(lambda n: n / 4)),
     st.builds(EveryHours, st.integers(1, 16).map(lambda n: n / 4)),
     st.builds(
         Best,
@@ -208,6 +253,13 @@ def test_random_policies_and_histories(
     history: list[Saved], policies: list[Policy]
 ) -> None:
     """One sweep, and a sweep after every save, agree with the reference."""
+    if any(isinstance(policy, Within) for policy in policies):
+        # What a clock that was ahead has swept away cannot come back.
+        times = sorted(saved.saved_at for saved in history)
+        history = [
+            dataclasses.replace(saved, saved_at=at)
+            for saved, at in zip(history, times, strict=True)
+        ]
     expected = reference(history, policies)
     assert retention.kept(history, policies) == expected
 

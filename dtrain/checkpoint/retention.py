@@ -89,6 +89,34 @@ class EverySteps:
 
 
 @dataclasses.dataclass(frozen=True)
+class NearSteps:
+    """Keeps, for each multiple of `steps`, the one that comes nearest to it.
+
+    For saves by the clock, whose steps are uneven: what is nearer to the next
+    multiple is counted to that. Of two as near the later stays.
+
+    Attributes:
+        steps: at least 1.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_whole("NearSteps.steps", self.steps, at_least=1)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        nearest: dict[int, int] = {}
+        for checkpoint in saved:
+            step = checkpoint.step
+            multiple = (step + self.steps // 2) // self.steps * self.steps
+            other = nearest.get(multiple, step)
+            if abs(step - multiple) <= abs(other - multiple):
+                nearest[multiple] = step
+        return set(nearest.values())
+
+
+@dataclasses.dataclass(frozen=True)
 class Doubling:
     """Keeps those at `steps`, twice, four times, eight times as many.
 
@@ -115,6 +143,30 @@ class Doubling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Within:
+    """Keeps those that were saved at most `hours` before the newest.
+
+    What a clock that was ahead has saved stays the longer.
+
+    Attributes:
+        hours: more than 0.
+    """
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        _check_hours("Within.hours", self.hours)
+
+    def kept(self, saved: Sequence[Saved]) -> set[int]:
+        """Returns the steps that stay."""
+        return {
+            checkpoint.step
+            for checkpoint in saved
+            if saved[-1].saved_at - checkpoint.saved_at <= self.hours * 3600
+        }
+
+
+@dataclasses.dataclass(frozen=True)
 class EveryHours:
     """Keeps the first, then each that is `hours` later than the last kept.
 
@@ -128,12 +180,7 @@ class EveryHours:
     hours: float
 
     def __post_init__(self) -> None:
-        value = self.hours
-        is_number = isinstance(value, int | float)
-        if not is_number or isinstance(value, bool) or not 0 < value < math.inf:
-            raise UserError(
-                f"EveryHours.hours ({value!r}) must be a number above 0; try 1"
-            )
+        _check_hours("EveryHours.hours", self.hours)
 
     def kept(self, saved: Sequence[Saved]) -> set[int]:
         """Returns the steps that stay."""
@@ -237,12 +284,20 @@ def _check_whole(name: str, value: int, *, at_least: int) -> None:
         )
 
 
+def _check_hours(name: str, value: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise UserError(f"{name} ({value!r}) must be a number above 0; try 1")
+
+
 # What makes the policy that a flag asks for, by the name of the flag.
 _BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
     "max_to_keep": lambda flags: Last(flags.max_to_keep),
     "keep_every_n_steps": lambda flags: EverySteps(flags.keep_every_n_steps),
+    "keep_near_steps": lambda flags: NearSteps(flags.keep_near_steps),
     "keep_doubling_steps": lambda flags: Doubling(flags.keep_doubling_steps),
     "keep_every_hours": lambda flags: EveryHours(flags.keep_every_hours),
+    "keep_within_hours": lambda flags: Within(flags.keep_within_hours),
     "keep_best": lambda flags: Best(
         flags.keep_best, flags.best_metric, flags.best_mode
     ),

@@ -34,6 +34,12 @@ class SavingSettings:
         "this; 0 keeps none.",
         minimum=0,
     )
+    keep_near_steps: int = _saving(
+        0,
+        "Also keeps, for ever, the checkpoint that comes nearest to each "
+        "multiple of this many steps, for saves by the clock; 0 keeps none.",
+        minimum=0,
+    )
     keep_doubling_steps: int = _saving(
         0,
         "Also keeps, for ever, the checkpoints at this step and at 2, 4, 8 and "
@@ -43,6 +49,12 @@ class SavingSettings:
     keep_every_hours: float = _saving(
         0.0,
         "Also keeps, for ever, checkpoints at least this many hours apart; 0 "
+        "keeps none.",
+        minimum=0.0,
+    )
+    keep_within_hours: float = _saving(
+        0.0,
+        "Also keeps the checkpoints of this many hours before the newest; 0 "
         "keeps none.",
         minimum=0.0,
     )
