@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import inspect
 import json
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ import tensorflow as tf
 
 import dtrain
 from dtrain import errors
-from dtrain.checkpoint import callbacks, retention
+from dtrain.checkpoint import retention, saving
 from dtrain.storage import claim, files
 from tests import fit_gan, runs
 
@@ -107,14 +107,56 @@ def fit(
 
 def settle() -> None:
     """Waits for what a cut `fit` is still writing."""
-    while callbacks._OPEN:
-        callbacks._OPEN.popitem()[1].close()
+    while saving._OPEN:
+        saving._OPEN.popitem()[1].close()
 
 
 def flip_a_bit(path: pathlib.Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+SMALL_BATCHES = 5
+KINDS = (dtrain.BackupAndRestore, dtrain.CheckpointManagerCallback)
+
+
+def small_data() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    return x, x.sum(1, keepdims=True)
+
+
+def small_model(
+    optimizer: Any = "sgd", *before: keras.layers.Layer
+) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [keras.Input((3,)), *before, keras.layers.Dense(1)]
+    )
+    model.compile(optimizer, "mse", jit_compile=False)
+    return model
+
+
+def fit_small(
+    model: keras.Model,
+    *tiers: keras.callbacks.Callback,
+    cut_after: int | None = None,
+    epochs: int = 3,
+    data: Any = None,
+) -> Watch:
+    x, y = small_data() if data is None else data
+    watch = Watch(cut_after)
+    with contextlib.suppress(CutError):
+        model.fit(
+            x,
+            y,
+            batch_size=4,
+            shuffle=False,
+            epochs=epochs,
+            callbacks=[*tiers, watch],
+            verbose=0,
+        )
+    return watch
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
@@ -279,6 +321,175 @@ def test_all_that_a_model_holds(make: Any, tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(mine, its)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: "sgd", lambda: keras.optimizers.SGD(0.01), lambda: "lion"],
+    ids=["sgd", "its object", "lion"],
+)
+def test_any_optimizer(make: Any, kind: Any, tmp_path: pathlib.Path) -> None:
+    """Also one without slots, whose first step makes no variable."""
+    whole = small_model(make())
+    fit_small(whole)
+    for num in (4, 7, None):
+        watch = fit_small(
+            model := small_model(make()), kind(tmp_path, 1), cut_after=num
+        )
+        settle()
+    # The second was cut at batch 4 + 7, the third did what was left.
+    assert (
+        watch.batches == [(2, 1), (2, 2), (2, 3), (2, 4)][-len(watch.batches) :]
+    )
+    for mine, its in zip(
+        [*model.weights, *model.optimizer.variables],
+        [*whole.weights, *whole.optimizer.variables],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_in_the_first_epoch(kind: Any, tmp_path: pathlib.Path) -> None:
+    """It is no state to go on from, and the `fit` after it starts anew."""
+    x, y = small_data()
+    x[9] = np.nan
+    with pytest.warns(UserWarning, match="that are not finite"):
+        fit_small(
+            small_model(), kind(tmp_path), data=(x, y), cut_after=2 * 5 + 2
+        )
+    with contextlib.suppress(OSError):
+        settle()
+    assert saved_steps(tmp_path) == []
+    model = small_model()
+    assert fit_small(model, kind(tmp_path)).batches[0] == (0, 0)
+    assert np.isfinite(model.get_weights()[0]).all()
+
+
+def test_a_layer_that_is_not_adapted_again(tmp_path: pathlib.Path) -> None:
+    def make_model(is_adapted: bool) -> tuple[keras.Model, Any]:
+        layer = keras.layers.Normalization()
+        layer.build((None, 3))
+        if is_adapted:
+            layer.adapt(small_data()[0] * 3 + 5)
+        return small_model("sgd", layer), layer
+
+    whole, _ = make_model(is_adapted=True)
+    fit_small(whole)
+    model, first = make_model(is_adapted=True)
+    fit_small(model, dtrain.BackupAndRestore(tmp_path, 1), cut_after=7)
+    model, second = make_model(is_adapted=False)
+    watch = fit_small(model, dtrain.BackupAndRestore(tmp_path, 1))
+    assert watch.batches[0][0] == 1
+    np.testing.assert_array_equal(second.mean, first.mean)
+    for mine, its in zip(model.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_close_lets_another_process_have_the_directory(
+    tmp_path: pathlib.Path,
+) -> None:
+    """As after a cell of a notebook that was interrupted."""
+    backup = dtrain.BackupAndRestore(tmp_path, 1)
+    fit_small(small_model(), backup, cut_after=7)
+    with (
+        pytest.raises(errors.UserError, match="another process"),
+        claim.claim(str(tmp_path)),
+    ):
+        pass
+    backup.close()
+    backup.close()
+    with claim.claim(str(tmp_path)):
+        assert saved_steps(tmp_path)[-1] == 7
+    with dtrain.BackupAndRestore(tmp_path, 1) as backup:
+        watch = fit_small(small_model(), backup, cut_after=3)
+        assert watch.batches[0] == (1, 2)
+    with claim.claim(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_the_directory_of_a_fit_that_has_ended(
+    is_same_process: bool, tmp_path: pathlib.Path
+) -> None:
+    """As of the fold before: its model is not taken for this one's."""
+    fit_small(small_model(), dtrain.CheckpointManagerCallback(tmp_path))
+    if not is_same_process:
+        saving._FINISHED.clear()
+    text = "end of a fit of 3 epochs: .*; name another directory for another"
+    callback = dtrain.CheckpointManagerCallback(tmp_path)
+    if is_same_process:
+        with pytest.raises(errors.UserError, match=text):
+            fit_small(small_model(), callback)
+        with pytest.warns(UserWarning, match=text):
+            watch = fit_small(small_model(), callback, epochs=4)
+        assert [epoch for epoch, _ in watch.batches] == [3] * SMALL_BATCHES
+    else:
+        with pytest.warns(UserWarning, match=text):
+            watch = fit_small(model := small_model(), callback)
+        assert watch.batches == []
+        # The same model is the same fit: nobody is to be warned of it.
+        watch = fit_small(model, callback, epochs=4)
+        assert len(watch.batches) == SMALL_BATCHES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_of_a_callback(kind: Any, tmp_path: pathlib.Path) -> None:
+    """As KerasTuner makes one for each trial, of one that was used."""
+    callback = kind(tmp_path, 1)
+    fit_small(small_model(), callback, cut_after=7)
+    settle()
+    there = saved_steps(tmp_path)
+    twin = copy.deepcopy([callback, dtrain.StopOnNotice()])[0]
+    assert twin.directory.path == str(tmp_path)
+    assert fit_small(small_model(), twin).batches[0] == divmod(there[-1], 5)
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Has another order in each epoch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.chance = np.random.default_rng(3)
+        self.order = np.arange(SMALL_BATCHES)
+
+    def __len__(self) -> int:
+        return SMALL_BATCHES
+
+    def __getitem__(self, index: int) -> Any:
+        number = self.order[index]
+        x, y = small_data()
+        return x[4 * number :][:4], y[4 * number :][:4]
+
+    def on_epoch_end(self) -> None:
+        self.chance.shuffle(self.order)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_dataset_of_python(
+    workers: int, shuffle: bool, tmp_path: pathlib.Path
+) -> None:
+    def run(*tiers: Any, cut_after: int | None = None) -> tuple[Any, Watch]:
+        model, watch = small_model(), Watch(cut_after)
+        with contextlib.suppress(CutError):
+            model.fit(
+                Shuffled(workers=workers),
+                epochs=4,
+                shuffle=shuffle,
+                callbacks=[*tiers, watch],
+                verbose=0,
+            )
+        return model.get_weights(), watch
+
+    whole, _ = run()
+    for cut_after in (7, 6):
+        run(dtrain.BackupAndRestore(tmp_path, 1), cut_after=cut_after)
+        settle()
+    weights, watch = run(dtrain.BackupAndRestore(tmp_path, 1))
+    assert watch.batches[0][0] == 2
+    np.testing.assert_equal(weights, whole)
+
+
 def test_damaged_backup_falls_back(tmp_path: pathlib.Path) -> None:
     whole, _ = fit(epochs=1)
     fit(dtrain.BackupAndRestore(tmp_path, 2), cut_after=9, epochs=1)
@@ -328,16 +539,53 @@ def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_directory_of_somebody_else_is_refused(tmp_path: pathlib.Path) -> None:
-    stock = keras.callbacks.BackupAndRestore(str(tmp_path))
-    with warnings.catch_warnings():
-        # Keras 3.15 says what it skips, and 3.12 says nothing.
-        warnings.simplefilter("ignore", UserWarning)
-        fit(stock, cut_after=NUM_BATCHES + 1)
-    there = {path.name for path in tmp_path.iterdir()}
-    assert there
-    with pytest.raises(errors.UserError, match="is no checkpoint of dtrain"):
-        fit(dtrain.BackupAndRestore(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == there
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").write_text("mine")
+    model = small_model()
+    tf.train.CheckpointManager(
+        tf.train.Checkpoint(model=model), str(tmp_path / "b"), 3
+    ).save()
+    for name, text in (
+        ("a", r"notes.txt, which is no checkpoint of dtrain; name a dir"),
+        ("b", r"ckpt-1, which TensorFlow has saved .*; restore it by tf.train"),
+    ):
+        there = sorted(path.name for path in (tmp_path / name).iterdir())
+        for kind in KINDS:
+            with pytest.raises(errors.UserError, match=text):
+                fit_small(small_model(), kind(tmp_path / name))
+        # But for the lock.
+        left = {path.name for path in (tmp_path / name).iterdir()}
+        assert left - {".lock"} == {*there}
+
+
+@pytest.mark.parametrize("damage", ["", "latest", "both"])
+def test_a_backup_of_keras_own_is_taken_over(
+    damage: str, tmp_path: pathlib.Path
+) -> None:
+    whole = small_model()
+    fit_small(whole, epochs=4)
+    model = small_model()
+    stock = keras.callbacks.BackupAndRestore(
+        str(tmp_path), double_checkpoint=True
+    )
+    fit_small(model, stock, cut_after=2 * SMALL_BATCHES + 1, epochs=4)
+    for name in {"": [], "latest": [""], "both": ["", ".bkp"]}[damage]:
+        path = tmp_path / f"latest.weights.h5{name}"
+        path.write_bytes(path.read_bytes()[:200])
+    model, backup = small_model(), dtrain.BackupAndRestore(tmp_path)
+    if damage == "both":
+        with pytest.raises(errors.UserError, match="that cannot be used"):
+            fit_small(model, backup, epochs=4)
+        return
+    watch = fit_small(model, backup, epochs=4, cut_after=SMALL_BATCHES + 1)
+    assert watch.batches[0] == (1 if damage else 2, 0)
+    # Its own is newer by now.
+    backup.close()
+    watch = fit_small(model := small_model(), backup, epochs=4)
+    assert watch.batches[0][0] == 3 - bool(damage)
+    for mine, its in zip(model.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert not tmp_path.exists()
 
 
 def test_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
@@ -347,7 +595,7 @@ def test_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     ):
         fit(dtrain.BackupAndRestore(tmp_path))
     # What is refused holds on to nothing.
-    assert not callbacks._OPEN
+    assert not saving._OPEN
     fit(dtrain.BackupAndRestore(tmp_path), epochs=1)
 
 
@@ -485,6 +733,8 @@ def test_arguments_are_those_of_keras(tmp_path: pathlib.Path) -> None:
         {"verify": "never"},
         {"on_save_error": "hope"},
         {"backup_dir": ""},
+        {"backup_dir": None},
+        {"backup_dir": 3},
     ):
         with pytest.raises(errors.UserError, match=r"must be .*; try ") as it:
             dtrain.BackupAndRestore(**{"backup_dir": tmp_path, **options})

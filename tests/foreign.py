@@ -451,6 +451,11 @@ def saved(prefix: str) -> dict[str, np.ndarray]:
     }
 
 
+def keys(prefix: str) -> list[str]:
+    """Lists the keys of a checkpoint."""
+    return [key for key, _ in tf.train.list_variables(prefix)]
+
+
 def corpus(factory: pytest.TempPathFactory) -> dict[str, str]:
     """Returns what `write_all` wrote, once for all tests of the process."""
     return write_all(factory.getbasetemp() / "foreign")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain.bundle import objects
+from dtrain.bundle import keras_state
 from dtrain.checkpoint import background as background_lib
 from dtrain.checkpoint import snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -45,7 +45,7 @@ class Model:
             "network": self.network,
             "optimizer": self.optimizer,
         }
-        untracked = objects.untracked_variables(parts)
+        untracked = keras_state.untracked(parts)
         assert len(untracked) == 1, "that of the Dropout"
         self.checkpoint = tf.train.Checkpoint(
             **parts,
@@ -152,7 +152,21 @@ def test_an_on_read_variable_is_refused_by_name() -> None:
         snapshot.SnapshotTaker(tf.train.Checkpoint(count=count))
 
 
-def test_what_is_no_variable_is_refused_by_name() -> None:
-    iterator = iter(tf.data.Dataset.range(3))
-    with pytest.raises(UserError, match=r"batches.* is no variable"):
-        snapshot.SnapshotTaker(tf.train.Checkpoint(batches=iterator))
+@pytest.mark.parametrize("late", ["weights", "made later"])
+def test_a_nan_is_no_beginning(late: str, tmp_path: pathlib.Path) -> None:
+    """An infinity is, as that of a mask; also in what is made later."""
+    state = tf.train.Checkpoint(
+        weights=tf.Variable([1.0]), mask=tf.Variable([-np.inf])
+    )
+    taker = snapshot.LiveTaker(state)
+    taker.take(1).write(f"{tmp_path}/1")
+    state.later = tf.train.Checkpoint(mask=tf.Variable([np.inf]))
+    taker.take(2).write(f"{tmp_path}/2")
+    if late == "weights":
+        state.weights.assign([np.nan])
+        # Its key is another one, now.
+        state.a = state.weights
+    else:
+        state.later.weights = tf.Variable([np.nan])
+    with pytest.raises(OSError, match="that are not finite at step 3"):
+        taker.take(3).write(f"{tmp_path}/3")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What TensorFlow puts behind the name of a variable.
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+# The dtype of what only its owner reads, as an iterator of tf.data.
+VARIANT = "variant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +47,16 @@ class State:
         self.tensors: dict[str, Fingerprint] = {}
         self._digest = hashlib.sha256()
 
-    def add(self, key: str, value: np.ndarray) -> None:
+    def add(self, key: str, value: np.ndarray, dtype: str = "") -> None:
         """Takes in one tensor; the digest depends on the order of the calls.
 
         Args:
             key: in the checkpoint; the tensors come sorted by it.
             value: numbers of any dtype, or strings (dtype object).
+            dtype: see `of`.
         """
         array = np.asarray(value)
-        self.tensors[key] = of(array)
+        self.tensors[key] = of(array, dtype)
         # The graph depends on the order in which a program made its objects.
         if key == GRAPH_KEY:
             return
@@ -78,24 +81,40 @@ def values_of(tensor: tf.Tensor) -> np.ndarray:
     """Returns the values of a tensor, not copied where that can be.
 
     Args:
-        tensor: of numbers or strings; in the memory of the host.
+        tensor: of numbers, strings or variants; in the memory of the host.
     """
+    if tensor.dtype.name == VARIANT:
+        return _serialized(tensor)
     if tensor.shape.rank:
         return np.asarray(tensor)
     # NumPy makes no array of a bfloat16 scalar of TensorFlow's.
     return np.array(tensor.numpy(), tensor.dtype.as_numpy_dtype)
 
 
-def of(value: np.ndarray) -> Fingerprint:
+def _serialized(tensor: tf.Tensor) -> np.ndarray:
+    """Returns the state of an iterator as strings: NumPy has nothing for it."""
+    # Here, for numbers are summed where TensorFlow is not imported.
+    import tensorflow as tf
+
+    shape = tuple(tensor.shape)
+    flat = tf.reshape(tensor, [-1])
+    values = np.empty(len(flat), np.object_)
+    for number in range(len(flat)):
+        values[number] = tf.io.serialize_tensor(flat[number]).numpy()
+    return values.reshape(shape)
+
+
+def of(value: np.ndarray, dtype: str = "") -> Fingerprint:
     """Computes the fingerprint of a tensor.
 
     Args:
         value: numbers of any dtype, or strings (dtype object).
+        dtype: TensorFlow's name of it, where the value does not tell.
     """
     array = np.asarray(value)
     # TensorFlow has NumPy's names, but for strings.
     kind = "string" if array.dtype == np.object_ else array.dtype.name
-    return Fingerprint(kind, array.shape, checksum(array))
+    return Fingerprint(dtype or kind, array.shape, checksum(array))
 
 
 def checksum(array: np.ndarray) -> str:

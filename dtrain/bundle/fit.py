@@ -33,22 +33,28 @@ def of_objects(checkpoint: tf.train.Checkpoint) -> Tree:
     Args:
         checkpoint: its variables exist.
     """
-    owners, graph, _ = objects.walk(checkpoint)
-    return Tree(graph, {key: _tensor(owner) for key, owner in owners.items()})
+    found = objects.walk(checkpoint)
+    tensors = {key: _tensor(owner) for key, owner in found.owners.items()}
+    return Tree(found.graph, tensors)
 
 
 def _tensor(owner: Any) -> Tensor:
-    """Describes the value of an object; of a table only that there is one."""
+    """Describes the value of an object; of a table only that there is one.
+
+    Likewise of a variable that may be of any shape.
+    """
     variable = objects.unwrapped(owner)
     dtype = getattr(variable, "dtype", None)
     shape = getattr(variable, "shape", None)
     if dtype is None or shape is None:
         return Tensor("variant", (), lambda: np.zeros(()))
-    return Tensor(
-        tf.as_dtype(dtype).name,
-        tuple(shape),
-        lambda: fingerprint.values_of(tf.convert_to_tensor(variable)),
-    )
+
+    def read() -> np.ndarray:
+        return fingerprint.values_of(tf.convert_to_tensor(variable))
+
+    if not tf.TensorShape(shape).is_fully_defined():
+        return Tensor("variant", (), read)
+    return Tensor(tf.as_dtype(dtype).name, tuple(shape), read)
 
 
 class Misfit(NamedTuple):

@@ -1,8 +1,9 @@
-"""What a `tf.train.Checkpoint` is made of: its variables, by their keys."""
+"""What a `tf.train.Checkpoint` is made of: its values, by their keys."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -12,8 +13,8 @@ import tensorflow as tf
 # reads many variables at once; tests compare the result with a stock save.
 from tensorflow.python.checkpoint import graph_view, save_util
 from tensorflow.python.eager import context, execute
+from tensorflow.python.training.saving import saveable_object
 
-from dtrain.bundle import fingerprint
 from dtrain.bundle.graph import Graph
 from dtrain.errors import UserError
 
@@ -48,30 +49,136 @@ class Read(NamedTuple):
         )
 
 
-def walk(
-    checkpoint: tf.train.Checkpoint,
-) -> tuple[dict[str, Any], Graph, Collection[str]]:
+class Walk(NamedTuple):
+    """What a save would write.
+
+    Attributes:
+        owners: the object of each key in the graph.
+        graph: TensorFlow's, of all objects.
+        registered: names of those that have a saver of their own.
+        values: of each object, by its keys in a checkpoint; a value may be a
+            tensor, or what reads one.
+    """
+
+    owners: dict[str, Any]
+    graph: Graph
+    registered: list[str]
+    values: dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """Which objects a checkpoint is made of, and what leads to which.
+
+    Attributes:
+        edges: name and identity of what each object holds.
+        objects: all of them: while they are held, an identity is not another's.
+    """
+
+    edges: list[list[tuple[str, int]]]
+    objects: list[Any]
+
+    def is_of(self, other: Shape) -> bool:
+        """Tells whether both are of the same objects."""
+        return self.edges == other.edges
+
+
+def view_of(checkpoint: tf.train.Checkpoint) -> graph_view.ObjectGraphView:
+    """Returns the view that a save has: of a root, where there is one."""
+    return checkpoint._saver._graph_view
+
+
+def shape_of(checkpoint: tf.train.Checkpoint) -> Shape:
+    """Looks which objects there are; costs a few microseconds for each.
+
+    Raises:
+        UserError: TensorFlow cannot save them.
+    """
+    view = view_of(checkpoint)
+    shape = Shape([], [view.root])
+    seen = {id(view.root)}
+    with _refusing():
+        for owner in shape.objects:
+            children = view.list_children(owner)
+            edges = [(child.name, id(child.ref)) for child in children]
+            # What only Keras finds.
+            if isinstance(owner, keras.Layer):
+                edges += [("", id(each)) for each in owner.variables]
+            shape.edges.append(edges)
+            for child in children:
+                if id(child.ref) not in seen:
+                    seen.add(id(child.ref))
+                    shape.objects.append(child.ref)
+    return shape
+
+
+def attach(checkpoint: tf.train.Checkpoint, name: str, part: Any) -> None:
+    """Adds a part to a checkpoint, in place of an earlier one of that name.
+
+    TensorFlow saves no attribute of a checkpoint that has a root.
+    """
+    setattr(checkpoint, name, part)
+    attached = view_of(checkpoint).attached_dependencies
+    if attached is not None:
+        reference = tf.__internal__.tracking.TrackableReference(name, part)
+        attached[:] = [each for each in attached if each.name != name]
+        attached.append(reference)
+
+
+def parts_of(checkpoint: tf.train.Checkpoint) -> dict[str, Any]:
+    """Returns what a program has made a checkpoint of, by name."""
+    parts = dict(tf.train.TrackableView(checkpoint).children(checkpoint))
+    # Made by TensorFlow, which makes another for another Checkpoint.
+    parts.pop("save_counter", None)
+    root = view_of(checkpoint).root
+    # Or it is a weak reference, which is no part.
+    return parts if root is checkpoint else {"root": root, **parts}
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Says in one line why TensorFlow cannot save an object.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError, tf.errors.OpError) as error:
+        reason = str(getattr(error, "message", error)).strip()
+        first = reason.splitlines()[0] if reason else type(error).__name__
+        raise UserError(
+            f"TensorFlow cannot save this state: {first}; leave it out of the "
+            "checkpoint"
+        ) from error
+
+
+def walk(checkpoint: tf.train.Checkpoint) -> Walk:
     """Finds what a save would write.
 
     Args:
         checkpoint: its variables exist.
 
-    Returns:
-        The object of each key, TensorFlow's graph of all objects, and the
-        names of those that have a saver of their own.
+    Raises:
+        UserError: TensorFlow cannot save it.
     """
     # TensorFlow makes it at the first save, or when it restores; it would be
     # missing here.
     assert checkpoint.save_counter is not None
-    view = graph_view.ObjectGraphView(checkpoint)
-    owners, _ = view.breadth_first_traversal()
-    *_, registered, graph = save_util.serialize_graph_view(view)
+    view = view_of(checkpoint)
+    with _refusing():
+        owners, _ = view.breadth_first_traversal()
+        serialized, _, registered, graph = save_util.serialize_graph_view(view)
     by_key = {
         attribute.checkpoint_key: owner
         for owner, node in zip(owners, graph.nodes, strict=True)
         for attribute in node.attributes
     }
-    return by_key, graph, registered
+    values = {
+        key: value
+        for part in serialized.values()
+        for key, value in part.items()
+    }
+    return Walk(by_key, graph, sorted(registered), values)
 
 
 def unwrapped(owner: Any) -> Any:
@@ -79,34 +186,50 @@ def unwrapped(owner: Any) -> Any:
     return owner.value if isinstance(owner, keras.Variable) else owner
 
 
-def variables_of(
-    checkpoint: tf.train.Checkpoint,
-) -> tuple[dict[str, tf.Variable], bytes]:
-    """Finds the variables of a checkpoint, which all have to exist by now.
+class State(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        variables: of this worker's first replica, by their keys.
+        others: values of what is no variable, such as tables, iterators and
+            state of Python's, as they are now, by their keys.
+        graph: TensorFlow's serialized TrackableObjectGraph.
+    """
+
+    variables: dict[str, tf.Variable]
+    others: dict[str, tf.Tensor]
+    graph: bytes
+
+
+def state_of(checkpoint: tf.train.Checkpoint) -> State:
+    """Finds the state of a checkpoint; its variables exist by now.
 
     Args:
         checkpoint: of Keras 3 models and optimizers, `tf.Variable`s, and other
             checkpoints, under any strategy.
 
-    Returns:
-        The variable of this worker's first replica by its key in the
-        checkpoint, and TensorFlow's serialized TrackableObjectGraph.
-
     Raises:
-        UserError: something in it cannot be read by one worker alone, or is no
-            variable.
+        UserError: something in it cannot be read by one worker alone.
     """
     _refuse_on_read(checkpoint)
-    owners, graph, registered = walk(checkpoint)
-    if registered:
+    found = walk(checkpoint)
+    if found.registered:
         raise UserError(
-            f"{', '.join(registered)}: what has a saver of its own cannot "
-            "be saved while training goes on; leave it out"
+            f"{', '.join(found.registered)}: what has a saver of its own "
+            "cannot be saved while training goes on; leave it out"
         )
     variables = {
-        key: _on_this_worker(key, owner) for key, owner in owners.items()
+        key: variable
+        for key, owner in found.owners.items()
+        if (variable := _on_this_worker(owner)) is not None
     }
-    return variables, graph.SerializeToString()
+    others = {
+        key: tensor
+        for key, value in found.values.items()
+        if key not in variables
+        and (tensor := _evaluated(key, value)) is not None
+    }
+    return State(variables, others, found.graph.SerializeToString())
 
 
 def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
@@ -117,7 +240,7 @@ def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
             others for ever.
     """
     on_read = tf.VariableSynchronization.ON_READ
-    for owner in tf.train.TrackableView(checkpoint).descendants():
+    for owner in view_of(checkpoint).breadth_first_traversal()[0]:
         variable = unwrapped(owner)
         if getattr(variable, "synchronization", None) == on_read:
             raise UserError(
@@ -127,39 +250,31 @@ def _refuse_on_read(checkpoint: tf.train.Checkpoint) -> None:
             )
 
 
-def _on_this_worker(key: str, owner: Any) -> tf.Variable:
+def _on_this_worker(owner: Any) -> tf.Variable | None:
     variable = unwrapped(owner)
     if isinstance(variable, tf.distribute.DistributedValues):
         variable = variable.values[0]  # type: ignore[attr-defined]
-    if not isinstance(variable, tf.Variable):
-        name = key.removesuffix(fingerprint.VALUE)
-        raise UserError(
-            f"{name}: a {type(owner).__name__} is no variable and cannot be "
-            "saved while training goes on; leave it out of the checkpoint"
-        )
-    return variable
+    return variable if isinstance(variable, tf.Variable) else None
 
 
-def untracked_variables(parts: dict[str, Any]) -> dict[str, tf.Variable]:
-    """Finds the Keras variables that a checkpoint of `parts` would leave out.
+def _evaluated(key: str, value: Any) -> tf.Tensor | None:
+    """Reads what TensorFlow would write; None if that is nothing.
 
-    TensorFlow's graph of objects does not reach those of SeedGenerators, and
-    of layers that a subclassed model holds in a list or a dict.
-
-    Args:
-        parts: what `tf.train.Checkpoint` is to be made of, by name.
-
-    Returns:
-        tf.Variable by the name of its part and its position in the part.
+    Raises:
+        UserError: it is one of several slices.
     """
-    root = tf.train.Checkpoint(**parts)
-    reached = set()
-    for trackable in tf.train.TrackableView(root).descendants():
-        reached |= {id(trackable), id(unwrapped(trackable))}
-    untracked: dict[str, Any] = {}
-    for part, owner in parts.items():
-        for position, variable in enumerate(getattr(owner, "variables", ())):
-            if not {id(variable), id(variable.value)} & reached:
-                reached.add(id(variable))
-                untracked[f"{part}_{position}"] = variable.value
-    return untracked
+    if isinstance(value, dict):
+        raise UserError(
+            f"{key}: a variable that is saved in slices cannot be saved while "
+            "training goes on; leave it out of the checkpoint"
+        )
+    if isinstance(value, saveable_object.SaveSpec):
+        value = value.tensor
+    if value is None:
+        return None
+    tensor = tf.convert_to_tensor(value)
+    if tensor.dtype == tf.variant:
+        return tensor
+    # A dense table gives out its own memory, which the next step changes.
+    with tf.device("CPU:0"):
+        return tf.constant(tensor.numpy(), tensor.dtype)

@@ -69,42 +69,47 @@ class CheckpointDirectory(ReadableDirectory):
         """
 
         def stage(prefix: str) -> Manifest:
-            written = state.write(prefix)
-            index = files.read(f"{prefix}.{INDEX}") or b""
-            paths = glob.glob(f"{glob.escape(prefix)}.*")
-            return Manifest(
-                step=step,
-                saved_at=time.time(),
-                sizes={
-                    path.removeprefix(f"{prefix}."): os.path.getsize(path)
-                    for path in sorted(paths)
-                },
-                index_sha256=hashlib.sha256(index).hexdigest(),
-                tensors=written.tensors,
-                digest=written.digest,
-                **(facts or {}),
-            )
+            return describe(prefix, step, state.write(prefix), facts or {})
 
         return self._commit(step, stage)
 
-    def adopt(self, manifest: Manifest, prefix: str) -> None:
-        """Commits files that come from elsewhere, by moving them.
+    def adopt(
+        self, manifest: Manifest, prefix: str, *, copies: bool = False
+    ) -> None:
+        """Commits files that come from elsewhere.
 
         Args:
             manifest: theirs.
             prefix: where they are, on the disk of this directory if that is
                 local.
+            copies: whether they stay there, too.
 
         Raises:
             OSError: the directory cannot be written to; it is as it was.
         """
+        put = files.copy if copies else files.move
 
         def stage(staged: str) -> Manifest:
             for suffix in manifest.sizes:
-                files.move(f"{prefix}.{suffix}", f"{staged}.{suffix}")
+                put(f"{prefix}.{suffix}", f"{staged}.{suffix}")
             return manifest
 
         self._commit(manifest.step, stage)
+
+    def recognize(self, manifest: Manifest) -> None:
+        """Commits files that another program has written to their place here.
+
+        Args:
+            manifest: theirs.
+
+        Raises:
+            OSError: the directory cannot be written to.
+        """
+        prefix = self.prefix(manifest.step)
+        if not files.is_remote(self.path):
+            for suffix in manifest.sizes:
+                files.sync(f"{prefix}.{suffix}")
+        files.write(f"{prefix}.{MANIFEST}", manifest.encode())
 
     def _commit(self, step: int, stage: Callable[[str], Manifest]) -> Manifest:
         try:
@@ -274,3 +279,38 @@ class CheckpointDirectory(ReadableDirectory):
                 files.move(f"{self.path}/{name}", f"{target}/{name}")
         files.sync(self.path)
         return target
+
+
+def describe(
+    prefix: str,
+    step: int,
+    written: fingerprint.State,
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Makes the manifest of files on a disk of this machine.
+
+    Args:
+        prefix: of the files, without `.index`.
+        step: the steps that were done.
+        written: the fingerprints of their tensors.
+        facts: other fields of the manifest.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    paths = [
+        f"{prefix}.{INDEX}",
+        *sorted(glob.glob(f"{glob.escape(prefix)}.data-*")),
+    ]
+    sizes = {
+        path.removeprefix(f"{prefix}."): os.path.getsize(path) for path in paths
+    }
+    index = files.read(f"{prefix}.{INDEX}") or b""
+    described = {
+        "saved_at": time.time(),
+        "sizes": sizes,
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+        "tensors": written.tensors,
+        "digest": written.digest,
+    }
+    return Manifest(step=step, **{**described, **facts})

@@ -238,7 +238,13 @@ def restore(
             verified.directory.reading(verified.manifest.step) as prefix,
         ):
             whole_restore.restore(
-                checkpoint, prefix, verified.prefix, what=what, remedy=remedy
+                checkpoint,
+                prefix,
+                verified.prefix,
+                what=what,
+                remedy=remedy,
+                # See `takeover`.
+                is_stock="dtrain" not in verified.manifest.versions,
             )
     except DamagedError as error:
         raise StorageError(f"{verified.prefix}: {error}") from error

@@ -4,7 +4,7 @@ Keras tells a callback the numbers of epoch and batch, and nothing of the data.
 The data, Keras' `EpochIterator`, is taken from the stack frame of `fit`. To go
 on, the epochs before are read from it once more, without training, so that a
 shuffled order is where it would be in a run that was never cut. All of Keras'
-names that are not public are in this file.
+names that are not public are in this file, and in `fit_state`.
 """
 
 from __future__ import annotations
@@ -13,34 +13,17 @@ import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-# Not public. The seeds of `keras.random` where no seed is given.
-from keras.src.backend.common import global_state
-
-from dtrain.bundle.objects import untracked_variables
-from dtrain.checkpoint import going_on
+from dtrain.checkpoint import going_on, keras_backup
 from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.checkpoint.snapshot import Snapshot, SnapshotTaker
+from dtrain.checkpoint.fit_state import FitState, Position
+from dtrain.checkpoint.snapshot import Snapshot
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import files
-
-
-class _Position(NamedTuple):
-    """Where a `fit` is.
-
-    Attributes:
-        epoch: the number of the epoch it is in, as Keras counts.
-        batch: batches of that epoch that are done.
-        num_batches: of an epoch; -1 if that is not known yet.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    num_batches: int = -1
 
 
 class Fit:
@@ -48,27 +31,24 @@ class Fit:
 
     Attributes:
         step: batches done in all.
+        origin: what it goes on from, a checkpoint; empty if it starts.
     """
 
     def __init__(self, model: keras.Model, data: Any) -> None:
         """Takes the model of a `fit`, and its data, Keras' `EpochIterator`."""
         self.step = 0
+        self.origin = ""
         self._model = model
         self._data = data
-        self._position = _Position()
-        self._resumed = _Position()
-        self._counters = {
-            name: tf.Variable(0, dtype=tf.int64, trainable=False, name=name)
-            for name in _Position._fields
-        }
-        self._step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._taker: SnapshotTaker | None = None
-        self._seen_variables: list[int] = []
-        # A copy and the variable, for those of the metrics: a checkpoint cannot
-        # hold these themselves.
-        self._copies: list[tuple[tf.Variable, tf.Variable]] = []
+        self._position = self._resumed = Position()
+        self._state = FitState(model)
 
     # Where it is.
+
+    @property
+    def epoch(self) -> int:
+        """The epochs that are done."""
+        return self._position.epoch
 
     @property
     def is_epoch_done(self) -> bool:
@@ -76,11 +56,10 @@ class Fit:
         return self._position.batch == self._data.num_batches
 
     def begin_epoch(self, epoch: int) -> None:
-        """Restores the metrics, which Keras has reset, within an epoch."""
+        """Restores what the beginning of an epoch changes, within one."""
         if self._resumed.batch and epoch == self._resumed.epoch:
-            for copy, value in self._copies:
-                value.assign(copy)
-        self._resumed = _Position()
+            self._state.restore_epoch()
+        self._resumed = Position()
 
     def finish_batch(self, batch: int) -> None:
         """Notes that a batch is done; counted from 0 in its epoch."""
@@ -94,50 +73,15 @@ class Fit:
         """Notes that an epoch is done."""
         self._position = self._position._replace(epoch=epoch + 1, batch=0)
 
-    # What it changes.
-
     def take(self) -> Snapshot:
-        """Takes a snapshot of all that `fit` changes, and of where it is."""
-        taker = self._current_taker()
-        self._step_variable.assign(self.step)
+        """Takes a snapshot of all that `fit` changes, and of where it is.
+
+        Raises:
+            UserError: it holds what cannot be saved.
+        """
         num_batches = self._data.num_batches or -1
         position = self._position._replace(num_batches=num_batches)
-        for name, value in position._asdict().items():
-            self._counters[name].assign(value)
-        for copy, value in self._copies:
-            copy.assign(value)
-        return taker.take(self.step)
-
-    def _current_taker(self) -> SnapshotTaker:
-        """Returns a taker of all variables, a new one if there are new ones.
-
-        Some variables are made when they are first used.
-        """
-        parts = _parts(self._model)
-        metrics = _metric_variables(self._model)
-        variables = [
-            id(variable)
-            for owner in parts.values()
-            for variable in getattr(owner, "variables", (owner,))
-        ]
-        variables += [id(variable) for variable in metrics]
-        if self._taker is None or variables != self._seen_variables:
-            self._copies = [(_copy_of(value), value) for value in metrics]
-            copies = {
-                str(number): copy
-                for number, (copy, _) in enumerate(self._copies)
-            }
-            self._checkpoint = tf.train.Checkpoint(
-                **parts,
-                untracked=tf.train.Checkpoint(**untracked_variables(parts)),
-                metrics=tf.train.Checkpoint(**copies),
-                fit=tf.train.Checkpoint(
-                    step=self._step_variable, **self._counters
-                ),
-            )
-            self._taker = SnapshotTaker(self._checkpoint)
-            self._seen_variables = variables
-        return self._taker
+        return self._state.take(self.step, position)
 
     # How it comes back.
 
@@ -159,7 +103,7 @@ class Fit:
             StorageError: a disk failed.
         """
         self._model._initial_epoch = None
-        self._position = _Position(epoch=first_epoch)
+        self._position = Position(epoch=first_epoch)
         with files.storage_errors(directories[0].path):
             for directory in directories:
                 directory.clean()
@@ -183,21 +127,43 @@ class Fit:
                 "be used; bring one back from a copy, or name another "
                 "directory to start over"
             )
+        else:
+            self._take_over([each.path for each in directories], first_epoch)
+
+    def _take_over(self, paths: Sequence[str], first_epoch: int) -> None:
+        """Goes on from what Keras' own callback has left, if it has.
+
+        Raises:
+            UserError: it has, and that cannot be used.
+            StorageError: a disk failed.
+        """
+        for path in paths:
+            if not self._model.built and keras_backup.is_there(path):
+                self._trace()
+            with files.storage_errors(path):
+                num_epochs = keras_backup.load(self._model, path)
+            if num_epochs is not None:
+                self.origin = path
+                self._position = Position(epoch=num_epochs)
+                self._model._initial_epoch = num_epochs
+                self._read_epochs(num_epochs - first_epoch)
+                self.step = num_epochs * (self._data.num_batches or 1)
+                print(
+                    f"fit goes on from {path}, which Keras has saved: epoch "
+                    f"{num_epochs}, and of seeds and metrics nothing"
+                )
+                return
 
     def _restore(self, verified: going_on.Verified, first_epoch: int) -> None:
         try:
-            self._restore_variables(verified)
+            position = self._state.restore(verified)
         except UserError:
             # A variable that is made at its first use is not there yet.
             self._trace()
-            self._restore_variables(verified)
+            position = self._state.restore(verified)
         self.step = verified.manifest.step
-        self._position = self._resumed = _Position(
-            **{
-                name: int(variable.numpy())
-                for name, variable in self._counters.items()
-            }
-        )
+        self.origin = verified.prefix
+        self._position = self._resumed = position
         self._check_data(verified.prefix)
         epoch, batch, _ = self._position
         self._model._initial_epoch = epoch
@@ -206,15 +172,6 @@ class Fit:
             self._skip(batch)
         print(
             f"fit goes on from {verified.prefix}: epoch {epoch}, batch {batch}"
-        )
-
-    def _restore_variables(self, verified: going_on.Verified) -> None:
-        self._current_taker()
-        going_on.restore(
-            verified,
-            self._checkpoint,
-            what="this model",
-            remedy="make the model as it was, or name another directory",
         )
 
     def _trace(self) -> None:
@@ -251,8 +208,15 @@ class Fit:
         """Reads epochs from the data without training."""
         data = self._data
         # Where one iterator goes on through the epochs, or their length is not
-        # known, each batch has to be read to come to the next.
-        reads = bool(data.steps_per_epoch) or not data.data_adapter.num_batches
+        # known, each batch has to be read to come to the next. A PyDataset
+        # draws the order when it is read, and what its workers have read ahead
+        # would be of the epoch before.
+        adapter = data.data_adapter
+        reads = (
+            bool(data.steps_per_epoch)
+            or not adapter.num_batches
+            or hasattr(adapter, "py_dataset")
+        )
         for _ in range(num_epochs):
             # Keras warns that data of unknown length ends, each time it does.
             with warnings.catch_warnings(), data.catch_stop_iteration():
@@ -308,55 +272,3 @@ def locals_of_fit(model: keras.Model) -> dict[str, Any]:
         "use the versions of requirements.txt, or a loop with "
         "dtrain.CheckpointManager"
     )
-
-
-def _parts(model: keras.Model) -> dict[str, Any]:
-    """Returns the model, and the parts of it that TensorFlow does not find.
-
-    These are optimizers and variables in lists and dicts, by the attributes
-    that lead to them, and Keras' global generator of seeds, if it was used.
-    """
-    parts: dict[str, Any] = {"model": model}
-    seen: set[int] = set()
-
-    def visit(name: str, value: Any) -> None:
-        if isinstance(value, keras.Optimizer | tf.Variable):
-            if id(value) not in seen:
-                seen.add(id(value))
-                parts[name] = value
-        elif isinstance(value, list | tuple):
-            for number, item in enumerate(value):
-                visit(f"{name}_{number}", item)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                visit(f"{name}_{key}", item)
-
-    for number, layer in enumerate(model._flatten_layers()):
-        for name, value in vars(layer).items():
-            # Those of TensorFlow's own, which name the same things again.
-            if not name.startswith("_self_"):
-                visit(f"layer_{number}_{name}" if number else name, value)
-    seeds = global_state.get_global_attribute("global_seed_generator")
-    if seeds is not None:
-        parts["global_seed_generator"] = seeds.state.value
-    return parts
-
-
-def _metric_variables(model: keras.Model) -> list[tf.Variable]:
-    """Lists the variables of the metrics, those of each replica apart.
-
-    Under a strategy each replica has a part of a sum, and to read the variable
-    adds them up: what is restored would not be the parts.
-    """
-    metrics = dict.fromkeys((*model.metrics, *model._metrics))
-    return [
-        component
-        for metric in metrics
-        for variable in metric.variables
-        for component in getattr(variable.value, "values", (variable.value,))
-    ]
-
-
-def _copy_of(variable: tf.Variable) -> tf.Variable:
-    with tf.device(variable.device):
-        return tf.Variable(variable.read_value(), trainable=False)

@@ -13,18 +13,17 @@ The manager saves on another thread, and waits for it when it is closed:
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from dtrain.bundle import objects
-from dtrain.checkpoint import going_on, retention
+from dtrain.checkpoint import arguments, going_on, retention, takeover
 from dtrain.checkpoint.background import Writer
-from dtrain.checkpoint.snapshot import SnapshotTaker
+from dtrain.checkpoint.snapshot import LiveTaker
 from dtrain.checkpoint.tier import Facts, Tier
 from dtrain.errors import UserError
 from dtrain.storage import claim, files
@@ -42,7 +41,7 @@ class CheckpointManager:
     def __init__(
         self,
         checkpoint: tf.train.Checkpoint,
-        directory: str,
+        directory: str | os.PathLike[str],
         policies: Sequence[retention.Policy] = (retention.Last(3),),
         *,
         verify: str = "full",
@@ -51,9 +50,11 @@ class CheckpointManager:
         """Opens the directory, which is made at the first save.
 
         Args:
-            checkpoint: the state that is saved; its variables exist. What
-                TensorFlow does not find in a model, such as seeds and layers
-                in a list, is added to it as `untracked`.
+            checkpoint: the state that is saved, with or without a root; its
+                variables exist. What is attached to it later is in the next
+                save. What TensorFlow does not find in a model, such as seeds,
+                vocabularies and layers in a list, is added to it as
+                `untracked`.
             directory: local, or any that `tf.io.gfile` writes.
             policies: what stays is what any of them keeps, and the newest.
             verify: full or sizes; how a checkpoint is checked before it is
@@ -62,18 +63,27 @@ class CheckpointManager:
 
         Raises:
             UserError: the state cannot be saved while training goes on, or
-                a model or an optimizer in it is not built yet.
+                a model or an optimizer in it is not built yet; or another
+                argument has no such value.
         """
-        _refuse_unbuilt(checkpoint)
-        _include_untracked(checkpoint)
+        path = arguments.path("directory", directory, "checkpoints")
+        policies = arguments.policies(policies)
+        verify = arguments.choice("verify", verify, ("full", "sizes"))
+        if not isinstance(checkpoint, tf.train.Checkpoint):
+            raise UserError(
+                f"checkpoint (a {type(checkpoint).__name__}) must be a "
+                "tf.train.Checkpoint; try tf.train.Checkpoint(model=model)"
+            )
         self._checkpoint = checkpoint
-        self._taker = SnapshotTaker(checkpoint)
+        self._taker = LiveTaker(checkpoint)
         self._writer = Writer()
-        self._tier = Tier(directory, policies, verify=verify, run=run)
+        self._tier = Tier(path, policies, verify=verify, run=run)
         self._verify = verify
         self.directory = self._tier.directory
         # Step of what was restored, if there were newer ones beside it.
         self._went_back_to: int | None = None
+        # Of what was saved or restored last; None before either.
+        self._newest_step: int | None = None
         self._claim: claim.Claim | None = None
         # A manager that nobody refers to any more holds nothing.
         self._stack = contextlib.ExitStack()
@@ -99,10 +109,11 @@ class CheckpointManager:
         Without a step, newer ones that do not verify are moved to
         `quarantine/`, unless another process saves there. With one, the newer
         ones are moved there when the next state is saved, for they are no part
-        of this run any more.
+        of this run any more. What `tf.train.CheckpointManager` or
+        `tf.train.Checkpoint.save` has saved there is taken over.
 
         Args:
-            step: which; None is the newest that verifies.
+            step: which, a whole number; None is the newest that verifies.
 
         Returns:
             The steps that were done.
@@ -111,27 +122,33 @@ class CheckpointManager:
             UserError: there is none, none verifies, or it does not fit.
             StorageError: the disk or the store failed.
         """
-        steps = self.steps()
+        wanted = None if step is None else arguments.step(step)
+        self._taker.update()
         with files.storage_errors(self.directory.path):
+            self._writer.drain()
             is_own = self._is_own()
+            notes: list[str] = []
             if is_own:
                 self.directory.clean()
+                notes = takeover.take_over(self.directory)
+            steps = self.directory.steps()
             # What is asked for by its step stays where it is.
             place = going_on.Place(
-                self.directory, is_mine=is_own and step is None
+                self.directory, is_mine=is_own and wanted is None
             )
-            verified, notes = going_on.restore_chosen(
+            verified, more = going_on.restore_chosen(
                 [place],
                 self.directory.path,
                 self._verify,
                 self._checkpoint,
-                step,
+                wanted,
             )
-        for note in notes:
+        for note in (*notes, *more):
             warnings.warn(note, stacklevel=2)
         restored = verified.manifest.step
         is_newest = not any(newer > restored for newer in steps)
         self._went_back_to = None if is_newest else restored
+        self._newest_step = restored
         return restored
 
     def restore_or_initialize(
@@ -151,8 +168,11 @@ class CheckpointManager:
             StorageError: the disk or the store failed.
         """
         with files.storage_errors(self.directory.path):
+            self._writer.drain()
             is_empty = not (
-                self.directory.candidates() or self.directory.quarantined()
+                self.directory.candidates()
+                or self.directory.quarantined()
+                or takeover.found(self.directory)
             )
         if is_empty:
             initialize()
@@ -165,16 +185,20 @@ class CheckpointManager:
         """Saves the state as of now.
 
         Args:
-            step: the steps that are done.
+            step: the steps that are done: a whole number, also one of NumPy's
+                or a scalar tensor or variable, not below the newest.
             facts: saved with it.
             wait: whether to return only when it is on the disk.
 
         Raises:
-            UserError: another process saves there, or the directory is not the
-                one any more that this one saved to.
+            UserError: another process saves there, the directory is not the
+                one any more that this one saved to, it is no such step, or
+                what has been attached to the state cannot be saved.
             StorageError: this save (with `wait`) or an earlier one failed.
         """
+        step = arguments.step(step)
         own = self._own()
+        self._refuse_earlier(step)
         snapshot = self._taker.take(step)
         write_snapshot = self._tier.writing(step, snapshot, facts or Facts())
         went_back_to, self._went_back_to = self._went_back_to, None
@@ -190,8 +214,27 @@ class CheckpointManager:
         with files.storage_errors(self.directory.path):
             self._writer.raise_if_failed()
             self._writer.submit(write, keep=True)
+            self._newest_step = step
             if wait:
                 self._writer.drain()
+
+    def _refuse_earlier(self, step: int) -> None:
+        """Refuses a step below the newest: policies would remove it at once.
+
+        Raises:
+            UserError: it is.
+            StorageError: the directory cannot be listed.
+        """
+        if self._newest_step is None:
+            with files.storage_errors(self.directory.path):
+                self._newest_step = max(self.directory.steps(), default=0)
+        if step < self._newest_step:
+            raise UserError(
+                f"step ({step}) must be at least {self._newest_step}, the "
+                f"newest in {self.directory.path}; go on from there by "
+                "restore_or_initialize(), go back by restore(step), or name "
+                "another directory to start over"
+            )
 
     def _own(self) -> claim.Claim:
         """Keeps other processes from saving there, from the first call on.
@@ -228,47 +271,3 @@ class CheckpointManager:
             finally:
                 self._claim = None
                 self._stack.close()
-
-
-def _refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:
-    """Refuses a state with a part that has no variables yet.
-
-    Raises:
-        UserError: names the part.
-    """
-    for name, part in _objects(checkpoint):
-        if isinstance(part, keras.Optimizer) and not part.built:
-            raise UserError(
-                f"{name} is an optimizer that is not built: it has no state "
-                f"yet; call {name}.build(model.trainable_variables) before"
-            )
-        is_model = isinstance(part, keras.Model)
-        if is_model and not part.built and not part.variables:
-            raise UserError(
-                f"{name} is a model that is not built: it has no variables "
-                "yet; call it once, or give it an Input"
-            )
-
-
-def _include_untracked(checkpoint: tf.train.Checkpoint) -> None:
-    """Adds, as `untracked`, the variables that TensorFlow would not save."""
-    parts = dict(tf.train.TrackableView(checkpoint).children(checkpoint))
-    # Made by TensorFlow, which makes another for another Checkpoint.
-    parts.pop("save_counter", None)
-    untracked = objects.untracked_variables(parts)
-    if untracked:
-        checkpoint.untracked = tf.train.Checkpoint(**untracked)
-
-
-def _objects(checkpoint: tf.train.Checkpoint) -> Iterator[tuple[str, Any]]:
-    """Yields all objects of a state, each with its path of attributes."""
-    view = tf.train.TrackableView(checkpoint)
-    queue, seen = [("", checkpoint)], {id(checkpoint)}
-    while queue:
-        above, owner = queue.pop(0)
-        for edge, child in view.children(owner).items():
-            if id(child) not in seen:
-                seen.add(id(child))
-                name = f"{above}.{edge}" if above else edge
-                yield name, child
-                queue.append((name, child))

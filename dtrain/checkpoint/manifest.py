@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dtrain import version
-from dtrain.bundle.fingerprint import Fingerprint
+from dtrain.bundle.fingerprint import VARIANT, Fingerprint
 from dtrain.storage import sealed
 from dtrain.storage.sealed import DamagedError
 from dtrain.tensorfiles import entries
@@ -128,7 +128,7 @@ def _is_fingerprint(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() == {"dtype", "shape", "sha256"}
         and isinstance(value["dtype"], str)
-        and entries.is_dtype(value["dtype"])
+        and (entries.is_dtype(value["dtype"]) or value["dtype"] == VARIANT)
         and isinstance(value["shape"], list)
         and len(value["shape"]) <= _MAX_RANK
         and all(map(sealed.is_count, value["shape"]))

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from dtrain import errors
-from dtrain.checkpoint import callbacks, keras_fit
+from dtrain.checkpoint import keras_fit
+from dtrain.checkpoint.saving import Saving
 from dtrain.errors import UserError
 from dtrain.resilience.watcher import Watcher
 
@@ -40,7 +41,7 @@ class StopOnNotice(keras.callbacks.Callback):
         super().__init__()
         self._stop_after_secs = stop_after_secs
         self._grace_secs = grace_secs
-        self._saving: list[callbacks.Saving] = []
+        self._saving: list[Saving] = []
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Listens from now on.
@@ -53,7 +54,7 @@ class StopOnNotice(keras.callbacks.Callback):
         self._saving = [
             callback
             for callback in everything[: everything.index(self)]
-            if isinstance(callback, callbacks.Saving)
+            if isinstance(callback, Saving)
         ]
         if not self._saving:
             raise UserError(

@@ -85,7 +85,7 @@ def opened(path: str) -> Iterator[Opened]:
                 directory = CheckpointDirectory(os.path.dirname(prefix) or ".")
                 local = stack.enter_context(directory.reading(manifest.step))
             else:
-                local = stack.enter_context(_on_disk(prefix))
+                local = stack.enter_context(on_disk(prefix))
         yield Opened(prefix, local, reader.read(local), manifest)
 
 
@@ -125,8 +125,12 @@ def target(output: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _on_disk(prefix: str) -> Iterator[str]:
-    """Yields the prefix of a checkpoint, or of a copy of a remote one."""
+def on_disk(prefix: str) -> Iterator[str]:
+    """Yields the prefix of a checkpoint, or of a copy of a remote one.
+
+    Raises:
+        OSError: it cannot be copied.
+    """
     if not files.is_remote(prefix):
         yield prefix
         return

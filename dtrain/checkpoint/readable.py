@@ -9,8 +9,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint
@@ -159,25 +160,19 @@ class ReadableDirectory:
             index = files.read(f"{prefix}.{INDEX}") or b""
             if hashlib.sha256(index).hexdigest() != expected.index_sha256:
                 raise DamagedError("its index does not have its checksum")
+            dtypes = {key: each.dtype for key, each in expected.tensors.items()}
             for keys in _batches(expected):
-                tensors = [expected.tensors[key] for key in keys]
                 try:
-                    # Not by a CheckpointReader, which makes one error of a
-                    # file that is damaged and a memory that is full.
-                    values = tf.raw_ops.RestoreV2(
-                        prefix=prefix,
-                        tensor_names=keys,
-                        shape_and_slices=[""] * len(keys),
-                        dtypes=[tensor.dtype for tensor in tensors],
-                    )
+                    for key, value in read_tensors(prefix, keys, dtypes):
+                        found = fingerprint.of(value, dtypes[key])
+                        if found != expected.tensors[key]:
+                            raise DamagedError(
+                                f"{key} does not have its checksum"
+                            )
                 except _DAMAGE as error:
                     raise DamagedError(files.reason(error)) from error
                 except tf.errors.OpError as error:
                     raise files.store_error(error) from error
-                for key, value in zip(keys, values, strict=True):
-                    array = fingerprint.values_of(value)
-                    if fingerprint.of(array) != expected.tensors[key]:
-                        raise DamagedError(f"{key} does not have its checksum")
 
     @contextlib.contextmanager
     def _on_disk(self, manifest: Manifest) -> Iterator[str]:
@@ -241,6 +236,34 @@ class ReadableDirectory:
         """Yields a directory on a disk of this machine."""
         with temporary.directory("copy") as path:
             yield path
+
+
+def read_tensors(
+    prefix: str, keys: Sequence[str], dtypes: Mapping[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads tensors, all at once.
+
+    Args:
+        prefix: as TensorFlow reads it; see `literal`.
+        keys: of the tensors.
+        dtypes: TensorFlow's names of theirs, by key.
+
+    Yields:
+        The key and the value of each.
+
+    Raises:
+        OpError: they cannot be read.
+    """
+    # Not by a CheckpointReader, which makes one error of a file that is
+    # damaged and a memory that is full.
+    values = tf.raw_ops.RestoreV2(
+        prefix=prefix,
+        tensor_names=keys,
+        shape_and_slices=[""] * len(keys),
+        dtypes=[dtypes[key] for key in keys],
+    )
+    for key, value in zip(keys, values, strict=True):
+        yield key, fingerprint.values_of(value)
 
 
 def _check_copy(expected: Manifest, copy: str, error: Exception) -> None:

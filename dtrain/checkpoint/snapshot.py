@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint, objects
+from dtrain.bundle import fingerprint, keras_state, objects
 from dtrain.storage import files
 
 _SAVE_COUNTER = f"save_counter{fingerprint.VALUE}"
@@ -31,7 +31,8 @@ class Snapshot(NamedTuple):
         graph: TensorFlow's serialized TrackableObjectGraph.
         step: the steps that were done.
         not_finite: keys of the tensors that may hold infinities, because
-            they did to begin with, such as the mask of a layer.
+            they did to begin with, such as the mask of a layer, or because
+            they are of no variable, as those of a table.
     """
 
     keys: tuple[str, ...]
@@ -74,7 +75,8 @@ class Snapshot(NamedTuple):
             for key, tensor in sorted(
                 zip(keys, tensors, strict=True), key=lambda item: item[0]
             ):
-                written.add(key, fingerprint.values_of(tensor))
+                value = fingerprint.values_of(tensor)
+                written.add(key, value, tensor.dtype.name)
             tf.raw_ops.SaveV2(
                 prefix=prefix,
                 tensor_names=keys,
@@ -85,33 +87,63 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotTaker:
-    """Takes snapshots of a checkpoint."""
+    """Takes snapshots of a checkpoint whose objects stay the same."""
 
-    def __init__(self, checkpoint: tf.train.Checkpoint) -> None:
+    def __init__(
+        self,
+        checkpoint: tf.train.Checkpoint,
+        before: SnapshotTaker | None = None,
+    ) -> None:
         """Finds the variables, which all have to exist by now.
 
         Args:
-            checkpoint: of Keras 3 models and optimizers, `tf.Variable`s, and
-                other checkpoints, under any strategy.
+            checkpoint: of Keras 3 models and optimizers, `tf.Variable`s, what
+                else TensorFlow saves, and other checkpoints, under any
+                strategy.
+            before: what took snapshots until there were other objects.
 
         Raises:
-            UserError: something in it cannot be read by one worker alone, or
-                is no variable.
+            UserError: something in it cannot be read by one worker alone.
         """
 
         def device(item: tuple[str, Any]) -> str:
             return item[1].device
 
-        variables, self._graph = objects.variables_of(checkpoint)
+        self._checkpoint = checkpoint
+        state = objects.state_of(checkpoint)
+        self._graph = state.graph
+        self._others = tuple(state.others)
         # By device, each of which is read by one operation.
-        by_device = sorted(variables.items(), key=device)
-        self._keys = tuple(key for key, _ in by_device)
+        by_device = sorted(state.variables.items(), key=device)
+        self._variables = dict(by_device)
         self._reads = [
             objects.Read.of([variable for _, variable in group])
             for _, group in itertools.groupby(by_device, device)
         ]
-        self._not_finite: frozenset[str] = frozenset()
-        self._not_finite = _not_finite(self._keys, self.take(0).tensors)
+        self._not_finite = self._not_finite_before(before)
+
+    def _not_finite_before(
+        self, before: SnapshotTaker | None
+    ) -> frozenset[str]:
+        """Returns the keys of the variables that begin with infinities."""
+        values = dict(zip(self._variables, self._read(), strict=True))
+        now = _not_finite(values.keys(), values.values())
+        if before is None:
+            return now
+        # Keys change with the objects; and what is new may be trained by now,
+        # so that a NaN is no beginning.
+        known = {
+            id(variable): key in before._not_finite
+            for key, variable in before._variables.items()
+        }
+        return frozenset(
+            key
+            for key in now
+            if known.get(id(self._variables[key]), not _has_nan(values[key]))
+        )
+
+    def _read(self) -> list[tf.Tensor]:
+        return [tensor for read in self._reads for tensor in read.run()]
 
     def take(self, step: int) -> Snapshot:
         """Takes a snapshot, between two steps, on the training thread.
@@ -121,10 +153,56 @@ class SnapshotTaker:
                 `save_counter` too: a count of saves would differ between a
                 run that was killed and one that was not.
         """
-        tensors = [tensor for read in self._reads for tensor in read.run()]
+        others: dict[str, tf.Tensor] = {}
+        if self._others:
+            others = objects.state_of(self._checkpoint).others
         return Snapshot(
-            self._keys, tensors, self._graph, step, self._not_finite
+            (*self._variables, *others),
+            [*self._read(), *others.values()],
+            self._graph,
+            step,
+            self._not_finite.union(others),
         )
+
+
+class LiveTaker:
+    """Takes snapshots of a checkpoint whose objects may change meanwhile.
+
+    What is attached, replaced or appended is in the next snapshot, as it is in
+    what TensorFlow saves.
+    """
+
+    def __init__(self, checkpoint: tf.train.Checkpoint) -> None:
+        """Adds, as `untracked`, what TensorFlow would not find.
+
+        Raises:
+            UserError: a part of the state is not built, or cannot be saved.
+        """
+        self._checkpoint = checkpoint
+        self._taker: SnapshotTaker | None = None
+        self.update()
+
+    def update(self) -> SnapshotTaker:
+        """Looks for other objects than there were.
+
+        Raises:
+            UserError: one of them is not built, or cannot be saved.
+        """
+        shape = objects.shape_of(self._checkpoint)
+        if self._taker is None or not shape.is_of(self._shape):
+            keras_state.refuse_unbuilt(self._checkpoint)
+            keras_state.include_untracked(self._checkpoint)
+            self._taker = SnapshotTaker(self._checkpoint, self._taker)
+            self._shape = objects.shape_of(self._checkpoint)
+        return self._taker
+
+    def take(self, step: int) -> Snapshot:
+        """Takes a snapshot; see `SnapshotTaker.take`.
+
+        Raises:
+            UserError: see `update`.
+        """
+        return self.update().take(step)
 
 
 def _not_finite(
@@ -140,3 +218,7 @@ def _not_finite(
             np.sum(fingerprint.values_of(tensor), dtype=np.float64)
         )
     )
+
+
+def _has_nan(tensor: tf.Tensor) -> bool:
+    return bool(np.isnan(fingerprint.values_of(tensor)).any())

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dtrain.bundle import objects
+from dtrain.bundle import keras_state
 from dtrain.config import Config
 from dtrain.gan import divergence, loading, optimizers, replicas
 from dtrain.gan.phases import NETWORKS
@@ -120,7 +120,7 @@ class GAN:
         }
         for name, loss_scale in self.loss_scales.items():
             parts[f"{name}_loss_scale"] = loss_scale.checkpoint
-        untracked = objects.untracked_variables(parts)
+        untracked = keras_state.untracked(parts)
         if untracked:
             parts["untracked"] = tf.train.Checkpoint(**untracked)
         return tf.train.Checkpoint(**parts)
