@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import inspect
 import json
@@ -27,36 +26,9 @@ import dtrain
 from dtrain import errors
 from dtrain.checkpoint import retention, saving
 from dtrain.storage import claim, files
-from tests import fit_gan, runs
+from tests import fit_gan, runs, small_fit
 
 NUM_BATCHES = fit_gan.NUM_IMAGES // fit_gan.BATCH
-
-
-class CutError(Exception):
-    """Ends a `fit` without a word to its callbacks."""
-
-
-class Watch(keras.callbacks.Callback):
-    """Notes what was run, and may end it."""
-
-    def __init__(self, cut_after: int | None = None) -> None:
-        super().__init__()
-        self.cut_after = cut_after
-        self.batches: list[tuple[int, int]] = []
-        self.epochs: dict[int, dict[str, float]] = {}
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        del logs
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        del logs
-        self.batches.append((self.epoch, batch))
-        if len(self.batches) == self.cut_after:
-            raise CutError
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.epochs[epoch] = dict(logs)
 
 
 def numpy_images() -> dict[str, Any]:
@@ -87,15 +59,15 @@ def fit(
     cut_after: int | None = None,
     epochs: int = 3,
     **options: Any,
-) -> tuple[fit_gan.GAN, Watch]:
+) -> tuple[fit_gan.GAN, small_fit.Watch]:
     """Trains a new GAN, as a new process would."""
     keras.utils.set_random_seed(1)
     with fit_gan.make_strategy(mirrored).scope():
         gan = fit_gan.make_gan(**options)
         if mirrored:
             gan.build_optimizers()
-    watch = Watch(cut_after)
-    with contextlib.suppress(CutError):
+    watch = small_fit.Watch(cut_after)
+    with contextlib.suppress(small_fit.CutError):
         gan.fit(
             **DATA[data](),
             epochs=epochs,
@@ -105,62 +77,10 @@ def fit(
     return gan, watch
 
 
-def settle() -> None:
-    """Waits for what a cut `fit` is still writing."""
-    while saving._OPEN:
-        saving._OPEN.popitem()[1].close()
-
-
 def flip_a_bit(path: pathlib.Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-SMALL_BATCHES = 5
-KINDS = (dtrain.BackupAndRestore, dtrain.CheckpointManagerCallback)
-
-
-def small_data() -> tuple[np.ndarray, np.ndarray]:
-    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
-    return x, x.sum(1, keepdims=True)
-
-
-def small_model(
-    optimizer: Any = "sgd", *before: keras.layers.Layer
-) -> keras.Model:
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [keras.Input((3,)), *before, keras.layers.Dense(1)]
-    )
-    model.compile(optimizer, "mse", jit_compile=False)
-    return model
-
-
-def fit_small(
-    model: keras.Model,
-    *tiers: keras.callbacks.Callback,
-    cut_after: int | None = None,
-    epochs: int = 3,
-    data: Any = None,
-) -> Watch:
-    x, y = small_data() if data is None else data
-    watch = Watch(cut_after)
-    with contextlib.suppress(CutError):
-        model.fit(
-            x,
-            y,
-            batch_size=4,
-            shuffle=False,
-            epochs=epochs,
-            callbacks=[*tiers, watch],
-            verbose=0,
-        )
-    return watch
-
-
-def saved_steps(directory: pathlib.Path) -> list[int]:
-    return sorted(int(each.stem[5:]) for each in directory.glob("ckpt-*.json"))
 
 
 @pytest.mark.parametrize(
@@ -220,8 +140,8 @@ def test_several_steps_in_one_execution(tmp_path: pathlib.Path) -> None:
         steps_per_execution=5,
         cut_after=5,
     )
-    settle()
-    assert saved_steps(backup)[-1] == NUM_BATCHES + 10
+    small_fit.settle()
+    assert small_fit.saved_steps(backup)[-1] == NUM_BATCHES + 10
     with pytest.raises(errors.UserError, match="multiple of steps_per_exec"):
         fit(dtrain.BackupAndRestore(backup), steps_per_execution=4)
     gan, rest = fit(
@@ -294,15 +214,15 @@ def test_all_that_a_model_holds(make: Any, tmp_path: pathlib.Path) -> None:
     """Optimizers in lists, seeds of nobody, metrics, and an evaluation."""
     numbers = np.random.default_rng(1).normal(size=(48, 3)).astype("float32")
 
-    def run(cut_after: int | None) -> tuple[Any, Watch]:
+    def run(cut_after: int | None) -> tuple[Any, small_fit.Watch]:
         # And with it Keras' own generator of seeds, as in a new process.
         keras.backend.clear_session()
         keras.utils.set_random_seed(1)
         model = make()
-        watch = Watch(cut_after)
+        watch = small_fit.Watch(cut_after)
         data = tf.data.Dataset.from_tensor_slices((numbers, numbers[:, :1]))
         validation = data.batch(16) if make is plain else None
-        with contextlib.suppress(CutError):
+        with contextlib.suppress(small_fit.CutError):
             model.fit(
                 data.shuffle(48, seed=1).batch(8),
                 epochs=3,
@@ -321,181 +241,12 @@ def test_all_that_a_model_holds(make: Any, tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(mine, its)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "make",
-    [lambda: "sgd", lambda: keras.optimizers.SGD(0.01), lambda: "lion"],
-    ids=["sgd", "its object", "lion"],
-)
-def test_any_optimizer(make: Any, kind: Any, tmp_path: pathlib.Path) -> None:
-    """Also one without slots, whose first step makes no variable."""
-    whole = small_model(make())
-    fit_small(whole)
-    for num in (4, 7, None):
-        watch = fit_small(
-            model := small_model(make()), kind(tmp_path, 1), cut_after=num
-        )
-        settle()
-    # The second was cut at batch 4 + 7, the third did what was left.
-    assert (
-        watch.batches == [(2, 1), (2, 2), (2, 3), (2, 4)][-len(watch.batches) :]
-    )
-    for mine, its in zip(
-        [*model.weights, *model.optimizer.variables],
-        [*whole.weights, *whole.optimizer.variables],
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, its)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_nan_in_the_first_epoch(kind: Any, tmp_path: pathlib.Path) -> None:
-    """It is no state to go on from, and the `fit` after it starts anew."""
-    x, y = small_data()
-    x[9] = np.nan
-    with pytest.warns(UserWarning, match="that are not finite"):
-        fit_small(
-            small_model(), kind(tmp_path), data=(x, y), cut_after=2 * 5 + 2
-        )
-    with contextlib.suppress(OSError):
-        settle()
-    assert saved_steps(tmp_path) == []
-    model = small_model()
-    assert fit_small(model, kind(tmp_path)).batches[0] == (0, 0)
-    assert np.isfinite(model.get_weights()[0]).all()
-
-
-def test_a_layer_that_is_not_adapted_again(tmp_path: pathlib.Path) -> None:
-    def make_model(is_adapted: bool) -> tuple[keras.Model, Any]:
-        layer = keras.layers.Normalization()
-        layer.build((None, 3))
-        if is_adapted:
-            layer.adapt(small_data()[0] * 3 + 5)
-        return small_model("sgd", layer), layer
-
-    whole, _ = make_model(is_adapted=True)
-    fit_small(whole)
-    model, first = make_model(is_adapted=True)
-    fit_small(model, dtrain.BackupAndRestore(tmp_path, 1), cut_after=7)
-    model, second = make_model(is_adapted=False)
-    watch = fit_small(model, dtrain.BackupAndRestore(tmp_path, 1))
-    assert watch.batches[0][0] == 1
-    np.testing.assert_array_equal(second.mean, first.mean)
-    for mine, its in zip(model.weights, whole.weights, strict=True):
-        np.testing.assert_array_equal(mine, its)
-
-
-def test_close_lets_another_process_have_the_directory(
-    tmp_path: pathlib.Path,
-) -> None:
-    """As after a cell of a notebook that was interrupted."""
-    backup = dtrain.BackupAndRestore(tmp_path, 1)
-    fit_small(small_model(), backup, cut_after=7)
-    with (
-        pytest.raises(errors.UserError, match="another process"),
-        claim.claim(str(tmp_path)),
-    ):
-        pass
-    backup.close()
-    backup.close()
-    with claim.claim(str(tmp_path)):
-        assert saved_steps(tmp_path)[-1] == 7
-    with dtrain.BackupAndRestore(tmp_path, 1) as backup:
-        watch = fit_small(small_model(), backup, cut_after=3)
-        assert watch.batches[0] == (1, 2)
-    with claim.claim(str(tmp_path)):
-        pass
-
-
-@pytest.mark.parametrize("is_same_process", [True, False])
-def test_the_directory_of_a_fit_that_has_ended(
-    is_same_process: bool, tmp_path: pathlib.Path
-) -> None:
-    """As of the fold before: its model is not taken for this one's."""
-    fit_small(small_model(), dtrain.CheckpointManagerCallback(tmp_path))
-    if not is_same_process:
-        saving._FINISHED.clear()
-    text = "end of a fit of 3 epochs: .*; name another directory for another"
-    callback = dtrain.CheckpointManagerCallback(tmp_path)
-    if is_same_process:
-        with pytest.raises(errors.UserError, match=text):
-            fit_small(small_model(), callback)
-        with pytest.warns(UserWarning, match=text):
-            watch = fit_small(small_model(), callback, epochs=4)
-        assert [epoch for epoch, _ in watch.batches] == [3] * SMALL_BATCHES
-    else:
-        with pytest.warns(UserWarning, match=text):
-            watch = fit_small(model := small_model(), callback)
-        assert watch.batches == []
-        # The same model is the same fit: nobody is to be warned of it.
-        watch = fit_small(model, callback, epochs=4)
-        assert len(watch.batches) == SMALL_BATCHES
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_of_a_callback(kind: Any, tmp_path: pathlib.Path) -> None:
-    """As KerasTuner makes one for each trial, of one that was used."""
-    callback = kind(tmp_path, 1)
-    fit_small(small_model(), callback, cut_after=7)
-    settle()
-    there = saved_steps(tmp_path)
-    twin = copy.deepcopy([callback, dtrain.StopOnNotice()])[0]
-    assert twin.directory.path == str(tmp_path)
-    assert fit_small(small_model(), twin).batches[0] == divmod(there[-1], 5)
-
-
-class Shuffled(keras.utils.PyDataset):
-    """Has another order in each epoch."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.chance = np.random.default_rng(3)
-        self.order = np.arange(SMALL_BATCHES)
-
-    def __len__(self) -> int:
-        return SMALL_BATCHES
-
-    def __getitem__(self, index: int) -> Any:
-        number = self.order[index]
-        x, y = small_data()
-        return x[4 * number :][:4], y[4 * number :][:4]
-
-    def on_epoch_end(self) -> None:
-        self.chance.shuffle(self.order)
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_a_dataset_of_python(
-    workers: int, shuffle: bool, tmp_path: pathlib.Path
-) -> None:
-    def run(*tiers: Any, cut_after: int | None = None) -> tuple[Any, Watch]:
-        model, watch = small_model(), Watch(cut_after)
-        with contextlib.suppress(CutError):
-            model.fit(
-                Shuffled(workers=workers),
-                epochs=4,
-                shuffle=shuffle,
-                callbacks=[*tiers, watch],
-                verbose=0,
-            )
-        return model.get_weights(), watch
-
-    whole, _ = run()
-    for cut_after in (7, 6):
-        run(dtrain.BackupAndRestore(tmp_path, 1), cut_after=cut_after)
-        settle()
-    weights, watch = run(dtrain.BackupAndRestore(tmp_path, 1))
-    assert watch.batches[0][0] == 2
-    np.testing.assert_equal(weights, whole)
-
-
 def test_damaged_backup_falls_back(tmp_path: pathlib.Path) -> None:
     whole, _ = fit(epochs=1)
     fit(dtrain.BackupAndRestore(tmp_path, 2), cut_after=9, epochs=1)
-    settle()
+    small_fit.settle()
     # What waits for the disk is replaced by what is newer.
-    older, newest = saved_steps(tmp_path)
+    older, newest = small_fit.saved_steps(tmp_path)
     assert newest == 8
     flip_a_bit(tmp_path / "ckpt-8.data-00000-of-00001")
     with pytest.warns(UserWarning, match=r"ckpt-8 does not verify.*moved to"):
@@ -510,7 +261,7 @@ def test_damaged_backup_falls_back(tmp_path: pathlib.Path) -> None:
 
 def test_never_starts_over_by_itself(tmp_path: pathlib.Path) -> None:
     fit(dtrain.BackupAndRestore(tmp_path, 2), cut_after=5, epochs=1)
-    settle()
+    small_fit.settle()
     for path in tmp_path.glob("ckpt-*.index"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(errors.UserError, match="none of them can be used"):
@@ -520,8 +271,8 @@ def test_never_starts_over_by_itself(tmp_path: pathlib.Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
     """With the edit that would repair it, and nothing is touched."""
     fit(dtrain.BackupAndRestore(tmp_path, 1), cut_after=3)
-    settle()
-    there = saved_steps(tmp_path)
+    small_fit.settle()
+    there = small_fit.saved_steps(tmp_path)
     with pytest.raises(errors.UserError) as raised:
         fit(dtrain.BackupAndRestore(tmp_path, 1), width=8)
     first, *details = str(raised.value).splitlines()
@@ -533,59 +284,9 @@ def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
         mock.patch.object(fit_gan, "BATCH", 16),
     ):
         fit(dtrain.BackupAndRestore(tmp_path, 1))
-    assert saved_steps(tmp_path) == there
+    assert small_fit.saved_steps(tmp_path) == there
     _, rest = fit(dtrain.BackupAndRestore(tmp_path, 1))
     assert rest.batches[0] == (0, 3)
-
-
-def test_directory_of_somebody_else_is_refused(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/notes.txt").write_text("mine")
-    model = small_model()
-    tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model), str(tmp_path / "b"), 3
-    ).save()
-    for name, text in (
-        ("a", r"notes.txt, which is no checkpoint of dtrain; name a dir"),
-        ("b", r"ckpt-1, which TensorFlow has saved .*; restore it by tf.train"),
-    ):
-        there = sorted(path.name for path in (tmp_path / name).iterdir())
-        for kind in KINDS:
-            with pytest.raises(errors.UserError, match=text):
-                fit_small(small_model(), kind(tmp_path / name))
-        # But for the lock.
-        left = {path.name for path in (tmp_path / name).iterdir()}
-        assert left - {".lock"} == {*there}
-
-
-@pytest.mark.parametrize("damage", ["", "latest", "both"])
-def test_a_backup_of_keras_own_is_taken_over(
-    damage: str, tmp_path: pathlib.Path
-) -> None:
-    whole = small_model()
-    fit_small(whole, epochs=4)
-    model = small_model()
-    stock = keras.callbacks.BackupAndRestore(
-        str(tmp_path), double_checkpoint=True
-    )
-    fit_small(model, stock, cut_after=2 * SMALL_BATCHES + 1, epochs=4)
-    for name in {"": [], "latest": [""], "both": ["", ".bkp"]}[damage]:
-        path = tmp_path / f"latest.weights.h5{name}"
-        path.write_bytes(path.read_bytes()[:200])
-    model, backup = small_model(), dtrain.BackupAndRestore(tmp_path)
-    if damage == "both":
-        with pytest.raises(errors.UserError, match="that cannot be used"):
-            fit_small(model, backup, epochs=4)
-        return
-    watch = fit_small(model, backup, epochs=4, cut_after=SMALL_BATCHES + 1)
-    assert watch.batches[0] == (1 if damage else 2, 0)
-    # Its own is newer by now.
-    backup.close()
-    watch = fit_small(model := small_model(), backup, epochs=4)
-    assert watch.batches[0][0] == 3 - bool(damage)
-    for mine, its in zip(model.weights, whole.weights, strict=True):
-        np.testing.assert_array_equal(mine, its)
-    assert not tmp_path.exists()
 
 
 def test_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
@@ -623,7 +324,7 @@ def test_finished_fit_that_keeps_its_backup_goes_on(
     assert rest.batches[0] == (1, 0)
     assert fit_gan.digest(gan) == fit_gan.digest(whole)
     # The next `fit` of the model is another one.
-    watch = Watch()
+    watch = small_fit.Watch()
     gan.fit(fit_gan.make_dataset(), callbacks=[backup, watch], verbose=0)
     assert watch.batches[0] == (0, 0)
 
@@ -648,7 +349,9 @@ def test_history_is_kept(tmp_path: pathlib.Path) -> None:
     assert rest.batches[0] == (3, 0)
     assert fit_gan.digest(gan) == fit_gan.digest(whole)
     epochs = {2, 5, 6, best + 1}
-    assert saved_steps(tmp_path) == sorted(NUM_BATCHES * e for e in epochs)
+    assert small_fit.saved_steps(tmp_path) == sorted(
+        NUM_BATCHES * e for e in epochs
+    )
 
 
 def test_both_tiers_go_on_from_the_newest(tmp_path: pathlib.Path) -> None:
@@ -666,7 +369,7 @@ def test_both_tiers_go_on_from_the_newest(tmp_path: pathlib.Path) -> None:
     assert rest.batches[0] == (0, 10)
     assert fit_gan.digest(gan) == fit_gan.digest(whole)
     # Every fifth, and the last whatever its number.
-    assert saved_steps(tmp_path / "history") == [5, 10, 12]
+    assert small_fit.saved_steps(tmp_path / "history") == [5, 10, 12]
     with pytest.raises(errors.UserError, match="directory of 2 callbacks"):
         fit(
             dtrain.BackupAndRestore(tmp_path / "same"),
@@ -692,8 +395,8 @@ def full_disk() -> Iterator[None]:
 
 def test_save_that_fails(tmp_path: pathlib.Path) -> None:
     fit(dtrain.BackupAndRestore(tmp_path, 2), cut_after=5, epochs=1)
-    settle()
-    there = saved_steps(tmp_path)
+    small_fit.settle()
+    there = small_fit.saved_steps(tmp_path)
     with full_disk():
         with pytest.raises(errors.StorageError, match="No space left"):
             # Deleted at the end, it could not matter then.
@@ -706,7 +409,7 @@ def test_save_that_fails(tmp_path: pathlib.Path) -> None:
                 ),
                 epochs=1,
             )
-        assert saved_steps(tmp_path) == there
+        assert small_fit.saved_steps(tmp_path) == there
         with pytest.warns(UserWarning, match="No space left.*training goes on"):
             _, rest = fit(dtrain.BackupAndRestore(tmp_path, 1), epochs=4)
         assert rest.batches[-1] == (3, NUM_BATCHES - 1)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pathlib
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 import dtrain
-from tests import callbacks_test
+from dtrain import errors
+from dtrain.checkpoint import saving
+from dtrain.storage import claim
+from tests import small_fit
 
 layers = keras.layers
-CutError, Watch = callbacks_test.CutError, callbacks_test.Watch
 NUM_BATCHES = 3
 
 
@@ -69,14 +72,14 @@ def run(
     keras.utils.set_random_seed(1)
     model.compile(optimizer, "mse", metrics=["mse"], jit_compile=False)
     data = np.random.default_rng(0).normal(size=(10, 4)).astype("float32")
-    with contextlib.suppress(CutError):
+    with contextlib.suppress(small_fit.CutError):
         model.fit(
             data[:, :3] if x is None else x,
             data[:, 3:],
             batch_size=4,
             epochs=epochs,
             shuffle=False,
-            callbacks=[*tiers, Watch(cut_after)],
+            callbacks=[*tiers, small_fit.Watch(cut_after)],
             verbose=0,
             **options,
         )
@@ -88,9 +91,9 @@ def count(model: keras.Model) -> int:
     return int(layer.counter)
 
 
-@pytest.mark.parametrize("make", [canary, unbuilt, Subclassed])
 @pytest.mark.parametrize(
-    ("save_freq", "cut_after", "first_epoch"), [("epoch", 7, 2), (1, 2, 0)]
+    ("make", "save_freq", "cut_after", "first_epoch"),
+    [(canary, 1, 2, 0), (unbuilt, "epoch", 7, 2), (Subclassed, "epoch", 7, 2)],
 )
 def test_the_best_case(
     make: Any,
@@ -197,3 +200,172 @@ def test_a_list_of_callbacks_that_is_made_before(
     x = np.zeros((4, 3), "float32")
     history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=tiers)
     assert history.epoch == [0, 1]
+
+
+@pytest.mark.parametrize("kind", small_fit.KINDS)
+def test_an_optimizer_without_slots(kind: Any, tmp_path: pathlib.Path) -> None:
+    """Its first step changes what leads where, and makes no variable."""
+    whole = small_fit.make("sgd")
+    small_fit.fit(whole)
+    for num in (4, 7, None):
+        watch = small_fit.fit(
+            model := small_fit.make("sgd"), kind(tmp_path, 1), cut_after=num
+        )
+        small_fit.settle()
+    # The second was cut at batch 4 + 7, the third did what was left.
+    assert (
+        watch.batches == [(2, 1), (2, 2), (2, 3), (2, 4)][-len(watch.batches) :]
+    )
+    for mine, its in zip(
+        [*model.weights, *model.optimizer.variables],
+        [*whole.weights, *whole.optimizer.variables],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize("kind", small_fit.KINDS)
+def test_a_nan_in_the_first_epoch(kind: Any, tmp_path: pathlib.Path) -> None:
+    """It is no state to go on from, and the `fit` after it starts anew."""
+    x, y = small_fit.make_data()
+    x[9] = np.nan
+    with pytest.warns(UserWarning, match="that are not finite"):
+        small_fit.fit(
+            small_fit.make(), kind(tmp_path), data=(x, y), cut_after=2 * 5 + 2
+        )
+    with contextlib.suppress(OSError):
+        small_fit.settle()
+    assert small_fit.saved_steps(tmp_path) == []
+    model = small_fit.make()
+    assert small_fit.fit(model, kind(tmp_path)).batches[0] == (0, 0)
+    assert np.isfinite(model.get_weights()[0]).all()
+
+
+def test_a_layer_that_is_not_adapted_again(tmp_path: pathlib.Path) -> None:
+    def make_model(is_adapted: bool) -> tuple[keras.Model, Any]:
+        layer = keras.layers.Normalization()
+        layer.build((None, 3))
+        if is_adapted:
+            layer.adapt(small_fit.make_data()[0] * 3 + 5)
+        return small_fit.make("sgd", layer), layer
+
+    whole, _ = make_model(is_adapted=True)
+    small_fit.fit(whole)
+    model, first = make_model(is_adapted=True)
+    small_fit.fit(model, dtrain.BackupAndRestore(tmp_path, 1), cut_after=7)
+    model, second = make_model(is_adapted=False)
+    watch = small_fit.fit(model, dtrain.BackupAndRestore(tmp_path, 1))
+    assert watch.batches[0][0] == 1
+    np.testing.assert_array_equal(second.mean, first.mean)
+    for mine, its in zip(model.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_close_lets_another_process_have_the_directory(
+    tmp_path: pathlib.Path,
+) -> None:
+    """As after a cell of a notebook that was interrupted."""
+    backup = dtrain.BackupAndRestore(tmp_path, 1)
+    small_fit.fit(small_fit.make(), backup, cut_after=7)
+    with (
+        pytest.raises(errors.UserError, match="another process"),
+        claim.claim(str(tmp_path)),
+    ):
+        pass
+    backup.close()
+    backup.close()
+    with claim.claim(str(tmp_path)):
+        assert small_fit.saved_steps(tmp_path)[-1] == 7
+    with dtrain.BackupAndRestore(tmp_path, 1) as backup:
+        watch = small_fit.fit(small_fit.make(), backup, cut_after=3)
+        assert watch.batches[0] == (1, 2)
+    with claim.claim(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_the_directory_of_a_fit_that_has_ended(
+    is_same_process: bool, tmp_path: pathlib.Path
+) -> None:
+    """As of the fold before: its model is not taken for this one's."""
+    small_fit.fit(small_fit.make(), dtrain.CheckpointManagerCallback(tmp_path))
+    if not is_same_process:
+        saving._FINISHED.clear()
+    text = "end of a fit of 3 epochs: .*; name another directory for another"
+    callback = dtrain.CheckpointManagerCallback(tmp_path)
+    if is_same_process:
+        with pytest.raises(errors.UserError, match=text):
+            small_fit.fit(small_fit.make(), callback)
+        with pytest.warns(UserWarning, match=text):
+            watch = small_fit.fit(small_fit.make(), callback, epochs=4)
+        assert [epoch for epoch, _ in watch.batches] == [
+            3
+        ] * small_fit.NUM_BATCHES
+    else:
+        with pytest.warns(UserWarning, match=text):
+            watch = small_fit.fit(model := small_fit.make(), callback)
+        assert watch.batches == []
+        # The same model is the same fit: nobody is to be warned of it.
+        watch = small_fit.fit(model, callback, epochs=4)
+        assert len(watch.batches) == small_fit.NUM_BATCHES
+
+
+@pytest.mark.parametrize("kind", small_fit.KINDS)
+def test_a_copy_of_a_callback(kind: Any, tmp_path: pathlib.Path) -> None:
+    """As KerasTuner makes one for each trial, of one that was used."""
+    callback = kind(tmp_path, 1)
+    small_fit.fit(small_fit.make(), callback, cut_after=7)
+    small_fit.settle()
+    there = small_fit.saved_steps(tmp_path)
+    twin = copy.deepcopy([callback, dtrain.StopOnNotice()])[0]
+    assert twin.directory.path == str(tmp_path)
+    assert small_fit.fit(small_fit.make(), twin).batches[0] == divmod(
+        there[-1], 5
+    )
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Has another order in each epoch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.chance = np.random.default_rng(3)
+        self.order = np.arange(small_fit.NUM_BATCHES)
+
+    def __len__(self) -> int:
+        return small_fit.NUM_BATCHES
+
+    def __getitem__(self, index: int) -> Any:
+        number = self.order[index]
+        x, y = small_fit.make_data()
+        return x[4 * number :][:4], y[4 * number :][:4]
+
+    def on_epoch_end(self) -> None:
+        self.chance.shuffle(self.order)
+
+
+@pytest.mark.parametrize(("workers", "shuffle"), [(1, True), (3, False)])
+def test_a_dataset_of_python(
+    workers: int, shuffle: bool, tmp_path: pathlib.Path
+) -> None:
+    def run(
+        *tiers: Any, cut_after: int | None = None
+    ) -> tuple[Any, small_fit.Watch]:
+        model, watch = small_fit.make(), small_fit.Watch(cut_after)
+        with contextlib.suppress(small_fit.CutError):
+            model.fit(
+                Shuffled(workers=workers),
+                epochs=4,
+                shuffle=shuffle,
+                callbacks=[*tiers, watch],
+                verbose=0,
+            )
+        return model.get_weights(), watch
+
+    whole, _ = run()
+    for cut_after in (7, 6):
+        run(dtrain.BackupAndRestore(tmp_path, 1), cut_after=cut_after)
+        small_fit.settle()
+    weights, watch = run(dtrain.BackupAndRestore(tmp_path, 1))
+    assert watch.batches[0][0] == 2
+    np.testing.assert_equal(weights, whole)

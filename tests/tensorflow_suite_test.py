@@ -1,7 +1,7 @@
 """What TensorFlow tests of its `Checkpoint` and its manager, asked of ours.
 
 `docs/checkpoints.md` has a table of what is other than there. A root, what
-comes after the first save, and what is no variable are in `own_loop_test`.
+comes after the first save, and what is no variable are in `live_state_test`.
 """
 
 from __future__ import annotations

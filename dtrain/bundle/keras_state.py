@@ -53,6 +53,8 @@ class Vocabulary(tf.train.experimental.PythonState):
             ValueError: it is none.
         """
         tokens = json.loads(string_value)
+        if not isinstance(tokens, list):
+            raise ValueError("a vocabulary is no list")
         layer = self._layer
         # Nothing was learned when it was saved, or it is the same.
         if tokens and tokens != json.loads(self.serialize()):

@@ -57,9 +57,7 @@ def restore(
             f"{headline}{misfit.counts()}; {remedy}".rstrip("; "),
             misfit.lines(name),
         )
-    with files.os_errors(), literal(prefix) as plain:
-        status = checkpoint.restore(plain)
-    keras_state.settle(checkpoint)
+    status = _restored(checkpoint, prefix, headline)
     if is_partial:
         warnings.warn(
             f"{name} was saved by TensorFlow, which finds no vocabularies, nor "
@@ -79,6 +77,19 @@ def _read(prefix: str) -> Tree:
     except UserError as error:
         # It was whole a moment ago, so the disk is at fault.
         raise StorageError(str(error)) from error
+
+
+def _restored(
+    checkpoint: tf.train.Checkpoint, prefix: str, headline: str
+) -> Any:
+    try:
+        with files.os_errors(), literal(prefix) as plain:
+            status = checkpoint.restore(plain)
+    except ValueError as error:
+        # Of what an object reads by itself, as a vocabulary.
+        raise UserError(f"{headline}{_first_line(error)}") from error
+    keras_state.settle(checkpoint)
+    return status
 
 
 def _check(status: Any, headline: str, remedy: str) -> None:
