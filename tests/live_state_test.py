@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain.bundle import keras_state
+from dtrain.bundle import keras_state, tensors
 from dtrain.checkpoint.manager import CheckpointManager
 from dtrain.errors import UserError
 from tests import foreign
@@ -327,6 +327,8 @@ def test_what_is_no_variable(thing: Thing, tmp_path: pathlib.Path) -> None:
         for _ in range(3):
             thing.use(expected)
         assert thing.show(again) == thing.show(expected)
+        digest = manager.directory.manifest(3).digest
+        assert tensors.digest(f"{tmp_path}/ckpt-3") == digest
         # TensorFlow has the same keys.
         stock = state_of(part).save(f"{tmp_path}/stock/ckpt")
         keys = foreign.keys(stock), foreign.keys(f"{tmp_path}/ckpt-3")

@@ -98,18 +98,41 @@ def test_what_tensorflow_has_saved_is_taken_over(
         assert manager.restore() == step + 2
 
 
+def damaged(directory: pathlib.Path) -> None:
+    by_their_manager(str(directory))
+    flip(directory / "ckpt-3.index")
+
+
+def of_tensorflow_1(directory: pathlib.Path) -> None:
+    by_their_manager(str(directory))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variable = tf.compat.v1.get_variable("v", initializer=1.0)
+        session.run(variable.initializer)
+        saver = tf.compat.v1.train.Saver()
+        saver.save(session, f"{directory}/model.ckpt", global_step=9)
+
+
+@pytest.mark.parametrize(
+    ("write", "text", "step"),
+    [
+        (damaged, r"ckpt-3 .*; passed over", 2),
+        (of_tensorflow_1, r"-9 was .* by a Saver of .*; passed over", 3),
+    ],
+)
 def test_what_cannot_be_taken_over_is_passed_over(
+    write: Callable[[pathlib.Path], None],
+    text: str,
+    step: int,
     tmp_path: pathlib.Path,
 ) -> None:
-    by_their_manager(str(tmp_path))
-    flip(tmp_path / "ckpt-3.index")
+    write(tmp_path)
     state = small()
     with (
         CheckpointManager(state, tmp_path) as manager,
-        pytest.warns(UserWarning, match=r"ckpt-3 .*; passed over"),
+        pytest.warns(UserWarning, match=text),
     ):
-        assert manager.restore() == 2
-    assert state.v.numpy() == 6.0
+        assert manager.restore() == step
+    assert state.v.numpy() == 4.0 + step
 
 
 def test_seeds_that_tensorflow_did_not_save(tmp_path: pathlib.Path) -> None:

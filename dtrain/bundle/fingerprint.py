@@ -81,27 +81,12 @@ def values_of(tensor: tf.Tensor) -> np.ndarray:
     """Returns the values of a tensor, not copied where that can be.
 
     Args:
-        tensor: of numbers, strings or variants; in the memory of the host.
+        tensor: of numbers or strings; in the memory of the host.
     """
-    if tensor.dtype.name == VARIANT:
-        return _serialized(tensor)
     if tensor.shape.rank:
         return np.asarray(tensor)
     # NumPy makes no array of a bfloat16 scalar of TensorFlow's.
     return np.array(tensor.numpy(), tensor.dtype.as_numpy_dtype)
-
-
-def _serialized(tensor: tf.Tensor) -> np.ndarray:
-    """Returns the state of an iterator as strings: NumPy has nothing for it."""
-    # Here, for numbers are summed where TensorFlow is not imported.
-    import tensorflow as tf
-
-    shape = tuple(tensor.shape)
-    flat = tf.reshape(tensor, [-1])
-    values = np.empty(len(flat), np.object_)
-    for number in range(len(flat)):
-        values[number] = tf.io.serialize_tensor(flat[number]).numpy()
-    return values.reshape(shape)
 
 
 def of(value: np.ndarray, dtype: str = "") -> Fingerprint:
@@ -109,7 +94,8 @@ def of(value: np.ndarray, dtype: str = "") -> Fingerprint:
 
     Args:
         value: numbers of any dtype, or strings (dtype object).
-        dtype: TensorFlow's name of it, where the value does not tell.
+        dtype: TensorFlow's name of it, where the value does not tell; that of a
+            variant is the bytes that it has in a file.
     """
     array = np.asarray(value)
     # TensorFlow has NumPy's names, but for strings.

@@ -50,6 +50,9 @@ def variables(prefix: str) -> Iterator[tuple[str, np.ndarray]]:
                     if is_v1
                     else reader.get_tensor(name)
                 )
+                if isinstance(value, bytes):
+                    # One string has no array, and would be another one.
+                    value = np.array(value, np.object_)
                 if name != GRAPH_KEY:
                     yield name.removesuffix(VALUE), value
     except UserError:

@@ -127,23 +127,23 @@ class CheckpointManager:
         with files.storage_errors(self.directory.path):
             self._writer.drain()
             is_own = self._is_own()
-            notes: list[str] = []
             if is_own:
                 self.directory.clean()
-                notes = takeover.take_over(self.directory)
+                for note in takeover.take_over(self.directory):
+                    warnings.warn(note, stacklevel=2)
             steps = self.directory.steps()
             # What is asked for by its step stays where it is.
             place = going_on.Place(
                 self.directory, is_mine=is_own and wanted is None
             )
-            verified, more = going_on.restore_chosen(
+            verified, notes = going_on.restore_chosen(
                 [place],
                 self.directory.path,
                 self._verify,
                 self._checkpoint,
                 wanted,
             )
-        for note in (*notes, *more):
+        for note in notes:
             warnings.warn(note, stacklevel=2)
         restored = verified.manifest.step
         is_newest = not any(newer > restored for newer in steps)

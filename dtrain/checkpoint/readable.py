@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint
+from dtrain.bundle import index as index_lib
 from dtrain.bundle.literal import literal
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
@@ -249,20 +250,28 @@ def read_tensors(
         dtypes: TensorFlow's names of theirs, by key.
 
     Yields:
-        The key and the value of each.
+        The key and the value of each; of a variant its bytes.
 
     Raises:
         OpError: they cannot be read.
+        OSError: likewise.
     """
+    # What only an iterator reads counts by its bytes.
+    variants = [key for key in keys if dtypes[key] == fingerprint.VARIANT]
+    for key in variants:
+        yield key, np.frombuffer(index_lib.raw(prefix, key), np.uint8)
+    plain = [key for key in keys if key not in variants]
+    if not plain:
+        return
     # Not by a CheckpointReader, which makes one error of a file that is
     # damaged and a memory that is full.
     values = tf.raw_ops.RestoreV2(
         prefix=prefix,
-        tensor_names=keys,
-        shape_and_slices=[""] * len(keys),
-        dtypes=[dtypes[key] for key in keys],
+        tensor_names=plain,
+        shape_and_slices=[""] * len(plain),
+        dtypes=[dtypes[key] for key in plain],
     )
-    for key, value in zip(keys, values, strict=True):
+    for key, value in zip(plain, values, strict=True):
         yield key, fingerprint.values_of(value)
 
 

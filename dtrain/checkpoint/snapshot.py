@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint, keras_state, objects
+from dtrain.bundle import fingerprint, index, keras_state, objects
 from dtrain.storage import files
 
 _SAVE_COUNTER = f"save_counter{fingerprint.VALUE}"
@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
         synced to the disk.
 
         Returns:
-            The fingerprints of the tensors, taken before they are written.
+            The fingerprints of the tensors, as they are in the memory.
 
         Raises:
             OSError: the state is not finite, and so not worth a checkpoint;
@@ -71,18 +71,17 @@ class Snapshot(NamedTuple):
                 )
             tensors.append(tf.constant(self.graph))
             keys = [*self.keys, fingerprint.GRAPH_KEY]
-            written = fingerprint.State()
-            for key, tensor in sorted(
-                zip(keys, tensors, strict=True), key=lambda item: item[0]
-            ):
-                value = fingerprint.values_of(tensor)
-                written.add(key, value, tensor.dtype.name)
             tf.raw_ops.SaveV2(
                 prefix=prefix,
                 tensor_names=keys,
                 shape_and_slices=[""] * len(keys),
                 tensors=tensors,
             )
+            written = fingerprint.State()
+            for key, tensor in sorted(
+                zip(keys, tensors, strict=True), key=lambda item: item[0]
+            ):
+                written.add(key, _value(prefix, key, tensor), tensor.dtype.name)
         return written
 
 
@@ -222,3 +221,10 @@ def _not_finite(
 
 def _has_nan(tensor: tf.Tensor) -> bool:
     return bool(np.isnan(fingerprint.values_of(tensor)).any())
+
+
+def _value(prefix: str, key: str, tensor: tf.Tensor) -> np.ndarray:
+    """Returns a value; of what only an iterator reads the bytes in its file."""
+    if tensor.dtype == tf.variant:
+        return np.frombuffer(index.raw(prefix, key), np.uint8)
+    return fingerprint.values_of(tensor)

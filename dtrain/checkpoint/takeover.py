@@ -138,8 +138,9 @@ def _summed(local: str) -> fingerprint.State:
         kinds = tf.train.load_checkpoint(plain).get_variable_to_dtype_map()
         if fingerprint.GRAPH_KEY not in kinds:
             raise UserError(
-                f"{local} was not saved by tf.train.Checkpoint, but by an "
-                "older tf.train.Saver"
+                f"{local} was not saved by tf.train.Checkpoint, but by a Saver "
+                "of TensorFlow 1; make one of it by `python -m "
+                "dtrain.checkpoint_tool edit`"
             )
         dtypes = {key: kind.name for key, kind in kinds.items()}
         for key in sorted(dtypes):
