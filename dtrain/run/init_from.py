@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dtrain.bundle import fit, objects, placing, restore, tensors
+from dtrain.bundle import (
+    fit,
+    keras_state,
+    objects,
+    placing,
+    restore,
+    tensors,
+)
 from dtrain.bundle.tree import Tree, tops
 from dtrain.checkpoint import opening, writing
 from dtrain.config import RunSettings
@@ -169,7 +177,7 @@ class _Part(NamedTuple):
             name: getattr(checkpoint, part)
             for part, name in zip(parts, names, strict=True)
         }
-        untracked = objects.untracked_variables(held)
+        untracked = keras_state.untracked(held)
         if untracked:
             held[_UNTRACKED] = tf.train.Checkpoint(**untracked)
         target, whole = tf.train.Checkpoint(**held), _names(checkpoint)
@@ -193,13 +201,14 @@ class _Part(NamedTuple):
         """Tells whether a tensor of another checkpoint is of these parts."""
         top, _, rest = name.partition("/")
         if top == _UNTRACKED:
-            top = rest.partition("/")[0].rpartition("_")[0]
+            # As in generator_3 and generator_vocabulary_0.
+            top = re.sub(r"(_vocabulary)?_\d+(/.*)?$", "", rest)
         return hasattr(self.target, top)
 
 
 def _names(checkpoint: tf.train.Checkpoint) -> dict[int, str]:
     """Returns the names of variables by their id."""
-    owners, _, _ = objects.walk(checkpoint)
+    owners = objects.walk(checkpoint).owners
     names = {key: name for name, key in fit.of_objects(checkpoint).keys.items()}
     return {
         id(objects.unwrapped(owner)): names[key]
