@@ -59,7 +59,16 @@ def test_grid_is_enlarged_by_a_whole_factor(
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_what_is_transparent() -> None:
+    batch = np.ones((2, 1, 1, 4), np.float32)
+    batch[0, ..., 3] = -1
+    grid = images.make_grid(batch, columns=2, padding=0, min_width=0)
+    assert grid.tolist() == [[[64] * 3, [255] * 3]]
+    grid = images.make_grid(batch[..., 2:], columns=2, padding=0, min_width=0)
+    assert grid.tolist() == [[[64], [255]]]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_png_keeps_every_pixel(tmp_path: pathlib.Path, channels: int) -> None:
     path = tmp_path / "samples" / "step-000001.png"
     image = np.random.default_rng(0).integers(

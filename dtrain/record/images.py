@@ -41,16 +41,17 @@ def make_grid(
     """Lays images out in rows, on dark grey.
 
     Args:
-        images: float [n, H, W, C] in [-1, 1], n at least 1, C 1 or 3.
+        images: float [n, H, W, C] in [-1, 1], n at least 1, C 1 to 4: grey or
+            RGB, with an alpha where it is even.
         columns: images in a row, at least 1; the last row may be shorter.
         padding: pixels, before enlarging, around and between the images.
         min_width: pixels; a narrower grid is enlarged by the smallest whole
             factor that reaches it, each pixel repeated. 0 leaves it as it is.
 
     Returns:
-        uint8 [height, width, C].
+        uint8 [height, width, C], C 1 or 3; what is transparent is on the grey.
     """
-    tiles = to_uint8(images)
+    tiles = _on_background(to_uint8(images))
     num_images, height, width, channels = tiles.shape
     assert num_images >= 1, "a grid of no images"
     assert columns >= 1, columns
@@ -69,11 +70,20 @@ def make_grid(
     return grid.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def _on_background(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Puts images with an alpha on the background of grids."""
+    if images.shape[-1] % 2:
+        return images
+    colours, alpha = images[..., :-1].astype(np.int32), images[..., -1:]
+    mixed = colours * alpha + _BACKGROUND * (255 - alpha.astype(np.int32))
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     """Returns the content of a PNG file.
 
     Args:
-        image: uint8 [H, W, C], C 1 or 3.
+        image: uint8 [H, W, C], C 1 to 4.
     """
     content = io.BytesIO()
     _to_pillow(image).save(content, format="PNG")
@@ -86,7 +96,7 @@ def write_png(path: str, image: npt.NDArray[np.uint8]) -> None:
     Args:
         path: the file, local or gs://; one that is there is replaced. Its
             directory is made if it is not there.
-        image: uint8 [H, W, C], C 1 or 3.
+        image: uint8 [H, W, C], C 1 to 4.
     """
     write(path, encode_png(image))
 
@@ -122,7 +132,7 @@ def _to_pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
     assert image.dtype == np.uint8, image.dtype
     if image.shape[-1] == 1:
         return Image.fromarray(image[..., 0])
-    assert image.shape[-1] == 3, image.shape
+    assert image.shape[-1] in (2, 3, 4), image.shape
     return Image.fromarray(image)
 
 
