@@ -30,7 +30,7 @@ from dtrain.gan import loading
 errors.exit_with(lambda: loading.load(sys.argv[1]) and 0)
 """
 _ERROR = "error: "
-_PATHS = ("folder:", "idx:", "npz:")
+_PATHS = ("folder:", "zip:", "idx:", "npz:")
 _REMEDY = "or add --nocheck_here if the nodes have it"
 
 

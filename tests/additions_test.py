@@ -47,9 +47,7 @@ from dtrain.data.sources import arrays
 
 def open_grey(path, config):
     images = np.full((64, 8, 8, 1), int(path), np.uint8)
-    return arrays.ArraySource(
-        config.dataset, images, None, config.image_size, config.channels
-    )
+    return arrays.ArraySource(config, images, None)
 """
 
 LAUNCHER = """
@@ -119,7 +117,7 @@ def test_a_network_a_loss_and_a_source_of_data(code: pathlib.Path) -> None:
     add_row(learning, '            "hinge",', '\n            "critic",')
     (code / "dtrain/data/sources/grey.py").write_text(SOURCE)
     sources = code / "dtrain/data/sources/__init__.py"
-    add_row(sources, "import arrays, folder,", " grey,")
+    add_row(sources, "    folder,\n", "    grey,\n")
     add_row(sources, '"folder": folder.open_folder,', '"grey": grey.open_grey,')
 
     output = run(

@@ -212,7 +212,7 @@ DATA = {
     ),
     "folder empty": Bad(
         "--dataset=folder:{place}/empty",
-        ("{place}/empty holds no images (.png, .jpg, .jpeg)",),
+        ("{place}/empty holds no images (.png, .jpg, ",),
     ),
     "no path": Bad("--dataset=folder:", ("(folder:) names no path",)),
     "first image unreadable": Bad(
@@ -231,17 +231,35 @@ DATA = {
         "--dataset=folder:{place}/mixed_channels",
         ("has 1 channels", "give --channels=1 or --channels=3"),
     ),
+    "several damaged": Bad(
+        "--dataset=folder:{place}/damaged",
+        (
+            "2 of 3 pictures of folder:{place}/damaged are damaged, the first",
+            "0.png cannot be decoded",
+            "python -m dtrain.check_data --dataset=folder:{place}/damaged",
+            "--move_to=DIR",
+            "--skip_damaged",
+            "  {place}/damaged/2.png cannot be decoded",
+        ),
+    ),
+    "width alone": Bad(
+        "--image_width=8", ("image_width (8) needs --image_size",)
+    ),
+    "no colour": Bad(
+        "--background=white",
+        ("background (white) must be a colour as RRGGBB, such as ffffff",),
+    ),
     "images beside classes": Bad(
         "--dataset=folder:{place}/beside",
         ("holds both images", "and folders of images", "move one"),
     ),
     "splits": Bad(
         "--dataset=folder:{place}/splits",
-        ("holds splits (test, train), not classes", "try --dataset=folder:"),
+        ("split (train) of", "must be test, val", "folders of splits"),
     ),
     "split of a folder": Bad(
-        "--dataset=folder:{place}/splits/train --split=test",
-        ("split (test) does not apply to a folder",),
+        "--dataset=folder:{place}/splits/val --split=test",
+        ("split (test) does not apply to", "name the folder of the split"),
     ),
     "IDX missing": Bad(
         "--dataset=idx:{place}/empty", ("holds no train-images-idx3-ubyte",)
@@ -296,7 +314,14 @@ DATA = {
         ("mnist is not prepared in {place}/data", "--download", "idx:/path"),
     ),
     "no such kind": Bad(
-        "--dataset=zip:/x.zip", ("zip:/x.zip", "must be folder:/path")
+        "--dataset=tar:/x.tar", ("tar:/x.tar", "must be folder:/path")
+    ),
+    "zip of something else": Bad(
+        "--dataset=zip:{place}/file", ("must name a zip archive",)
+    ),
+    "no such table": Bad(
+        "--dataset=folder:{place}/mixed_sizes --labels=none.csv",
+        ("labels (none.csv) must be auto, folders, none, or a CSV or JSON",),
     ),
     "a place that TFDS takes for a pattern": Bad(
         "--data_dir={place}/a[b]",
@@ -660,11 +685,13 @@ def write_folders(place: pathlib.Path) -> None:
         grey(path)
     for path in ("mixed_channels/0.png", "beside/0.png", "beside/cats/0.png"):
         grey(path)
-    for path in ("splits/train/0.png", "splits/test/0.png"):
+    for path in ("splits/val/0.png", "splits/test/0.png", "damaged/1.png"):
         grey(path)
     grey("mixed_sizes/1.png", side=9)
     grey("mixed_channels/1.png", channels=3)
     (place / "unreadable/1.png").write_bytes(b"no picture")
+    for name in ("0.png", "2.png"):
+        (place / "damaged" / name).write_bytes(b"no picture")
     (place / "unreadable_first").mkdir()
     (place / "unreadable_first/0.png").write_bytes(b"no picture")
 

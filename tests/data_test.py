@@ -32,7 +32,8 @@ def make_source(num_images: int = 37) -> sources.Source:
     images = np.broadcast_to(
         index.astype(np.uint8)[:, None, None, None], (num_images, 2, 2, 1)
     )
-    return arrays.ArraySource("test", images, index.astype(np.int32), 0, 0)
+    config = Config(dataset="test")
+    return arrays.ArraySource(config, images, index.astype(np.int32))
 
 
 def read(
@@ -191,7 +192,7 @@ def test_a_batch_is_what_its_positions_say() -> None:
 
 def test_images_span_minus_one_to_one() -> None:
     images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-    source = arrays.ArraySource("test", images, None, 0, 0)
+    source = arrays.ArraySource(Config(), images, None)
     [batch] = read(source, Config(batch_size=2), 0, 1)
     assert sorted(batch.images.ravel()) == [-1, 1]
     assert batch.labels.tolist() == [0, 0]
@@ -224,13 +225,51 @@ def test_a_step_is_the_same_reached_or_jumped_to(
     assert jumped[0].positions[0] == start
 
 
+def make_halves() -> sources.Source:
+    """Images that are black at the left."""
+    images = np.zeros((37, 2, 2, 1), np.uint8)
+    images[:, :, 1] = np.arange(1, 38)[:, np.newaxis, np.newaxis]
+    return arrays.ArraySource(Config(), images, None)
+
+
+def test_mirror_follows_from_seed_and_position() -> None:
+    source = make_halves()
+    config = Config(batch_size=37, mirror=True)
+    draws = read(source, config, 0, 60)
+    plain = read(source, Config(batch_size=37), 0, 60)
+    is_mirrored = []
+    for draw, original in zip(draws, plain, strict=True):
+        flipped = original.images[:, :, ::-1]
+        turned = draw.images[:, 0, 0, 0] > -1
+        wanted = np.where(turned[:, None, None, None], flipped, original.images)
+        np.testing.assert_array_equal(draw.images, wanted)
+        positions = tf.constant(draw.positions)
+        np.testing.assert_array_equal(pipeline.mirrored(positions, 0), turned)
+        is_mirrored.append(turned)
+    # Each image both ways, half of the time, by no rule of the position.
+    of_images = np.concatenate(is_mirrored)
+    assert abs(of_images.mean() - 0.5) < 5 * 0.5 / np.sqrt(of_images.size)
+    for lag in (1, 2, 37):
+        same = (of_images[lag:] == of_images[:-lag]).mean()
+        assert abs(same - 0.5) < 5 * 0.5 / np.sqrt(of_images.size)
+    other = pipeline.mirrored(tf.range(2220, dtype=tf.int64), 1).numpy()
+    assert 0.4 < (other == of_images).mean() < 0.6
+
+
+def test_mirrors_stay_where_they_are() -> None:
+    # A run that is resumed by a newer dtrain must see the same images.
+    positions = tf.constant([0, 1, 2, 3, 4, 5, 6, 7, 10**12], tf.int64)
+    mirrored = pipeline.mirrored(positions, 0).numpy().astype(int)
+    assert mirrored.tolist() == [1, 0, 1, 1, 0, 1, 0, 0, 0]
+
+
 @pytest.mark.parametrize("num_replicas", [1, 2, 4])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_replicas_share_the_batch(num_replicas: int, in_memory: bool) -> None:
-    source = make_source()
+    source = make_halves()
     if in_memory:
         source = memory.load(source)
-    config = Config(batch_size=8)
+    config = Config(batch_size=8, mirror=True)
     strategy = tf.distribute.MirroredStrategy(
         [f"CPU:{index}" for index in range(num_replicas)]
     )
@@ -268,7 +307,7 @@ def test_workers_share_the_batch() -> None:
     draws = []
     for worker in range(2):
         part = pipeline.Part(8, 4, 2, worker)
-        dataset = pipeline.make_dataset_of_part(source, 0, part, 5)
+        dataset = pipeline.make_dataset_of_part(source, Config(), part, 5)
         draws.append(list(dataset.take(6).as_numpy_iterator()))
     # Two elements a draw: one for each of a worker's replicas.
     positions = [

@@ -26,7 +26,7 @@ HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
 # Flags of the smaller programs, and of programs that are not ours. One with a
 # hyphen in it is never ours.
 SMALLER = {"follow", "help", "output", "num_images", "wait", "write"}
-SMALLER |= {"faults", "num_kills", "rounds", "secs"}
+SMALLER |= {"faults", "move_to", "num_kills", "rounds", "secs"}
 SMALLER |= {"again_code", "is_encoded", "log_dir"}
 TOOL = {"dry_run", "edits", "filter", "into", "map", "no_values", "partial"}
 OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}

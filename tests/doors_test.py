@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dtrain import (
+    check_data,
     checkpoint_tool,
     config,
     errors,
@@ -49,6 +50,7 @@ DOORS = {
     "dtrain.report": Door(report.run, report.Options),
     "dtrain.stop": Door(stop.run, stop.Options),
     "dtrain.store": Door(store.run, config.DataSettings),
+    "dtrain.check_data": Door(check_data.run, check_data.Options),
     "dtrain.checkpoint_tool": Door(
         lambda arguments: checkpoint_tool.run(arguments[1:]), None
     ),

@@ -18,7 +18,7 @@ FREE = (
     *("dtrain.errors", "dtrain.checkpoint.listing"),
     *("dtrain.checkpoint.retention", "dtrain.main", "dtrain.sample"),
     *("dtrain.report", "dtrain.stop", "dtrain.store"),
-    *("dtrain.checkpoint_tool", "launch"),
+    *("dtrain.check_data", "dtrain.checkpoint_tool", "launch"),
 )
 PROGRAM = """\
 import importlib, sys

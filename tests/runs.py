@@ -35,6 +35,7 @@ Process: TypeAlias = "subprocess.Popen[str] | fork_server.Process"
 _FORKED = {
     *(f"dtrain.{name}" for name in ("main", "sample")),
     *(f"tests.{name}" for name in ("fit_gan", "foreign", "killed", "released")),
+    "tests.hostile_pictures",
 }
 
 

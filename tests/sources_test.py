@@ -127,28 +127,69 @@ def test_convert_gives_the_shape_it_promises(
     shape: tuple[int, ...], channels: int, image_size: int
 ) -> None:
     images = tf.zeros(shape, tf.uint8)
-    converted = conversion.convert(images, image_size, channels)
-    assert converted.dtype == tf.uint8
-    assert tuple(converted.shape) == (
-        *shape[:-3],
-        *conversion.converted_shape(shape[-3:], image_size, channels),
-    )
+    for is_padded in (False, True):
+        for width in (image_size, image_size // 2):
+            form = conversion.Form(image_size, width, channels, is_padded)
+            converted = conversion.convert(images, form)
+            assert converted.dtype == tf.uint8
+            wanted = form.shape_of(shape[-3:])
+            assert tuple(converted.shape) == (*shape[:-3], *wanted)
+
+
+def converted(image: Any, *form: Any) -> list[Any]:
+    image = tf.constant(np.asarray(image, np.uint8))
+    return conversion.convert(image, conversion.Form(*form)).numpy().tolist()
 
 
 def test_convert_crops_the_middle_and_averages() -> None:
     image = np.zeros((2, 6, 1), np.uint8)
     image[:, 2:4, 0] = [[10, 20], [30, 40]]
     image[:, :2] = image[:, 4:] = 255
-    assert conversion.convert(image, 1, 0).numpy().tolist() == [[[25]]]
+    assert converted(image, 1, 1) == [[[25]]]
+    # Half as wide as high, of the middle.
+    assert converted(image, 2, 1) == [[[10]], [[30]]]
 
 
-def test_convert_drops_alpha_and_weighs_colours() -> None:
-    image = np.array([[[255, 0, 0, 9]]], np.uint8)
-    grey = conversion.convert(tf.constant(image), 0, 1)
-    value = grey.numpy().item()
+def test_convert_pads_in_the_colour_of_the_background() -> None:
+    image = np.full((2, 4, 3), 9, np.uint8)
+    inside, border = [9, 9, 9], [1, 2, 3]
+    pad = (0, True, (1, 2, 3))
+    assert converted(image, 4, 4, *pad) == [
+        [border] * 4,
+        [inside] * 4,
+        [inside] * 4,
+        [border] * 4,
+    ]
+    assert converted(image, 2, 6, *pad) == [
+        [border, *[inside] * 4, border],
+        [border, *[inside] * 4, border],
+    ]
+    # One of the same proportions has none; and they are what is transparent.
+    assert converted(image, 1, 2, *pad) == [[inside] * 2]
+    wide = converted(image, 1, 4, 4, True, (1, 2, 3))
+    assert [pixel[3] for pixel in wide[0]] == [0, 255, 255, 0]
+
+
+def test_convert_puts_what_is_transparent_on_the_background() -> None:
+    image = [[[255, 0, 0, 0], [255, 0, 0, 255], [255, 1, 0, 51]]]
+    green = (0, 255, 0)
+    assert converted(image, 0, 0, 3, False, green) == [
+        [[0, 255, 0], [255, 0, 0], [51, 204, 0]]
+    ]
+    grey = [[[200, 0], [200, 255]]]
+    assert converted(grey, 0, 0, 1, False, (10, 10, 10)) == [[[10], [200]]]
+    assert converted(grey, 0, 0, 3, False, (10, 10, 10)) == [
+        [[10] * 3, [200] * 3]
+    ]
+    assert converted(grey, 0, 0, 4) == [[[200, 200, 200, 0], [200] * 3 + [255]]]
+    assert converted([[[7, 8, 9]]], 0, 0, 4) == [[[7, 8, 9, 255]]]
+
+
+def test_convert_weighs_colours() -> None:
+    [[[value]]] = converted([[[255, 0, 0]]], 0, 0, 1)
     assert value == pytest.approx(0.2989 * 255, abs=1)
-    colours = conversion.convert(grey, 0, 3).numpy()
-    assert colours.tolist() == [[[value] * 3]]
+    assert converted([[[value]]], 0, 0, 3) == [[[value] * 3]]
+    assert conversion.Form(background=(255, 0, 0)).colour(1) == [value]
 
 
 # The embedded digits.
@@ -345,6 +386,39 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             yield key, {"image": image, "label": key % 3, "note": "x"}
 
 
+VALUES = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4, 1)
+
+
+class Deep(Shapes):
+    """Has 16 bits, of which 12 are used."""
+
+    image = tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16)
+    values = np.rint(VALUES * 4095).astype(np.uint16)
+
+    def _generate_examples(self) -> Any:
+        for key in range(3):
+            yield key, {"image": self.values, "label": key, "note": ""}
+
+
+class Floats(Deep):
+    """Has floats in [0, 1]."""
+
+    image = tfds.features.Image(shape=(4, 4, 1), dtype=np.float32)
+    values = VALUES
+
+
+class Negative(Floats):
+    """Has floats in [-1, 1]."""
+
+    values = VALUES * 2 - 1
+
+
+class Infrared(Floats):
+    """Has floats in no range that is known."""
+
+    values = VALUES * 300
+
+
 class TwoPictures(tfds.core.GeneratorBasedBuilder):
     """Has no feature that is the image."""
 
@@ -394,11 +468,10 @@ def test_tfds_of_either_format(
     assert sorted(values) == [0, 1, 2, 3]
     assert labels.tolist() == [value % 3 for value in values]
     line = error_line(dataset="shapes", data_dir=str(tmp_path))
+    assert "holds images of different sizes, such as 4x4x1 and 6x4x1" in line
+    assert "give --image_size=8" in line
     if file_format == "array_record":
-        assert "of different sizes" in line
-        assert "give --image_size" in line
         return
-    assert "cannot be read" in line
     line = error_line(
         dataset="shapes", data_dir=str(tmp_path), image_size=4, cache_gib=0.0
     )
@@ -416,6 +489,43 @@ def test_tfds_of_pictures_that_are_too_large(
     line = error_line(dataset="shapes", data_dir=str(tmp_path), image_size=4)
     assert f"of {made.data_dir} says it is " in line
     assert "make it smaller" in line
+
+
+@pytest.mark.parametrize("name", ["deep", "floats", "negative", "infrared"])
+def test_tfds_of_more_than_8_bits(name: str, tmp_path: pathlib.Path) -> None:
+    tfds.builder(name, data_dir=tmp_path).download_and_prepare(
+        file_format="array_record"
+    )
+    if name == "infrared":
+        line = error_line(dataset=name, data_dir=str(tmp_path))
+        assert "lies in [0, 300]; floats must lie in [0, 1]" in line
+        return
+    source = open_source(dataset=name, data_dir=str(tmp_path))
+    images, _ = read_all(source)
+    wanted = np.rint(VALUES * 255)
+    np.testing.assert_array_equal(images, [wanted] * 3)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_tfds_of_images_that_are_made_up() -> None:
+    with tfds.testing.mock_data(num_examples=5):
+        source = open_source(dataset="mnist")
+    assert (source.num_images, source.image_shape) == (5, (28, 28, 1))
+    assert read_all(source)[0].max() > 200
+
+
+def test_tfds_of_another_configuration(
+    data_dir: str, tmp_path: pathlib.Path
+) -> None:
+    """A set without code, as somebody else has prepared it."""
+    for config in ("large", "small"):
+        copy = tmp_path / "copied" / config / "1.0.0"
+        shutil.copytree(f"{data_dir}/digits/1.0.0", copy)
+    line = error_line(dataset="copied/huge", data_dir=str(tmp_path))
+    assert line == (
+        "dataset (copied/huge) is not among the configurations and versions "
+        f"that are in {tmp_path}: large, small"
+    )
 
 
 @pytest.mark.parametrize("kind", ["code", "damage"])
@@ -460,7 +570,7 @@ def test_not_prepared(tmp_path: pathlib.Path) -> None:
     assert line == (
         f"mnist is not prepared in {tmp_path}: name its place by --data_dir, "
         "or fetch it with --download; without a network there are "
-        "--dataset=digits, folder:/path, idx:/path and npz:/path"
+        "--dataset=digits, folder:/path, zip:/path, idx:/path and npz:/path"
     )
 
 
@@ -474,7 +584,10 @@ def test_not_prepared(tmp_path: pathlib.Path) -> None:
         ("cats_vs_dogs/big", ["dataset (cats_vs_dogs/big)"]),
         ("cifar10_corrupted/x", ["its configurations are brightness_1"]),
         ("not a name", ["dataset (not a name)"]),
-        ("floder:/path", ["must be folder:/path, idx:/path, npz:/path"]),
+        (
+            "floder:/path",
+            ["must be folder:/path, zip:/path, idx:/path, npz:/path"],
+        ),
         ("folder:", ["names no path"]),
         ("mnist:", ["must be folder:/path"]),
     ],
@@ -573,7 +686,10 @@ def _remove_images(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_remove_images, ["holds no images (.png, .jpg, .jpeg)"]),
+        (
+            _remove_images,
+            ["holds no images (.png, .jpg, ", "other kinds: none"],
+        ),
         (
             lambda path: (path / "class_3").mkdir(),
             ["class_3 holds no images, so it is no class"],
@@ -596,7 +712,7 @@ def _remove_images(path: pathlib.Path) -> None:
         ),
         (
             lambda path: (path / "class_2/2.png").write_text("no image"),
-            ["class_2/2.png cannot be decoded: Unknown image file format"],
+            ["class_2/2.png cannot be decoded: it is no picture of a known"],
         ),
         (
             lambda path: (path / "class_2/2.png").write_bytes(
@@ -625,18 +741,27 @@ def test_folders_that_are_wrong(
 
 def test_folder_of_splits(classes: pathlib.Path) -> None:
     root = classes / "root"
-    for split in ("train", "test"):
-        (root / split / "cats").mkdir(parents=True)
-        (root / split / "1.png").write_bytes(png(GREY[0]))
-    line = error_line(dataset=f"folder:{root}")
-    assert "holds splits (test, train), not classes" in line
+    for number, split in enumerate(("train", "test")):
+        for label in ("cats", "dogs"):
+            (root / split / label).mkdir(parents=True)
+            path = root / split / label / "1.png"
+            path.write_bytes(png(GREY[number]))
+    for number, split in enumerate(("train", "test")):
+        source = open_source(dataset=f"folder:{root}", split=split)
+        images, labels = read_all(source)
+        np.testing.assert_array_equal(images, GREY[[number, number]])
+        assert labels.tolist() == [0, 1]
+        other = "passed over 2: 2 in other splits"
+        assert source.files == ("used 2: 2 .png", other)
+    line = error_line(dataset=f"folder:{root}", split="val")
+    assert "must be test, train: it holds folders of splits" in line
     line = error_line(dataset=f"folder:{root}/train", split="test")
-    assert "split (test) does not apply to a folder" in line
+    assert f"split (test) does not apply to folder:{root}/train" in line
 
 
 def test_paths_that_are_none(tmp_path: pathlib.Path) -> None:
     missing = tmp_path / "missing"
-    for kind in ("folder", "idx", "npz"):
+    for kind in ("folder", "zip", "idx", "npz"):
         line = error_line(dataset=f"{kind}:{missing}")
         assert line.startswith(f"dataset ({kind}:{missing}) must name a")
 
@@ -669,8 +794,8 @@ def test_a_path_without_its_kind(
     line = error_line(dataset=f"{place}/none")
     assert line == (
         f"dataset ({place}/none) is a path; it must be folder:/path, "
-        "idx:/path, npz:/path or the name of a TFDS data set: and nothing is "
-        "there"
+        "zip:/path, idx:/path, npz:/path or the name of a TFDS data set: and "
+        "nothing is there"
     )
 
 
@@ -687,7 +812,7 @@ def test_a_size_is_proposed_before_anything_is_read(
     line = error_line(dataset=f"folder:{tmp_path}", cache_gib=cache_gib)
     assert line == (
         f"{tmp_path}/00.png is 70x90x3 but {tmp_path}/17.png 50x90x3; give "
-        "--image_size=32"
+        "--image_size=32, with --image_fit=pad to lose no edge"
     )
 
 
@@ -903,11 +1028,14 @@ def test_a_picture_that_says_it_is_huge_is_not_decoded(
     (tmp_path / names[place]).write_bytes(content)
     with memory_of(2 * BOMB):
         line = error_line(dataset=f"folder:{tmp_path}", image_size=2)
-    assert line == (
-        f"{tmp_path}/{names[place]} says it is 60000 x 60000 pixels in "
-        f"{len(content)} bytes; at most 178,956,970 pixels are decoded: make "
-        "it smaller, or remove it"
+    said = {
+        "gif": " cannot be decoded: it has more than 178,956,970 pixels;",
+    }.get(
+        kind,
+        f" says it is 60000 x 60000 pixels in {len(content)} bytes; at most "
+        "178,956,970 pixels are decoded: make it smaller, or remove it",
     )
+    assert line.startswith(f"{tmp_path}/{names[place]}{said}")
 
 
 def test_a_picture_that_the_memory_does_not_hold(
@@ -1010,7 +1138,8 @@ def test_npz(
         ({"z": GREY}, "holds z; --split=train needs x_train, x or images"),
         ({}, "holds nothing"),
         ({"x": GREY[0, 0]}, "x in"),
-        ({"x": np.zeros((5, 4, 4, 5), np.uint8)}, "1 to 4 channels"),
+        ({"x": np.zeros((5, 4, 4, 5), np.uint8)}, "--array_layout=chw"),
+        ({"x": np.zeros((5, 7, 4, 5), np.uint8)}, "1 to 4 channels]"),
         ({"x": np.uint8(3)}, "is one number"),
         ({"x": GREY[:0]}, "holds no images"),
         ({"x": GREY.astype(np.int64)}, "is of type int64"),
@@ -1018,7 +1147,7 @@ def test_npz(
         ({"x": np.full((1, 2, 2), np.nan)}, "lies in [nan, nan]"),
         ({"x": GREY.astype(object)}, "cannot be read: Object arrays"),
         ({"x": GREY, "y": LABELS[:4]}, "one label for each of the 5 images"),
-        ({"x": GREY, "y": LABELS[:, None]}, "is 5x1"),
+        ({"x": GREY, "y": LABELS[:, None] + [[0, 1]]}, "is 5x2"),
         ({"x": GREY, "y": LABELS / 2}, "labels must be whole numbers"),
         ({"x": GREY, "y": LABELS - 1}, "lies in [-1, 1]"),
         ({"x": GREY, "y": LABELS * 10**6}, "count the classes from 0"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,29 @@ def _check_init(config: Config) -> None:
             )
 
 
+def _check_data(config: DataSettings) -> None:
+    """Checks what is said of the form of the images.
+
+    Raises:
+        UserError: no image can have it.
+    """
+    if config.channels == 2:
+        raise UserError(
+            "channels (2) must be 1 (grey), 3 (RGB), 4 (RGB and alpha) or 0 "
+            "(as is)"
+        )
+    if config.image_width and not config.image_size:
+        raise UserError(
+            f"image_width ({config.image_width}) needs --image_size, which is "
+            "the height then"
+        )
+    if not re.fullmatch("[0-9a-fA-F]{6}", config.background):
+        raise UserError(
+            f"background ({config.background}) must be a colour as RRGGBB, "
+            "such as ffffff or 000000"
+        )
+
+
 def _check_together(config: Config) -> None:
     """Checks the rules between settings that need no data and no device.
 
@@ -124,8 +148,7 @@ def _check_together(config: Config) -> None:
         )
     if not config.dataset:
         raise UserError("dataset is empty; try --dataset=digits")
-    if config.channels == 2:
-        raise UserError("channels (2) must be 1 (grey), 3 (RGB) or 0 (as is)")
+    _check_data(config)
     if config.micro_batches and config.batch_size % config.micro_batches:
         raise UserError(
             f"batch_size ({config.batch_size}) must be a multiple of "

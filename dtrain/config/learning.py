@@ -21,8 +21,8 @@ class DataSettings:
     dataset: str = _data(
         "digits",
         "digits (embedded), any TFDS image set as name[:config], "
-        "folder:/path (PNG and JPEG, optionally one folder per class), "
-        "idx:/path (MNIST's files) or npz:/path.",
+        "folder:/path or zip:/path (pictures, optionally one folder per "
+        "class), idx:/path (MNIST's files) or npz:/path.",
     )
     split: str = _data("train", "Split of the data set.")
     data_dir: str = _data(
@@ -40,18 +40,65 @@ class DataSettings:
         "Lets TFDS download and prepare the data set if it is not there.",
         may_change=True,
     )
+    labels: str = _data(
+        "auto",
+        "Labels of a folder or an archive: auto (its dataset.json, or else "
+        "its folders), folders, none, or a CSV or JSON file of a label for "
+        "each picture.",
+    )
+    skip_damaged: bool = _data(
+        False,
+        "Trains on the rest where pictures are damaged; reads all of them at "
+        "each start to know which.",
+        may_change=True,
+    )
     image_size: int = _data(
         0,
-        "Crops images to a square and resizes them to this many pixels a "
-        "side; 0 keeps the size of the data set.",
+        "Pixels a side that images are cropped and resized to; 0 keeps the "
+        "size of the data set.",
         minimum=0,
         below=4097,
     )
+    image_width: int = _data(
+        0,
+        "Pixels from left to right where images are not square; --image_size "
+        "is then their height.",
+        minimum=0,
+        below=4097,
+    )
+    image_fit: str = _data(
+        "crop",
+        "What is done with images of other proportions: crop cuts their "
+        "edges off, pad puts borders around them.",
+        choices=("crop", "pad"),
+    )
+    background: str = _data(
+        "ffffff",
+        "Colour, as RRGGBB, behind what is transparent, and of borders.",
+    )
     channels: int = _data(
         0,
-        "Converts images to 1 (grey) or 3 (RGB) channels; 0 keeps them.",
+        "Converts images to 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels; "
+        "0 keeps them, but puts transparent pictures on the background.",
         minimum=0,
-        below=4,
+        below=5,
+    )
+    white_level: int = _data(
+        0,
+        "The value that is white in images of 16 bits; 0 looks at 64 of them "
+        "for the smallest of 255, 511, 1023, ..., 65535 that none exceeds.",
+        minimum=0,
+        below=65536,
+    )
+    array_layout: str = _data(
+        "hwc",
+        "Order of the sides of an npz file's images: height, width, channels, "
+        "or channels first.",
+        choices=("hwc", "chw"),
+    )
+    mirror: bool = _data(
+        False,
+        "Shows half of the images mirrored, each time others, by the seed.",
     )
     cache_gib: float = _data(
         4.0,

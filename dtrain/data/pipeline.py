@@ -5,7 +5,8 @@ p = 0, 1, 2, ...: draw d takes batch_size of them, from d * batch_size on, and a
 step takes `discriminator_steps` draws. At position p is image permutation(seed,
 epoch)(p mod n) of the n images, where epoch = p // n. So nothing of the input
 has to be saved, any step is reached at once, and a batch is the same however
-many replicas share it.
+many replicas share it. Whether an image is mirrored follows from the seed and
+its position, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _ROUNDS = 8
 # The constants of splitmix64: Steele, Lea and Flood, "Fast splittable
 # pseudorandom number generators", OOPSLA 2014.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+# Of the seed of mirroring, apart from that of the order.
+_MIRRORING = 1
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 # Batches of a replica that are ready before they are asked for.
 _PREFETCH = 4
@@ -163,19 +166,19 @@ def make_iterator(
             context.input_pipeline_id,
         )
         first_draw = step * config.discriminator_steps
-        return make_dataset_of_part(source, config.seed, part, first_draw)
+        return make_dataset_of_part(source, config, part, first_draw)
 
     return iter(strategy.distribute_datasets_from_function(make_dataset))
 
 
 def make_dataset_of_part(
-    source: Source, seed: int, part: Part, first_draw: int
+    source: Source, config: Config, part: Part, first_draw: int
 ) -> tf.data.Dataset:
     """Makes the endless input of one worker.
 
     Args:
         source: of the images.
-        seed: of the run.
+        config: `seed` and `mirror` count.
         part: which part of each draw the worker reads.
         first_draw: the draw to start at.
 
@@ -189,7 +192,7 @@ def make_dataset_of_part(
         start = part.first_position(element)
         size = part.replica_batch_size
         positions = start + tf.range(size, dtype=tf.int64)
-        indices = sample_indices(positions, seed, source.num_images)
+        indices = sample_indices(positions, config.seed, source.num_images)
         return positions, source.fetch(indices)
 
     @tf.autograph.experimental.do_not_convert
@@ -199,7 +202,7 @@ def make_dataset_of_part(
             images, (part.replica_batch_size, *source.image_shape)
         )
         labels = tf.ensure_shape(labels, (part.replica_batch_size,))
-        return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
+        return _as_seen(positions, images, labels, config)
 
     # Four maps: op determinism lets only one thread at a time run Python, as
     # `fetch` may, but many decode. What is large is decoded one by one.
@@ -216,6 +219,56 @@ def make_dataset_of_part(
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
+
+
+def _as_seen(
+    positions: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, config: Config
+) -> Batch:
+    if config.mirror:
+        is_mirrored = mirrored(positions, config.seed)[:, None, None, None]
+        images = tf.where(is_mirrored, tf.reverse(images, [2]), images)
+    return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
+
+
+def mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
+    """Tells, bool [b], whether the image at a position is mirrored.
+
+    Args:
+        positions: int64 [b], of the run.
+        seed: of the run.
+    """
+    state = _mix(_mix(_uint64(seed)) + _uint64(_MIRRORING))
+    state += tf.bitcast(positions, tf.uint64) * _uint64(_GOLDEN_GAMMA)
+    return tf.equal(_mix(state) % _uint64(2), _uint64(1))
+
+
+def first_images(source: Source, config: Config, num_images: int) -> tf.Tensor:
+    """Reads the first images of a run as the run sees them.
+
+    Args:
+        source: of the images.
+        config: `seed` and `mirror` count.
+        num_images: at most so many.
+
+    Returns:
+        float32 [n, H, W, C] in [-1, 1].
+
+    Raises:
+        UserError: one cannot be read.
+        OpError: another time it could be.
+    """
+    number = min(num_images, source.num_images)
+    positions = tf.range(number, dtype=tf.int64)
+    indices = sample_indices(positions, config.seed, source.num_images)
+    try:
+        images, labels = source.read(indices)
+    except tf.errors.OpError as error:
+        fault = source.find_fault(indices.numpy().tolist())
+        if fault is None:
+            raise
+        mistake = source.refusal(fault)
+        raise mistake from error
+    return _as_seen(positions, images, labels, config).images
 
 
 def _of_read(

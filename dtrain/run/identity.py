@@ -13,6 +13,7 @@ It holds:
     run_dir/saved.json      the directories that the run has saved to
     run_dir/ledger/         where the time of each attempt went; see `goodput`
     run_dir/stacks/         of the threads of workers that were stuck or crashed
+    run_dir/reals.png       the first images of the data, as the run sees them
     run_dir/init_from.json  what --init_from took
     run_dir/launch/         the job of a cluster
     run_dir/stop            made by a person who wants the run to end
@@ -51,6 +52,9 @@ class Description:
         run_id: drawn when the run began, for the backups of a run that was
             here before are not of this one; empty in those of dtrain 0.1.0,
             and where no run is there yet.
+        files: a digest of the names and labels of its pictures; empty where
+            these are no files of their own, or the run is of a version that
+            did not write it.
     """
 
     config: Config
@@ -58,6 +62,7 @@ class Description:
     num_classes: int
     num_images: int
     run_id: str = ""
+    files: str = ""
 
 
 def read(run_dir: str) -> Description:
@@ -122,6 +127,9 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
     run_id = ""
     if "id" in values:
         run_id = sealed.field(values, "id", sealed.is_name)
+    names = ""
+    if "files" in data:
+        names = sealed.field(data, "files", sealed.is_name)
     try:
         return Description(
             config=config_lib.from_dict(settings),
@@ -129,6 +137,7 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
             num_classes=num_classes,
             num_images=num_images,
             run_id=run_id,
+            files=names,
         )
     except UserError as error:
         raise UserError(
@@ -235,6 +244,8 @@ def _check_same(
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             differences[name] = (old, new)
+    if before.files and now.files and before.files != now.files:
+        differences["files"] = (before.files, now.files)
     if differences:
         listed = config_lib.describe(differences)
         raise UserError(
@@ -300,16 +311,15 @@ def _architecture(network: keras.Model) -> str:
 
 def to_dict(description: Description) -> dict[str, Any]:
     """Returns what config.json and each manifest say of a run."""
-    named = {"id": description.run_id} if description.run_id else {}
-    return {
-        **named,
-        "config": description.config.to_dict(),
-        "data": {
-            "image_shape": list(description.image_shape),
-            "num_classes": description.num_classes,
-            "num_images": description.num_images,
-        },
+    data: dict[str, Any] = {
+        "image_shape": list(description.image_shape),
+        "num_classes": description.num_classes,
+        "num_images": description.num_images,
     }
+    if description.files:
+        data["files"] = description.files
+    named = {"id": description.run_id} if description.run_id else {}
+    return {**named, "config": description.config.to_dict(), "data": data}
 
 
 def _write(path: str, data: bytes) -> None:

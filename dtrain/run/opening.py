@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import secrets
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +18,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
 from dtrain.data import sources
@@ -29,27 +26,24 @@ from dtrain.gan.memory import Estimate
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
-from dtrain.record import ledger, metrics
+from dtrain.record import ledger, metrics, reals
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
 from dtrain.record.samples import Samples
 from dtrain.record.spread import SampleSpread
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run import checkpointer, identity, init_from, places, resuming
+from dtrain.run import (
+    alike,
+    checkpointer,
+    identity,
+    init_from,
+    places,
+    resuming,
+)
 from dtrain.run.resuming import Restored
 from dtrain.run.tiers import open_tiers
 from dtrain.storage import access, claim, files
-
-# Flags that may differ between the workers of a run, as their disks do.
-_OF_A_WORKER = (
-    "run_dir",
-    "backup_dir",
-    "data_dir",
-    "manual_dir",
-    "download",
-    "cache_gib",
-)
 
 
 class Run(NamedTuple):
@@ -117,8 +111,7 @@ def open_run(
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
-    _check_same_flags(config, workers)
-    source, description, note = workers.together(lambda: _look(config, workers))
+    source, description, note = _look_together(config, workers)
     gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
     step, estimate = _make_step(gan, source, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
@@ -127,6 +120,11 @@ def open_run(
     saver, recorder, restored = _resume(
         gan, description, workers, claims, book, stack
     )
+    with book.spending("draw"):
+        # On the chief alone, or all of them fail.
+        workers.together(
+            lambda: workers.is_chief and reals.write(source, config)
+        )
     run = Run(
         config=config,
         workers=workers,
@@ -185,22 +183,14 @@ def _make_periodic(
     )
 
 
-def _check_same_flags(config: Config, workers: Workers) -> None:
-    """Checks that all workers have the same flags. Every worker calls this.
-
-    Raises:
-        UserError: they do not; on every worker.
-    """
-    strategy_lib.check_batch(config, workers.strategy)
-    flags = config.to_dict()
-    for name in _OF_A_WORKER:
-        del flags[name]
-    digest = zlib.crc32(json.dumps(flags).encode())
-    if len(set(workers.gather(digest))) > 1:
-        raise UserError(
-            "the workers were started with different flags; only "
-            f"{', '.join(_OF_A_WORKER)} may differ between them"
-        )
+def _look_together(
+    config: Config, workers: Workers
+) -> tuple[sources.Source, identity.Description, str]:
+    """Looks as `_look`, on all workers alike. Every worker calls this."""
+    alike.check_flags(config, workers)
+    looked = workers.together(lambda: _look(config, workers))
+    alike.check_images(looked[0], workers)
+    return looked
 
 
 def _look(
@@ -214,7 +204,11 @@ def _look(
         access.check(name, getattr(config, name))
     source = sources.open_source(config)
     description = identity.Description(
-        config, source.image_shape, source.num_classes, source.num_images
+        config,
+        source.image_shape,
+        source.num_classes,
+        source.num_images,
+        files=source.digest,
     )
     description, note = identity.check(
         description,
@@ -379,8 +373,7 @@ def rehearse(config: Config, workers: Workers) -> int:
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
-    _check_same_flags(config, workers)
-    source, description, note = workers.together(lambda: _look(config, workers))
+    source, description, note = _look_together(config, workers)
     gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
     _, estimate = _make_step(gan, source, workers)
     tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
@@ -424,7 +417,8 @@ def _introduction(
     return (
         f"data      {source.name}: {source.num_images:,} images "
         f"{height}x{width}x{channels}{classes}\n"
-        f"model     {config.model}: generator "
+        + "".join(f"files     {line}\n" for line in source.files)
+        + f"model     {config.model}: generator "
         f"{_count(gan.networks.generator)}, discriminator "
         f"{_count(gan.networks.discriminator)} parameters\n"
         f"devices   {config.strategy}: {replicas} "

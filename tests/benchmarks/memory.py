@@ -63,7 +63,7 @@ def _run(side: int, **settings: Any) -> None:
     config = Config(**settings)
     alone = strategy.make(config, environment.ALONE)
     images = np.zeros((256, side, side, 3), np.uint8)
-    source = arrays.ArraySource("zeros", images, None, 0, 0)
+    source = arrays.ArraySource(config, images, None)
     gan = state.GAN(config, alone, source.image_shape, 0)
     steps = step.Step(gan)
     estimated = memory.Estimate(gan, source, 1).need().num_bytes / 2**20

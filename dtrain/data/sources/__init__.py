@@ -8,7 +8,17 @@ from typing import NoReturn
 from dtrain import flags
 from dtrain.config import Config, DataSettings
 from dtrain.data import digits
-from dtrain.data.sources import arrays, folder, idx, memory, npz, source
+from dtrain.data.sources import (
+    archive,
+    arrays,
+    checking,
+    folder,
+    idx,
+    memory,
+    npz,
+    source,
+)
+from dtrain.data.sources.picture_files import PictureFiles
 from dtrain.data.sources.source import Source
 from dtrain.errors import UserError
 from dtrain.storage import access, files
@@ -19,6 +29,7 @@ _KINDS = {
     "folder": folder.open_folder,
     "idx": idx.open_idx,
     "npz": npz.open_npz,
+    "zip": archive.open_zip,
 }
 
 
@@ -43,6 +54,42 @@ def open_source(
     """
     if _is_embedded(config):
         return _open_embedded(config, report)
+    origin = _open(config, report)
+    if isinstance(origin, PictureFiles):
+        if config.skip_damaged:
+            origin = checking.sound(origin, report)
+        elif origin.first_fault:
+            raise origin.refusal(origin.first_fault)
+    if config.conditional and not origin.num_classes:
+        raise UserError(
+            f"conditional needs labels, and {config.dataset} has none"
+        )
+    if origin.in_memory or not memory.fits(origin, config.cache_gib):
+        return origin
+    return memory.load(origin, report)
+
+
+def open_files(config: Config) -> PictureFiles:
+    """Opens the pictures of a folder or an archive, damaged ones among them.
+
+    Args:
+        config: the fields of the group Data count.
+
+    Raises:
+        UserError: there are none, or the data set is of another kind.
+    """
+    origin = None
+    if config.dataset.startswith(("folder:", "zip:")):
+        origin = _open(config, memory.to_stderr)
+    if not isinstance(origin, PictureFiles):
+        raise UserError(
+            f"dataset ({config.dataset}) must be folder:/path or zip:/path; "
+            "of other kinds all is checked at each start"
+        )
+    return origin
+
+
+def _open(config: Config, report: memory.Report) -> Source:
     kind, colon, path = config.dataset.partition(":")
     opener = _KINDS.get(kind) if colon else None
     if opener is None and _is_path(config.dataset):
@@ -51,18 +98,10 @@ def open_source(
         # Few runs need TFDS, which takes a while to import.
         from dtrain.data.sources import prepared
 
-        origin = prepared.open_prepared(config, report)
-    elif not path:
+        return prepared.open_prepared(config, report)
+    if not path:
         raise UserError(f"dataset ({config.dataset}) names no path")
-    else:
-        origin = opener(flags.expand_home(path), config)
-    if config.conditional and not origin.num_classes:
-        raise UserError(
-            f"conditional needs labels, and {config.dataset} has none"
-        )
-    if origin.in_memory or not memory.fits(origin, config.cache_gib):
-        return origin
-    return memory.load(origin, report)
+    return opener(flags.expand_home(path), config)
 
 
 def _is_path(dataset: str) -> bool:
@@ -78,8 +117,8 @@ def _refuse_path(dataset: str) -> NoReturn:
         likely = source.kind_of(path)
     remedy = f"try --dataset={likely}" if likely else "and nothing is there"
     raise UserError(
-        f"dataset ({dataset}) is a path; it must be folder:/path, idx:/path, "
-        f"npz:/path or the name of a TFDS data set: {remedy}"
+        f"dataset ({dataset}) is a path; it must be folder:/path, zip:/path, "
+        f"idx:/path, npz:/path or the name of a TFDS data set: {remedy}"
     )
 
 
@@ -99,9 +138,7 @@ def _is_embedded(config: DataSettings) -> bool:
 
 def _open_embedded(config: DataSettings, report: memory.Report) -> Source:
     images, labels = digits.read()
-    origin = arrays.ArraySource(
-        "digits", images, labels, config.image_size, config.channels
-    )
+    origin = arrays.ArraySource(config, images, labels)
     if origin.image_shape != images.shape[1:]:
         return memory.load(origin, report)
     return memory.MemorySource(origin, memory.aligned(images), labels)

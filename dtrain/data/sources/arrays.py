@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dtrain.config import DataSettings
 from dtrain.data.sources import conversion, python_calls
 from dtrain.data.sources.source import Images, Source
 
@@ -14,40 +15,36 @@ class ArraySource(Source):
 
     def __init__(
         self,
-        name: str,
+        config: DataSettings,
         images: np.ndarray,
         labels: np.ndarray | None,
-        image_size: int,
-        channels: int,
     ) -> None:
         """Takes over the arrays, which must not change any more.
 
         Args:
-            name: the data set as the user named it.
+            config: `dataset` and the form of the images count.
             images: uint8 [n, H, W, C].
             labels: int32 [n], at least 0, or None.
-            image_size: see `conversion.convert`.
-            channels: see `conversion.convert`.
         """
         num_images, *shape = images.shape
+        self._form = conversion.Form.of(config)
         super().__init__(
-            name,
+            config.dataset,
             num_images,
-            conversion.converted_shape(shape, image_size, channels),
+            self._form.shape_of(shape),
             0 if labels is None else int(labels.max()) + 1,
         )
         self._images = images
         self._labels = np.zeros(num_images, np.int32)
         if labels is not None:
             self._labels = labels
-        self._image_size, self._channels = image_size, channels
 
     @property
     def bytes_of_one(self) -> int:
         """Bytes that reading one image takes; see `Source`."""
         # As float32, where it is resized.
         raw = int(np.prod(self._images.shape[1:])) * (
-            4 if self._image_size else 1
+            4 if self._form.height else 1
         )
         return max(raw, super().bytes_of_one)
 
@@ -65,5 +62,5 @@ class ArraySource(Source):
     def decode(self, fetched: Images) -> Images:
         """Converts the images; see `Source.decode`."""
         images, labels = fetched
-        images = conversion.convert(images, self._image_size, self._channels)
+        images = conversion.convert(images, self._form)
         return tf.ensure_shape(images, (None, *self.image_shape)), labels

@@ -21,6 +21,7 @@ import numpy as np
 
 from dtrain.config import DataSettings
 from dtrain.data.sources import arrays, room, source
+from dtrain.data.sources import labels as labels_lib
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -69,15 +70,14 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
     labels = None
     labels_path = _find(directory, f"{prefix}-labels", "idx1-ubyte")
     if labels_path is not None:
-        labels = read_idx(labels_path, 1).astype(np.int32)
+        labels = read_idx(labels_path, 1)
         if len(labels) != len(images):
             raise UserError(
                 f"{path} holds {len(images)} images but {labels_path} "
                 f"{len(labels)} labels; they must be of one set"
             )
-    return arrays.ArraySource(
-        config.dataset, images, labels, config.image_size, config.channels
-    )
+        labels = labels_lib.numbered(labels_path, labels, len(images))
+    return arrays.ArraySource(config, images, labels)
 
 
 def _find(directory: str, stem: str, kind: str) -> str | None:

@@ -43,6 +43,7 @@ class MemorySource(Source):
             origin.image_shape,
             origin.num_classes,
         )
+        self.files, self.digest = origin.files, origin.digest
         # The input pipeline runs on the host, and the memory of a GPU is dear.
         with tf.device("CPU:0"):
             # Neither DLPack nor a variable copies, while tf.data copies a
@@ -156,7 +157,9 @@ def collect(
                 )
     except tf.errors.OpError as error:
         fault = origin.find_fault(range(done, origin.num_images))
-        if fault is None:
+        if fault is not None:
+            fault = origin.refusal(fault)
+        else:
             reason = source.reason(error)
             fault = UserError(
                 f"dataset ({origin.name}) cannot be read: {reason}"

@@ -1,9 +1,10 @@
 """npz files: NumPy arrays of images and labels in one archive.
 
 Images are the array `x_<split>`, or else `x` or `images`: [n, H, W] or
-[n, H, W, C] with 1 to 4 channels; uint8, or floats in [0, 1] or in [-1, 1]
-(where no value is negative, [0, 1] is meant). Labels are `y_<split>`, or else
-`y`, `label` or `labels`: whole numbers [n], at least 0; they may be missing.
+[n, H, W, C] with 1 to 4 channels, or [n, C, H, W] with --array_layout=chw;
+uint8, uint16, or floats in [0, 1] or in [-1, 1] (where no value is negative,
+[0, 1] is meant). Labels are `y_<split>`, or else `y`, `label` or `labels`, in
+any form that `labels` knows; they may be missing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dtrain.config import DataSettings
-from dtrain.data.sources import arrays, room, source
+from dtrain.data.sources import arrays, conversion, room, source
+from dtrain.data.sources import labels as labels_lib
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -27,7 +29,6 @@ _MALFORMED = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError),
     *(NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error),
 )
-_MAX_CLASSES = 100_000
 
 
 def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
@@ -70,12 +71,11 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
         # NumPy returns what is no array as bytes.
         if isinstance(array, bytes):
             raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
-    images = _as_images(f"{images_name} in {path}", images)
+    images = _as_images(f"{images_name} in {path}", images, config)
     if labels is not None:
-        labels = _as_labels(f"{labels_name} in {path}", labels, len(images))
-    return arrays.ArraySource(
-        config.dataset, images, labels, config.image_size, config.channels
-    )
+        name = f"{labels_name} in {path}"
+        labels = labels_lib.numbered(name, labels, len(images))
+    return arrays.ArraySource(config, images, labels)
 
 
 def _check_member(path: str, archive: zipfile.ZipFile, name: str) -> None:
@@ -136,50 +136,37 @@ def _choose(
     return images, next((name for name in labels if name in names), None)
 
 
-def _as_images(name: str, images: np.ndarray) -> np.ndarray:
+def _as_images(
+    name: str, images: np.ndarray, config: DataSettings
+) -> np.ndarray:
+    shape = images.shape
     if images.ndim == 3:
         images = images[..., np.newaxis]
+    elif images.ndim == 4 and config.array_layout == "chw":
+        images = np.moveaxis(images, 1, -1)
     if images.ndim != 4 or images.shape[-1] not in (1, 2, 3, 4):
+        hint = ""
+        if len(shape) == 4 and shape[1] in (1, 2, 3, 4):
+            hint = "; if the channels come first, give --array_layout=chw"
         raise UserError(
-            f"{name} is {source.shown(images.shape) or 'one number'}; images "
-            "must be [n, height, width] or [n, height, width, 1 to 4 channels]"
+            f"{name} is {source.shown(shape) or 'one number'}; images must be "
+            f"[n, height, width] or [n, height, width, 1 to 4 channels]{hint}"
         )
     if images.size == 0:
         raise UserError(f"{name} holds no images")
+    return _as_bytes(name, images, config)
+
+
+def _as_bytes(
+    name: str, images: np.ndarray, config: DataSettings
+) -> np.ndarray:
+    """Scales values to 8 bits, an image at a time."""
     if images.dtype == np.uint8:
         return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise UserError(
-            f"{name} is of type {images.dtype}; images must be uint8, or "
-            "floats in [0, 1] or [-1, 1]"
-        )
     low, high = float(images.min()), float(images.max())
-    # NaN must fail, too.
-    if not (low >= -1 and high <= 1):
-        raise UserError(
-            f"{name} lies in [{low:g}, {high:g}]; floats must lie in [0, 1] "
-            "or [-1, 1]; store 0 to 255 as uint8"
-        )
-    scale, offset = (127.5, 127.5) if low < 0 else (255.0, 0.0)
+    levels = conversion.levels(name, images.dtype, low, high, config)
     converted = np.empty(images.shape, np.uint8)
     for index, image in enumerate(images):
-        converted[index] = np.rint(image.astype(np.float64) * scale + offset)
+        scaled = image.astype(np.float64) * levels.scale
+        converted[index] = np.rint(scaled - levels.black * levels.scale)
     return converted
-
-
-def _as_labels(name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
-    if labels.shape != (num_images,):
-        raise UserError(
-            f"{name} is {source.shown(labels.shape) or 'one number'}; there "
-            f"must be one label for each of the {num_images} images"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"{name} is of type {labels.dtype}; labels must be whole numbers"
-        )
-    if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
-        raise UserError(
-            f"{name} lies in [{labels.min()}, {labels.max()}]; labels must "
-            f"count the classes from 0, at most {_MAX_CLASSES} of them"
-        )
-    return labels.astype(np.int32)

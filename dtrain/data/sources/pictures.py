@@ -117,18 +117,33 @@ def check(name: str, content: bytes, room: Room) -> None:
         tf.errors.OpError: it cannot be read.
     """
     needed = need(tf.constant(content))
-    if bool(fits(needed, room)):
-        return
     height, width = needed.size.numpy()
-    num_pixels, num_bytes = int(height) * int(width), int(needed.num_bytes)
+    why = too_large(height, width, len(content), room, int(needed.num_bytes))
+    if why:
+        raise UserError(f"{name} {why}: make it smaller, or remove it")
+
+
+def too_large(
+    height: int, width: int, length: int, room: Room, num_bytes: int = 0
+) -> str:
+    """Says why a picture is not decoded; empty if it may be.
+
+    Args:
+        height: in pixels, as it says itself.
+        width: in pixels.
+        length: bytes of the file.
+        room: how much memory it may take.
+        num_bytes: of memory that decoding it takes, if that is known.
+    """
+    num_pixels = int(height) * int(width)
+    num_bytes = num_bytes or num_pixels * _BYTES_PER_PIXEL
     if num_pixels > MAX_PIXELS:
         why = f"at most {MAX_PIXELS:,} pixels are decoded"
-    else:
+    elif num_bytes > room.most_bytes:
         why = (
             f"to decode it may take {num_bytes / 2**30:.2g} GiB, and "
             f"{room.most_bytes / 2**30:.2g} GiB of memory are free"
         )
-    raise UserError(
-        f"{name} says it is {height} x {width} pixels in {len(content):,} "
-        f"bytes; {why}: make it smaller, or remove it"
-    )
+    else:
+        return ""
+    return f"says it is {height} x {width} pixels in {length:,} bytes; {why}"

@@ -33,8 +33,8 @@ from dtrain.storage import files, locks, temporary
 
 _EMBEDDED = digits_builder.Digits.name
 _OFFLINE = (
-    "without a network there are --dataset=digits, folder:/path, idx:/path "
-    "and npz:/path"
+    "without a network there are --dataset=digits, folder:/path, zip:/path, "
+    "idx:/path and npz:/path"
 )
 # Keeps the directory of digits that could be prepared nowhere else.
 _TEMPORARY = contextlib.ExitStack()
@@ -64,7 +64,7 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
     builder = _make_builder(config, name, data_dir)
     with _silence():
         is_prepared = builder.is_prepared()
-    if is_prepared:
+    if is_prepared or is_mocked(builder):
         return builder
     if builder.name == _EMBEDDED:
         return _prepared_digits(config, builder)
@@ -82,6 +82,16 @@ def prepared_builder(config: DataSettings, name: str) -> Any:
             f"{config.dataset} could not be prepared in {_root(builder)}: "
             f"{type(error).__name__}: {source.reason(error)}; {_OFFLINE}"
         ) from error
+
+
+def is_mocked(builder: Any) -> bool:
+    """Tells whether TFDS makes images up, by `tfds.testing.mock_data`.
+
+    Args:
+        builder: of TFDS.
+    """
+    prepare = type(builder).download_and_prepare
+    return prepare.__module__ == "tensorflow_datasets.testing.mocking"
 
 
 def _check_features(name: str, data_dir: str | None) -> None:
@@ -119,6 +129,12 @@ def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
         near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         where = data_dir or constants.DATA_DIR
+        others = _others_on_disk(name, data_dir)
+        if others:
+            raise UserError(
+                f"dataset ({config.dataset}) is not among the configurations "
+                f"and versions that are in {where}: {', '.join(others)}"
+            ) from error
         raise UserError(
             f"dataset ({config.dataset}) is not known to TFDS{hint} and not "
             f"prepared in {where}; {_OFFLINE}"
@@ -134,6 +150,18 @@ def _make_builder(config: DataSettings, name: str, data_dir: str | None) -> Any:
         raise UserError(
             f"dataset ({config.dataset}): {text}{_configs(name)}"
         ) from error
+
+
+def _others_on_disk(name: str, data_dir: str | None) -> list[str]:
+    """Lists what there is of a set that is prepared, and has no code."""
+    base = re.match(r"\w*", name)[0]  # type: ignore[index]
+    found = set()
+    for root in file_utils.list_data_dirs(given_data_dir=data_dir):
+        for below in ("*", "*/*"):
+            pattern = f"{glob.escape(str(root))}/{base}/{below}/features.json"
+            for path in tf.io.gfile.glob(pattern) if base else []:
+                found.add(path.split("/")[-below.count("/") - 2])
+    return sorted(found)
 
 
 def _configs(name: str) -> str:

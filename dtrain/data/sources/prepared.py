@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from dtrain.data.sources.source import EncodedSource, Images, Source
 from dtrain.errors import UserError
 
 _BATCH = 256
+# Images that are looked at for their levels, where they have not 8 bits.
+_NUM_LEVELS = 64
 
 
 class PreparedSource(EncodedSource):
@@ -48,7 +51,7 @@ class PreparedSource(EncodedSource):
         """
         self._builder, self._records = builder, records
         self._split = config.split
-        self._image_size, self._channels = config.image_size, config.channels
+        self._form = conversion.Form.of(config)
         self.room = pictures.Room.of_host()
         image, label = _choose(config, builder.info.features)
         self._image, self._label = image, label
@@ -63,14 +66,13 @@ class PreparedSource(EncodedSource):
         self._first_shape = self._features[image].shape
         if None in self._first_shape:
             self._first_shape = self._shape(0)
+        self._levels = self._find_levels(config)
         super().__init__(
             config.dataset,
             builder.info.splits[config.split].num_examples
             if records is None
             else len(records),
-            conversion.converted_shape(
-                self._first_shape, config.image_size, config.channels
-            ),
+            self._form.shape_of(self._first_shape),
             self._features[label].num_classes if label else 0,
         )
 
@@ -92,40 +94,68 @@ class PreparedSource(EncodedSource):
         """Decodes one image; see `EncodedSource.decode_content`."""
         image = self._features[self._image].decode_example(content)
         image = tf.ensure_shape(image, (None, None, self._first_shape[-1]))
-        return conversion.convert(image, self._image_size, self._channels)
+        return conversion.convert(self._levels.to_8_bits(image), self._form)
 
     def find_fault(self, indices: Any) -> UserError | None:
         """Looks for the first image that cannot be read; see `Source`."""
-        if self._records is None:
-            return None
-        return super().find_fault(indices)
+        if self._records is not None:
+            return super().find_fault(indices)
+        # Without random access, all that comes before is read again.
+        indices = sorted(indices)
+        index = indices[0]
+        try:
+            for example in self._examples().skip(index).take(len(indices)):
+                content, _ = self._encoded(example)
+                fault = self._fault_of(index, content)
+                if fault:
+                    return fault
+                index += 1
+        except tf.errors.OpError as error:
+            return self._unreadable(index, error)
+        return None
 
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
         """Says what is wrong with an image; see `Source.fault`."""
         try:
-            shape = self._shape(index)
+            content = self._content(index)
         except UserError as fault:
             return fault
-        if shape != self._first_shape and not self._image_size:
+        return self._fault_of(index, content) or self._unreadable(index, error)
+
+    def _fault_of(self, index: int, content: tf.Tensor) -> UserError | None:
+        try:
+            image = self._decoded(index, content)
+        except UserError as fault:
+            return fault
+        shape = tuple(image.shape)
+        if shape != self._first_shape and not self._form.height:
             return UserError(
                 f"{self.name} holds images of different sizes, such as "
                 f"{source.shown(self._first_shape)} and "
                 f"{source.shown(shape)}; give "
                 + source.size_flag(self._first_shape, shape)
             )
-        return self._unreadable(index, error)
+        return self._levels.fault(f"image {index} of {self.name}", image)
+
+    def _find_levels(self, config: DataSettings) -> conversion.Levels:
+        """Looks at some images that have not 8 bits.
+
+        Raises:
+            UserError: their values are in no range that is known.
+        """
+        dtype = np.dtype(self._features[self._image].np_dtype)
+        low, high = 0.0, 0.0
+        if dtype != np.uint8:
+            for index, content in self._some(_NUM_LEVELS):
+                image = self._decoded(index, content)
+                low = min(low, float(tf.reduce_min(image)))
+                high = max(high, float(tf.reduce_max(image)))
+        name = f"the images of {self.name}"
+        return conversion.levels(name, dtype, low, high, config)
 
     def in_order(self) -> tf.data.Dataset:
         """Returns all images in batches, of any format; see `Source.decode`."""
-        examples = self._builder.as_dataset(
-            split=self._split,
-            shuffle_files=False,
-            decoders=self._decoders,
-            # One file after the other: the order of the indices.
-            read_config=tfds.ReadConfig(
-                interleave_cycle_length=1, try_autocache=False
-            ),
-        )
+        examples = self._examples()
 
         @tf.autograph.experimental.do_not_convert
         def decode(example: dict[str, tf.Tensor]) -> Any:
@@ -139,6 +169,26 @@ class PreparedSource(EncodedSource):
             examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
             .batch(_BATCH)
             .map(finish)
+        )
+
+    def _some(self, number: int) -> Iterator[tuple[int, tf.Tensor]]:
+        if self._records is None:
+            for index, example in enumerate(self._examples().take(number)):
+                yield index, self._encoded(example)[0]
+            return
+        step = max(1, len(self._records) // number)
+        for index in range(0, len(self._records), step):
+            yield index, self._content(index)
+
+    def _examples(self) -> tf.data.Dataset:
+        return self._builder.as_dataset(
+            split=self._split,
+            shuffle_files=False,
+            decoders=self._decoders,
+            # One file after the other: the order of the indices.
+            read_config=tfds.ReadConfig(
+                interleave_cycle_length=1, try_autocache=False
+            ),
         )
 
     def _encoded(self, example: dict[str, tf.Tensor]) -> Images:
@@ -155,23 +205,29 @@ class PreparedSource(EncodedSource):
         return np.array(records, object)
 
     def _shape(self, index: int) -> tuple[int, int, int]:
+        image = self._decoded(index, self._content(index))
+        height, width, channels = image.shape
+        return height, width, channels
+
+    def _content(self, index: int) -> tf.Tensor:
         try:
             if self._records is None:
-                examples = self._builder.as_dataset(
-                    split=self._split, decoders=self._decoders
-                )
-                example: Any = next(iter(examples.skip(index)))
+                example: Any = next(iter(self._examples().skip(index)))
                 content, _ = self._encoded(example)
             else:
                 record = self.fetch(tf.constant([index], tf.int64))[0]
                 content, _ = self.encoded_one(record)
-            name = f"image {index} of {self._builder.data_dir}"
-            pictures.check(name, content.numpy(), self.room)
-            image = self._features[self._image].decode_example(content)
         except tf.errors.OpError as error:
             raise self._unreadable(index, error) from error
-        height, width, channels = image.shape
-        return height, width, channels
+        return content
+
+    def _decoded(self, index: int, content: tf.Tensor) -> tf.Tensor:
+        try:
+            name = f"image {index} of {self._builder.data_dir}"
+            pictures.check(name, content.numpy(), self.room)
+            return self._features[self._image].decode_example(content)
+        except tf.errors.OpError as error:
+            raise self._unreadable(index, error) from error
 
     def _unreadable(self, index: int, error: Exception) -> UserError:
         return UserError(
@@ -179,6 +235,13 @@ class PreparedSource(EncodedSource):
             f"{source.reason(error)}; remove {self._builder.data_dir} and "
             "prepare the data set again"
         )
+
+
+class _Listed(list):
+    """Records that TFDS makes up, which it does one by one alone."""
+
+    def __getitems__(self, indices: Iterable[int]) -> list[bytes]:
+        return [self[index] for index in indices]
 
 
 def open_prepared(config: DataSettings, report: memory.Report) -> Source:
@@ -193,13 +256,17 @@ def open_prepared(config: DataSettings, report: memory.Report) -> Source:
             images, or does not fit the memory it would need.
     """
     builder = preparation.prepared_builder(config, _tfds_name(config.dataset))
-    _check_split(config, builder)
+    is_mocked = preparation.is_mocked(builder)
+    if not is_mocked:
+        _check_split(config, builder)
     random_access = tfds.core.FileFormat.with_random_access()
-    if builder.info.available_file_formats() & set(random_access):
+    if is_mocked or builder.info.available_file_formats() & set(random_access):
         records = builder.as_data_source(
             config.split,
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
+        if is_mocked:
+            records = _Listed(records[index] for index in range(len(records)))
         return PreparedSource(config, builder, records)
     origin = PreparedSource(config, builder, None)
     if not memory.fits(origin, config.cache_gib):
@@ -220,8 +287,9 @@ def _tfds_name(dataset: str) -> str:
         return dataset
     if os.sep in rest or not rest:
         raise UserError(
-            f"dataset ({dataset}) must be folder:/path, idx:/path, npz:/path "
-            f"or the name of a TFDS data set; {name}: is none of these"
+            f"dataset ({dataset}) must be folder:/path, zip:/path, "
+            f"idx:/path, npz:/path or the name of a TFDS data set; {name}: "
+            "is none of these"
         )
     return f"{name}/{rest}"
 
@@ -253,11 +321,6 @@ def _choose(config: DataSettings, features: Any) -> tuple[str, str | None]:
             f"dataset ({config.dataset}) must have one image in an example; "
             f"it has {', '.join(images) or 'none'} among "
             f"{', '.join(features)}"
-        )
-    if features[images[0]].np_dtype != np.uint8:
-        raise UserError(
-            f"the images of {config.dataset} are of type "
-            f"{np.dtype(features[images[0]].np_dtype)}; only uint8 is read"
         )
     labels = [
         name

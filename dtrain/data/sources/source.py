@@ -29,9 +29,14 @@ class Source(abc.ABC):
         image_shape: height, width and channels of each.
         num_classes: labels lie in [0, num_classes); 0 means no labels.
         in_memory: whether reading one touches no file.
+        files: what is said of its files at a start, in lines.
+        digest: of the names and labels of its files, where it has such; a run
+            goes on with the same alone.
     """
 
     in_memory = False
+    files: tuple[str, ...] = ()
+    digest = ""
 
     def __init__(
         self,
@@ -113,6 +118,14 @@ class Source(abc.ABC):
                 return self.fault(index, error)
         return None
 
+    def refusal(self, fault: UserError) -> UserError:
+        """Says what is wrong with all images, where one cannot be read.
+
+        Args:
+            fault: of the one.
+        """
+        return fault
+
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
         """Says in one line why an image cannot be read.
 
@@ -130,7 +143,7 @@ class EncodedSource(Source):
 
     Each is looked at first, for a small file may say that it is a large
     picture. Those that many threads could not hold at once are left to
-    `finish`.
+    `finish`, and so is what only Python decodes.
     """
 
     room: pictures.Room
@@ -151,8 +164,21 @@ class EncodedSource(Source):
         """Decodes one image; returns uint8 [H, W, C] of `image_shape`.
 
         Args:
+            content: string []; a whole file, and not one for Python.
+        """
+
+    def is_for_python(self, content: tf.Tensor) -> Any:
+        """Tells, bool [], whether C++ does not decode an image.
+
+        Args:
             content: string []; a whole file.
         """
+        del content
+        return False
+
+    def decode_late(self, content: tf.Tensor) -> tf.Tensor:
+        """Decodes an image of any kind; see `decode_content`."""
+        return self.decode_content(content)
 
     def decode(self, fetched: Any) -> Any:
         """Decodes a batch; see `Source.decode`."""
@@ -177,18 +203,32 @@ class EncodedSource(Source):
             The image, or zeros; the label; and what is still to be decoded, a
             string [], which is empty if nothing is.
         """
+        is_late = self.is_late(content)
+        image = tf.cond(
+            is_late,
+            lambda: tf.zeros(self.image_shape, tf.uint8),
+            lambda: self._of_shape(self.decode_content(content)),
+        )
+        return image, label, tf.where(is_late, content, "")
+
+    def is_late(self, content: tf.Tensor) -> tf.Tensor:
+        """Tells, bool [], whether an image is left to `finish`.
+
+        What no memory holds fails here.
+
+        Args:
+            content: string []; a whole file.
+        """
         needed = pictures.need(content)
-        is_late = needed.num_bytes > self.room.together_bytes
+        is_for_python = self.is_for_python(content)
+        is_large = needed.num_bytes > self.room.together_bytes
         fits = tf.debugging.Assert(
-            pictures.fits(needed, self.room), ["the picture is too large"]
+            pictures.fits(needed, self.room) | is_for_python,
+            ["the picture is too large"],
         )
         with tf.control_dependencies([] if fits is None else [fits]):
-            image = tf.cond(
-                is_late,
-                lambda: tf.zeros(self.image_shape, tf.uint8),
-                lambda: self._decoded(content),
-            )
-        return image, label, tf.where(is_late, content, "")
+            # One that is empty fails at once: there is nothing to hand on.
+            return (is_large | is_for_python) & tf.not_equal(content, "")
 
     def finish(self, decoded: Any) -> Images:
         """Decodes the large ones of a batch; see `Source.finish`."""
@@ -199,7 +239,7 @@ class EncodedSource(Source):
             return tf.cond(
                 tf.equal(content, ""),
                 lambda: image,
-                lambda: self._decoded(content),
+                lambda: self._of_shape(self.decode_late(content)),
             )
 
         images = tf.cond(
@@ -214,9 +254,9 @@ class EncodedSource(Source):
         )
         return images, labels
 
-    def _decoded(self, content: tf.Tensor) -> tf.Tensor:
+    def _of_shape(self, image: tf.Tensor) -> tf.Tensor:
         # Or an image of another shape fails only where the batch is built.
-        return tf.ensure_shape(self.decode_content(content), self.image_shape)
+        return tf.ensure_shape(image, self.image_shape)
 
 
 def reason(error: Exception) -> str:
@@ -239,7 +279,10 @@ def size_flag(*shapes: Sequence[int]) -> str:
     """
     side = int(min(min(height, width) for height, width, *_ in shapes))
     # What halves well, and no more than the built-in model makes.
-    return f"--image_size={2 ** (max(8, min(side, 128)).bit_length() - 1)}"
+    flag = f"--image_size={2 ** (max(8, min(side, 128)).bit_length() - 1)}"
+    if all(height == width for height, width, *_ in shapes):
+        return flag
+    return f"{flag}, with --image_fit=pad to lose no edge"
 
 
 def kind_of(path: str) -> str:
@@ -254,13 +297,16 @@ def kind_of(path: str) -> str:
             return ""
         if _IDX.search(name):
             return f"idx:{os.path.dirname(path) or '.'}"
-        return f"npz:{path}" if name.endswith(".npz") else ""
+        kind = os.path.splitext(name)[1]
+        return f"{kind[1:]}:{path}" if kind in (".npz", ".zip") else ""
     names = files.names(path)
     if any(map(_IDX.search, names)):
         return f"idx:{path}"
     archives = [name for name in names if name.endswith(".npz")]
     if len(archives) == 1:
         return f"npz:{os.path.join(path, archives[0])}"
+    if len(names) == 1 and names[0].endswith(".zip"):
+        return f"zip:{os.path.join(path, names[0])}"
     return f"folder:{path}"
 
 

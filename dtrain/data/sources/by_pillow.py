@@ -1,0 +1,118 @@
+"""Decodes by Pillow what TensorFlow does not decode, or decodes in part.
+
+WebP, TIFF, AVIF, the PPM family; GIF, of which TensorFlow unpacks every frame
+and loses what is transparent; BMP, whose palettes it does not know.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dtrain.data.sources import conversion, pictures
+
+_FORMATS = (
+    *("WEBP", "GIF", "TIFF", "BMP", "AVIF", "PPM"),
+    # With notes of a camera that only Pillow reads.
+    *("PNG", "JPEG"),
+)
+# What Pillow raises on files that are not sound.
+_MALFORMED = (
+    *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError),
+    *(EOFError, AttributeError, OverflowError, ZeroDivisionError),
+    *(NotImplementedError, RuntimeError, MemoryError, AssertionError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+_16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# Its tag in a TIFF.
+_BITS_PER_SAMPLE = 258
+
+
+class PictureError(ValueError):
+    """A picture cannot be decoded; the text says why, in part of a line."""
+
+
+def decode(content: bytes, white_level: int, room: pictures.Room) -> np.ndarray:
+    """Decodes a picture, or the first of its frames.
+
+    Args:
+        content: a whole file.
+        white_level: what is white where the picture has 16 bits.
+        room: how much memory it may take.
+
+    Returns:
+        uint8 [H, W, C]: grey, grey and alpha, RGB, or RGB and alpha, turned as
+        its EXIF orientation asks for.
+
+    Raises:
+        PictureError: it is damaged, too large, or of a kind that is not read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of what is odd and can be read all the same.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                width, height = image.size
+                why = pictures.too_large(height, width, len(content), room)
+                if why:
+                    raise PictureError(why)
+                return _pixels(image, white_level)
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"it has more than {pictures.MAX_PIXELS:,} pixels"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError("it is no picture of a known format") from error
+    except PictureError:
+        raise
+    except _MALFORMED as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise PictureError(lines[0].rstrip(".")) from error
+
+
+def highest(content: bytes, room: pictures.Room) -> int:
+    """Returns the highest value of a picture; -1 if it has not 16 bits.
+
+    Args:
+        content: a whole file.
+        room: how much memory it may take.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+            is_large = pictures.too_large(height, width, len(content), room)
+            if image.mode not in _16_BITS or is_large:
+                return -1
+            return int(np.asarray(image).max())
+    except _MALFORMED:
+        # It is told when the picture is decoded.
+        return -1
+
+
+def _pixels(image: Image.Image, white_level: int) -> np.ndarray:
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    if image.mode == "F" or (len(bits) > 1 and max(bits) > 8):
+        raise PictureError(
+            f"{max(bits)} bits a channel in colour, or floats, are not read; "
+            "save it as PNG"
+        )
+    kind = image.format
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _16_BITS:
+        values = np.asarray(image).astype(np.float32)[..., np.newaxis]
+        if values.min() < 0 or values.max() > white_level:
+            raise PictureError(conversion.LEVELS)
+        scale = np.float32(conversion.Levels(0.0, white_level).scale)
+        return np.rint(values * scale).astype(np.uint8)
+    # A GIF in greys is no other kind of picture than one in colours.
+    is_grey = image.mode in ("1", "L", "LA", "La") and kind != "GIF"
+    mode = "L" if is_grey else "RGB"
+    if image.has_transparency_data:
+        mode = "LA" if is_grey else "RGBA"
+    pixels = np.asarray(image.convert(mode))
+    return pixels[..., np.newaxis] if mode == "L" else pixels

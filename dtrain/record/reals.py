@@ -1,0 +1,45 @@
+"""The grid of real images that a run writes at each start.
+
+What was left out, turned, cropped or taken for another colour is seen there
+before hours are spent on it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dtrain.config import Config
+from dtrain.data import pipeline
+from dtrain.data.sources import Source
+from dtrain.record import drawing, images
+from dtrain.storage import files
+
+
+def path(run_dir: str) -> str:
+    """Returns where the grid is written."""
+    return os.path.join(run_dir, "reals.png")
+
+
+def write(source: Source, config: Config) -> None:
+    """Writes the first images of a run, as the run sees them.
+
+    An image that cannot be read is a UserError; that the grid cannot be
+    written is a line.
+
+    Args:
+        source: of the images.
+        config: of the run.
+    """
+    size = drawing.GRID_SIZE
+    grid = images.make_grid(
+        pipeline.first_images(source, config, size * size), size
+    )
+    try:
+        images.write(path(config.run_dir), images.encode_png(grid))
+    except OSError as error:
+        print(
+            f"reals.png was not written: {files.reason(error)}",
+            file=sys.stderr,
+            flush=True,
+        )
