@@ -144,8 +144,11 @@ def run(argv: Sequence[str]) -> int:
     startup.import_tensorflow()
     from dtrain.data.sources import open_source
 
+    source = open_source(config)
+    for line in source.files:
+        print(line)
     path = store(
-        open_source(config),
+        source,
         argv[1],
         config.split,
         flags.expand_home(config.data_dir),

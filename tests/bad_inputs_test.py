@@ -245,6 +245,17 @@ DATA = {
     "width alone": Bad(
         "--image_width=8", ("image_width (8) needs --image_size",)
     ),
+    "fit alone": Bad(
+        "--image_fit=pad", ("image_fit (pad) needs --image_size",)
+    ),
+    "option of another kind": Bad(
+        "--labels=none",
+        ("labels (none) is an option of --dataset=folder:/path or zip:/path",),
+    ),
+    "option of arrays": Bad(
+        "--dataset=folder:{place}/mixed_sizes --array_layout=chw",
+        ("array_layout (chw) is an option of --dataset=npz:/path",),
+    ),
     "no colour": Bad(
         "--background=white",
         ("background (white) must be a colour as RRGGBB, such as ffffff",),

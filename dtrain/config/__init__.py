@@ -32,6 +32,12 @@ from dtrain.config.learning import (
 from dtrain.config.running import DeviceSettings, RunSettings
 from dtrain.errors import UserError
 
+# Options of some kinds of data set, their defaults, and the kinds.
+_OF_KINDS = (
+    ("labels", "auto", ("folder:", "zip:")),
+    ("skip_damaged", False, ("folder:", "zip:")),
+    ("array_layout", "hwc", ("npz:",)),
+)
 # 1, 2, 4 or 8 replicas can then share a batch with the same bits.
 _ORDERED_MICRO_BATCHES = 8
 
@@ -119,11 +125,19 @@ def _check_data(config: DataSettings) -> None:
             "channels (2) must be 1 (grey), 3 (RGB), 4 (RGB and alpha) or 0 "
             "(as is)"
         )
-    if config.image_width and not config.image_size:
-        raise UserError(
-            f"image_width ({config.image_width}) needs --image_size, which is "
-            "the height then"
-        )
+    for name, default in (("image_width", 0), ("image_fit", "crop")):
+        value = getattr(config, name)
+        if value != default and not config.image_size:
+            raise UserError(
+                f"{name} ({value}) needs --image_size, the height in pixels"
+            )
+    for name, default, kinds in _OF_KINDS:
+        value = getattr(config, name)
+        if value != default and not config.dataset.startswith(kinds):
+            raise UserError(
+                f"{name} ({value}) is an option of --dataset="
+                f"{'/path or '.join(kinds)}/path; leave it out"
+            )
     if not re.fullmatch("[0-9a-fA-F]{6}", config.background):
         raise UserError(
             f"background ({config.background}) must be a colour as RRGGBB, "

@@ -97,7 +97,10 @@ class Decoder(NamedTuple):
             return tf.concat([levels.to_8_bits(colours), alpha], -1)
 
         branches = [plain, with_alpha, of_16_bits]
-        image = tf.switch_case(_kind(content), branches)
+        is_png = _begins(_head(content), _PNG)
+        plain_kind = tf.constant(_PLAIN)
+        kind = tf.cond(is_png, lambda: _kind(content), lambda: plain_kind)
+        image = tf.switch_case(kind, branches)
         return tf.ensure_shape(image, (None, None, None))
 
     def by_pillow(self, content: tf.Tensor) -> tf.Tensor:
@@ -209,15 +212,28 @@ def highest(content: bytes, room: pictures.Room) -> int:
 def _kind(content: tf.Tensor) -> tf.Tensor:
     """Says, int32 [], which way a picture goes."""
     head = _head(content)
-    chunks = tf.strings.substr(content, 0, _CHUNK_BYTES)
-    has_alpha = (head[_COLOURS_AT] >= 4) | _matches(chunks, _COLOUR_KEY)
-    flat = tf.where(has_alpha, _ALPHA, _PLAIN)
-    flat = tf.where(_matches(chunks, _TURNED_PNG), _PILLOWS, flat)
-    of_png = tf.where(tf.equal(head[_DEPTH_AT], 16), _16_BITS, flat)
     start = tf.strings.substr(content, 0, _EXIF_BYTES)
-    is_odd = _matches(start, _EXIF) & ~_matches(start, _USUAL_EXIF)
-    of_others = tf.where(_begins(head, _JPEG) & ~is_odd, _PLAIN, _PILLOWS)
-    return tf.where(_begins(head, _PNG), of_png, of_others)
+
+    def of_png() -> tf.Tensor:
+        chunks = tf.strings.substr(content, 0, _CHUNK_BYTES)
+        has_alpha = (head[_COLOURS_AT] >= 4) | _matches(chunks, _COLOUR_KEY)
+        flat = tf.where(has_alpha, _ALPHA, _PLAIN)
+        flat = tf.where(_matches(chunks, _TURNED_PNG), _PILLOWS, flat)
+        return tf.where(tf.equal(head[_DEPTH_AT], 16), _16_BITS, flat)
+
+    def of_exif() -> tf.Tensor:
+        return tf.where(_matches(start, _USUAL_EXIF), _PLAIN, _PILLOWS)
+
+    # What is asked of each of millions is asked in turn.
+    return tf.cond(
+        _begins(head, _PNG),
+        of_png,
+        lambda: tf.cond(
+            _begins(head, _JPEG) & _matches(start, _EXIF),
+            of_exif,
+            lambda: tf.where(_begins(head, _JPEG), _PLAIN, _PILLOWS),
+        ),
+    )
 
 
 def _matches(text: tf.Tensor, pattern: str) -> tf.Tensor:
@@ -227,14 +243,14 @@ def _matches(text: tf.Tensor, pattern: str) -> tf.Tensor:
 def _turned(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
     """Turns an image as a camera has noted in a JPEG, in one of eight ways."""
     start = tf.strings.substr(content, 0, _EXIF_BYTES)
-    number = tf.strings.regex_replace(start, _ORIENTATION, r"\1\2")
-    number = tf.where(_matches(start, _ORIENTATION), number, b"\1")
-    orientation = tf.cast(tf.io.decode_raw(number, tf.uint8)[0], tf.int32)
-
-    def of(*numbers: int) -> tf.Tensor:
-        return tf.reduce_any(orientation == list(numbers))
 
     def turn() -> tf.Tensor:
+        number = tf.strings.regex_replace(start, _ORIENTATION, r"\1\2")
+        orientation = tf.cast(tf.io.decode_raw(number, tf.uint8)[0], tf.int32)
+
+        def of(*numbers: int) -> tf.Tensor:
+            return tf.reduce_any(orientation == list(numbers))
+
         upside = tf.where(of(3, 4, 6, 7), tf.reverse(image, [0]), image)
         sides = tf.where(of(2, 3, 7, 8), tf.reverse(upside, [1]), upside)
         return tf.transpose(
@@ -242,4 +258,4 @@ def _turned(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
         )
 
     image = tf.ensure_shape(image, (None, None, None))
-    return tf.cond(orientation > 1, turn, lambda: image)
+    return tf.cond(_matches(start, _ORIENTATION), turn, lambda: image)
