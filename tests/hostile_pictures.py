@@ -177,7 +177,7 @@ def count_tables(number: int, seed: int) -> dict[str, int]:
 def main(number: int, seed: int) -> None:
     began = time.monotonic()
     # Of a small machine; or what says that it is large is decoded.
-    room = pictures.Room(2**28, 2**22)
+    room = pictures.Room(2**27, 2**22)
     pictures.Room.of_host = lambda: room
     outcomes = {
         "pictures": count_pictures(number, seed),

@@ -244,13 +244,18 @@ def _check_same(
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             differences[name] = (old, new)
-    if before.files and now.files and before.files != now.files:
-        differences["files"] = (before.files, now.files)
     if differences:
         listed = config_lib.describe(differences)
         raise UserError(
             f"{where} belongs to another run: {listed}; use the same "
             f"settings, {remedy}"
+        )
+    if before.files and now.files and before.files != now.files:
+        raise UserError(
+            f"{where} belongs to another run: the pictures of "
+            f"{now.config.dataset}, or their labels, have other names than "
+            f"when it began (a digest of {before.files}, now {now.files}); "
+            f"bring them back, {remedy}"
         )
 
 

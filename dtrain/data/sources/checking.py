@@ -36,7 +36,7 @@ def refusal(files: PictureFiles, fault: UserError) -> UserError:
         f"{len(found):,} of {files.num_images:,} pictures of {files.name} are "
         f"damaged, the first: {reasons[0]}; list them all by python -m "
         f"dtrain.check_data --dataset={files.name}, which moves them away with "
-        "--move_to=DIR, or train on the rest with --skip_damaged",
+        "--move_to=DIR, or begin a run on the rest with --skip_damaged",
         [f"  {reason}" for reason in reasons[:_NUM_NAMED]],
     )
 

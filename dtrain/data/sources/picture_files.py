@@ -223,8 +223,9 @@ class PictureFiles(EncodedSource):
             # It may pass, so it is never a picture to be left out.
             return UserError(f"{place} cannot be read: {reason}; repair it")
         return DamagedError(
-            f"{place} cannot be decoded: {reason}; repair or remove it, or "
-            "train on the rest with --skip_damaged"
+            f"{place} cannot be decoded: {reason}; repair or remove it (python "
+            "-m dtrain.check_data names all such), or begin a run on the rest "
+            "with --skip_damaged"
         )
 
     def fault(self, index: int, error: tf.errors.OpError) -> UserError:
