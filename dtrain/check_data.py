@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     }
     print(config.dataset)
     for name, row in rows.items():
-        print(f"  {name:<13}{row}")
+        print(errors.printable(f"  {name:<13}{row}"))
     for fault in faults.values():
         print(errors.printable(fault.text.partition(";")[0]))
     if not options.move_to:

@@ -605,7 +605,17 @@ def test_check_data_names_what_it_cannot(
     # Of other colours and sizes is not damaged.
     assert check(flag) == errors.FINISHED
     (tmp_path / "in/0.png").write_bytes(b"x")
+    # A name may be no text, and move the cursor of a terminal.
+    odd = os.fsencode(tmp_path) + b"/in/\xff\x1b[2J"
+    for ending in (b".png", b".\x1b"):
+        pathlib.Path(os.fsdecode(odd + ending)).write_bytes(b"x")
+    capsys.readouterr()
     assert check(flag) == 1
+    output = capsys.readouterr().out
+    assert "1: 1 .\\x1b\n" in output
+    assert f"{tmp_path}/in/\\udcff\\x1b[2J.png cannot be decoded" in output
+    for path in (tmp_path / "in").glob("*2J.*"):
+        path.unlink()
     dataset = zipped(tmp_path / "in", tmp_path / "a.zip")
     with pytest.raises(UserError, match="cannot be moved to"):
         check(f"--dataset={dataset}", f"--move_to={tmp_path}/aside")

@@ -13,7 +13,7 @@ import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from dtrain.errors import UserError
+from dtrain.errors import UserError, printable
 from dtrain.storage import files
 
 ENDINGS = (
@@ -75,7 +75,7 @@ class Listing(NamedTuple):
             named = ", ".join(self.damaged[:3])
             more = ", ..." if len(self.damaged) > 3 else ""
             lines.append(f"damaged {len(self.damaged):,}: {named}{more}")
-        return tuple(lines)
+        return tuple(map(printable, lines))
 
     def used(self) -> str:
         """Says how many pictures there are, and of which endings."""
