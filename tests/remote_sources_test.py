@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pathlib
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +39,13 @@ def write_all(directory: pathlib.Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png)
     (directory / "flat/notes.txt").write_text("no image")
+    with zipfile.ZipFile(directory / "set.zip", "w") as archive:
+        for path in sorted((directory / "classes").rglob("*.png")):
+            name = path.relative_to(directory / "classes")
+            archive.write(path, name)
+            deep = directory / "deep" / name.parent / "more" / name.name
+            deep.parent.mkdir(parents=True, exist_ok=True)
+            deep.write_bytes(path.read_bytes())
     np.savez(directory / "set.npz", x=images, y=labels)
     write_idx(directory / "idx/train-images-idx3-ubyte", images, zipped=False)
     write_idx(directory / "idx/train-labels-idx1-ubyte", labels, zipped=False)
@@ -66,6 +74,9 @@ def served(
         store.write("data/broken/00.png", b"no PNG")
         store.write("data/broken.npz", b"PK")
         store.write("data/short/train-images-idx3-ubyte", b"\0\0\x08\x03")
+        # What is listed may be five changes old.
+        for number in range(5):
+            store.write(f"data/later/{number}", b"")
         yield directory, client
 
 
@@ -88,11 +99,13 @@ def digest(dataset: str, split: str) -> list:
     ("dataset", "split"),
     [
         ("folder:{}/classes", "train"),
+        ("folder:{}/deep", "train"),
         ("folder:{}/flat", "train"),
         ("folder:{}/flat/", "train"),
         ("idx:{}/idx", "train"),
         ("idx:{}/idx", "test"),
         ("npz:{}/set.npz", "train"),
+        ("zip:{}/set.zip", "train"),
     ],
 )
 def test_same_images(
@@ -120,6 +133,7 @@ def test_same_images(
         ("idx:gs://bucket/data/short", "is truncated within its header"),
         ("npz:gs://bucket/data/nothing.npz", "must name an npz file"),
         ("npz:gs://bucket/data/broken.npz", "is not an npz file"),
+        ("zip:gs://bucket/data/nothing.zip", "must name a zip archive"),
         ("npz:s3://bucket/data/set.npz", "s3:// is not read here"),
     ],
 )
