@@ -120,11 +120,6 @@ def open_run(
     saver, recorder, restored = _resume(
         gan, description, workers, claims, book, stack
     )
-    with book.spending("draw"):
-        # On the chief alone, or all of them fail.
-        workers.together(
-            lambda: workers.is_chief and reals.write(source, config)
-        )
     run = Run(
         config=config,
         workers=workers,
@@ -393,7 +388,20 @@ def rehearse(config: Config, workers: Workers) -> int:
 
 
 def introduce(run: Run, restored: Restored) -> None:
-    """Prints what the run is about to do, and what was found on the way."""
+    """Shows what the run is about to do, and what was found on the way.
+
+    Every worker calls this; the chief draws the real images.
+
+    Raises:
+        UserError: an image cannot be decoded.
+        StorageError: the picture cannot be written.
+    """
+    workers, source = run.workers, run.source
+    with run.ledger.spending("draw"):
+        # On the chief alone, or all of them fail.
+        workers.together(
+            lambda: workers.is_chief and reals.write(source, run.config)
+        )
     run.progress.say(
         _introduction(run.gan, run.source, run.workers, run.estimate, restored)
     )
