@@ -227,7 +227,7 @@ def test_one_object_that_is_two_in_the_program(tmp_path: pathlib.Path) -> None:
     )
     with pytest.raises(UserError, match="does not fit"):
         restore(state, tmp_path)
-    assert state.two.part.v.numpy() == 0.0
+    assert state.one.part.v.numpy() == state.two.part.v.numpy() == 0.0
 
 
 def test_two_objects_that_are_one_in_the_program(

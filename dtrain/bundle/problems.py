@@ -80,7 +80,7 @@ def _matched(
     """
     names = {place.node: name for name, place in want.places.items()}
     saved_names = {place.node: name for name, place in have.places.items()}
-    matched = {ROOT: ROOT}
+    matched, taken = {ROOT: ROOT}, {ROOT}
     others: dict[str, tuple[str, str]] = {}
     queue = collections.deque([ROOT])
     while queue:
@@ -93,10 +93,15 @@ def _matched(
             other = saved.get(child.local_name)
             if other is None:
                 continue
-            if child.node_id not in matched:
+            # Of two objects that are one there, TensorFlow restores the first.
+            is_taken = (
+                other in taken and want.graph.nodes[child.node_id].attributes
+            )
+            if child.node_id not in matched and not is_taken:
                 matched[child.node_id] = other
+                taken.add(other)
                 queue.append(child.node_id)
-            elif matched[child.node_id] != other:
+            elif matched.get(child.node_id, other) != other:
                 one = saved_names.get(matched[child.node_id])
                 two = saved_names.get(other)
                 name = names.get(child.node_id)

@@ -122,6 +122,7 @@ class CheckpointManager:
             UserError: there is none, none verifies, or it does not fit.
             StorageError: the disk or the store failed.
         """
+        _refuse_tracing("restore")
         wanted = None if step is None else arguments.step(step)
         self._taker.update()
         with files.storage_errors(self.directory.path):
@@ -192,10 +193,12 @@ class CheckpointManager:
 
         Raises:
             UserError: another process saves there, the directory is not the
-                one any more that this one saved to, it is no such step, or
-                what has been attached to the state cannot be saved.
+                one any more that this one saved to, it is no such step, what
+                has been attached to the state cannot be saved, or this is
+                within a `tf.function`.
             StorageError: this save (with `wait`) or an earlier one failed.
         """
+        _refuse_tracing("save")
         step = arguments.step(step)
         own = self._own()
         self._refuse_earlier(step)
@@ -271,3 +274,16 @@ class CheckpointManager:
             finally:
                 self._claim = None
                 self._stack.close()
+
+
+def _refuse_tracing(call: str) -> None:
+    """Refuses what would be done once, and not in each call of a function.
+
+    Raises:
+        UserError: this is within a `tf.function`.
+    """
+    if not tf.executing_eagerly():
+        raise UserError(
+            f"{call}() within a tf.function is called when that is traced, and "
+            "not when it runs; call it outside"
+        )
