@@ -40,6 +40,15 @@ def by_save(directory: str) -> int:
     return 2
 
 
+def by_save_twice(directory: str) -> int:
+    """Two of one number, and one whose number has zeros."""
+    small(1.0).write(f"{directory}/a-8")
+    small(7.0).write(f"{directory}/ckpt-8")
+    small(1.0).write(f"{directory}/model-8")
+    small(1.0).write(f"{directory}/ckpt-007")
+    return 8
+
+
 def by_write(directory: str) -> int:
     small(7.0).write(f"{directory}/ckpt-30")
     return 30
@@ -68,7 +77,11 @@ def without_manifests(directory: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "write", [by_their_manager, by_save, by_write, by_both, without_manifests]
+    "write",
+    [
+        *(by_their_manager, by_save, by_save_twice, by_write, by_both),
+        without_manifests,
+    ],
 )
 def test_what_tensorflow_has_saved_is_taken_over(
     write: Callable[[str], int], tmp_path: pathlib.Path

@@ -21,7 +21,8 @@ from dtrain.checkpoint.readable import INDEX, MANIFEST, read_tensors
 from dtrain.errors import UserError
 from dtrain.storage import files
 
-_NUMBERED = re.compile(r"(.+)-(\d+)")
+# With a number that a manifest may hold.
+_NUMBERED = re.compile(r".+-(\d{1,18})")
 
 
 def found(directory: CheckpointDirectory) -> list[str]:
@@ -35,23 +36,20 @@ def found(directory: CheckpointDirectory) -> list[str]:
     """
     looks, steps = directory.candidates(), directory.steps()
     pointed = _pointed(directory.path) if steps else None
-    numbers = {
-        name: match
-        for file in files.names(directory.path)
-        if file.endswith(f".{INDEX}")
-        and (match := _NUMBERED.fullmatch(name := file.removesuffix(".index")))
+    by_step: dict[int, str] = {}
+    for file in files.names(directory.path):
+        name = file.removesuffix(f".{INDEX}")
+        match = _NUMBERED.fullmatch(name)
+        if name == file or not match or int(match[1]) in steps:
+            continue
+        step = int(match[1])
+        is_ours = name == f"ckpt-{step}"
         # Or it is on its way in, or out.
-        and (match[1] != "ckpt" or int(match[2]) in looks)
-    }
-    return [
-        name
-        # Of two of one step the first, which has its place already.
-        for name, match in sorted(
-            numbers.items(),
-            key=lambda item: (int(item[1][2]), item[1][1] != "ckpt"),
-        )
-        if int(match[2]) not in steps and (pointed is None or name in pointed)
-    ]
+        is_there = not is_ours or step in looks
+        if is_there and (pointed is None or name in pointed):
+            # Of two of one step that which has its place already.
+            by_step[step] = name if is_ours else by_step.get(step, name)
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _pointed(path: str) -> set[str]:
@@ -105,10 +103,9 @@ def _forget_removed(directory: CheckpointDirectory) -> None:
 
 
 def _take_over(directory: CheckpointDirectory, prefix: str) -> int:
-    name = os.path.basename(prefix)
-    match = _NUMBERED.fullmatch(name)
+    match = _NUMBERED.fullmatch(prefix)
     assert match
-    step = int(match[2])
+    step = int(match[1])
     with opening.on_disk(prefix) as local:
         changed = files.stat(f"{prefix}.{INDEX}")
         assert changed
@@ -119,7 +116,7 @@ def _take_over(directory: CheckpointDirectory, prefix: str) -> int:
             # Not by dtrain, which may find more than TensorFlow does.
             {"saved_at": changed.changed_secs, "versions": {}},
         )
-        if match[1] == "ckpt":
+        if prefix == directory.prefix(step):
             directory.recognize(manifest)
         else:
             directory.adopt(manifest, local, copies=True)
