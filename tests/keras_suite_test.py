@@ -128,13 +128,12 @@ def test_the_newest_is_corrupted(tmp_path: pathlib.Path) -> None:
 
 
 OPTIMIZERS = {
-    "averages": lambda: keras.optimizers.Adam(
+    "accumulation": lambda: keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(1e-2, 20),
+        clipnorm=1.0,
+        gradient_accumulation_steps=4,
         use_ema=True,
         ema_overwrite_frequency=3,
-    ),
-    "accumulation": lambda: keras.optimizers.AdamW(
-        1e-2, clipnorm=1.0, gradient_accumulation_steps=4
     ),
     "scheduler": lambda: keras.optimizers.SGD(1e-2),
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
 
-from dtrain import checkpoint_tool, errors
+from dtrain import CheckpointManager, checkpoint_tool, errors
 from tests import checkpoint_test, object_store, runs
 
 
@@ -21,6 +22,21 @@ def write_stock(prefix: str) -> None:
     """As a program does that knows nothing of dtrain."""
     state = tf.train.Checkpoint(weights=tf.Variable([1.0, 2.0]))
     tf.train.CheckpointManager(state, prefix, 3).save(checkpoint_number=7)
+
+
+def take_over(directory: str) -> list:
+    """Goes on from what another program has left, under two names."""
+    state = tf.train.Checkpoint(weights=tf.Variable([0.0, 0.0]))
+    state.write(f"{directory}/other-6")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with CheckpointManager(state, directory) as manager:
+            step = manager.restore_or_initialize()
+            there = manager.steps()
+            manager.save(step + 1, wait=True)
+            there += manager.steps()
+    taken = [str(each.message) for each in told if "taken" in str(each.message)]
+    return [step, there, len(taken), state.weights.numpy().tolist()]
 
 
 def tool(*words: str) -> list:
@@ -98,3 +114,11 @@ def test_a_command(
     got, output = client.call(tool, *words.split())
     assert got == code, output
     assert text in output
+
+
+def test_what_tensorflow_has_saved_there(client: object_store.Client) -> None:
+    """It is summed from a copy, and another name is copied on the store."""
+    assert client.call(take_over, "gs://bucket/stock") == [
+        *(7, [6, 7, 6, 7, 8], 2),
+        [1.0, 2.0],
+    ]
