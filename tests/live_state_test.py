@@ -208,21 +208,42 @@ def test_what_is_attached_and_not_built_is_named(
             manager.save(1)
 
 
+def compiled_root() -> tf.train.Checkpoint:
+    model = net()
+    model.compile()
+    return tf.train.Checkpoint(model)
+
+
 @pytest.mark.parametrize("is_used", [False, True])
-def test_an_optimizer_of_compile(is_used: bool, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("make", [growing, compiled_root])
+def test_an_optimizer_of_compile(
+    make: Callable[[], tf.train.Checkpoint],
+    is_used: bool,
+    tmp_path: pathlib.Path,
+) -> None:
     """The default one, that nobody builds, or only once it is used."""
-    state = growing()
+
+    def model_of(state: tf.train.Checkpoint) -> keras.Model:
+        return state.compiled if make is growing else state.root
+
+    state = make()
+    model = model_of(state)
     if is_used:
-        build(state)
-        change(state.compiled.optimizer)
+        model.optimizer.build(model.trainable_variables)
+        change(model.optimizer)
     with CheckpointManager(state, tmp_path) as manager:
         manager.save(1)
-    again = growing()
+    again = make()
     with CheckpointManager(again, tmp_path) as manager:
         assert manager.restore() == 1
     np.testing.assert_equal(
-        numbers(again.compiled.optimizer), numbers(state.compiled.optimizer)
+        numbers(model_of(again).optimizer), numbers(model.optimizer)
     )
+    named = tf.train.Checkpoint(model=(new := net()), own=net())
+    new.compile()
+    named.optimizer = new.optimizer
+    with pytest.raises(UserError, match="optimizer is an optimizer that is"):
+        CheckpointManager(named, tmp_path)
 
 
 class Python(tf.train.experimental.PythonState):

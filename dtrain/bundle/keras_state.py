@@ -135,8 +135,10 @@ def refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:
         if isinstance(part, keras.Model)
         for optimizer in _optimizers_of(part)
     }
+    # But for one that the program has named.
+    given -= {id(part) for part in objects.parts_of(checkpoint).values()}
     for name, part in parts:
-        is_given = "." in name and id(part) in given
+        is_given = id(part) in given
         is_optimizer = isinstance(part, keras.Optimizer)
         if is_optimizer and not part.built and not is_given:
             raise UserError(
