@@ -56,6 +56,19 @@ def test_every_command_on_what_others_have_saved(
     with np.load(output) as file:
         np.testing.assert_array_equal(file[name], expected[name])
     assert tool("verify", output).endswith(" tensors, by reading all\n")
+    # What comes out of one command goes into any other.
+    step = copy.rpartition("-")[2]
+    made = {
+        "mean": ("average", copy, copy),
+        "parts": ("merge", f"{name.partition('/')[0]}={copy}"),
+        "back": ("import", output, f"--into={copy}", "--partial"),
+    }
+    for place, (command, *arguments) in made.items():
+        result = f"{tmp_path}/{place}/ckpt-{step}"
+        tool(command, *arguments, f"--output={result}")
+        assert tool("diff", copy, result).startswith("0 differ")
+    tool("pin", copy, "kept")
+    assert "kept" in tool("list", str(tmp_path / "copy"))
 
 
 def test_a_name_with_others_below_it(
