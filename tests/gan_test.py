@@ -149,7 +149,7 @@ def test_each_replica_sees_its_part_of_the_same_batch(
     def examples(batch: pipeline.Batch) -> phases_lib.Example:
         return strategy.run(
             lambda part: draws.example_at(
-                SMALL, gan.data_step, 0, part, num_replicas
+                *(SMALL, gan.data_step, 0, part, num_replicas, gan.step)
             ),
             args=(batch,),
         )

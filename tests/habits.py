@@ -220,6 +220,12 @@ def frozen_features(networks: Any, example: Any) -> Any:
 
 
 @_right
+def ramp(networks: Any, example: Any) -> Any:
+    weight = tf.minimum(tf.cast(example.step, tf.float32) / 100.0, 1.0)
+    return _losses(networks, example) * weight, {"weight": weight * tf.ones(8)}
+
+
+@_right
 def example_noise(networks: Any, example: Any) -> Any:
     seeds = tf.cast(example.uniforms[:2] * 2.0**30, tf.int32)
     noise = tf.random.stateless_normal([8], seeds)

@@ -392,6 +392,7 @@ def _example() -> phases_lib.Example:
         labels=tf.zeros([2], tf.int32),
         latents=tf.constant([[1.0, 0.0], [1.0, -1.0]]),
         uniforms=tf.constant([0.25, 0.75]),
+        step=tf.constant(0, tf.int64),
     )
 
 
@@ -516,6 +517,7 @@ def test_phases_of_conditional_dcgan(loss: str) -> None:
         labels=tf.constant([0, 3, 9, 9]),
         latents=tf.random.stateless_normal([4, 8], [0, 0]),
         uniforms=tf.constant([0.0, 0.1, 0.5, 0.9]),
+        step=tf.constant(0, tf.int64),
     )
     for phase in phases_lib.adversarial_phases(settings):
         network = getattr(networks, phase.network)

@@ -43,6 +43,7 @@ def example_at(
     phase: int,
     batch: pipeline.Batch,
     num_replicas: int,
+    num_done: tf.Tensor,
 ) -> Example:
     """Makes an `Example` of a replica's images, with their random numbers.
 
@@ -52,6 +53,7 @@ def example_at(
         phase: place of the phase in the step.
         batch: the replica's part of one draw of real images.
         num_replicas: how many share the batch.
+        num_done: int64 scalar, the steps that are done.
     """
     size = config.batch_size // num_replicas
     start = tf.cast(batch.positions[0] % config.batch_size, tf.int32)
@@ -64,6 +66,7 @@ def example_at(
         labels=batch.labels,
         latents=tf.slice(latents, [start, 0], [size, config.latent_size]),
         uniforms=tf.slice(uniforms, [start], [size]),
+        step=num_done,
     )
 
 

@@ -35,12 +35,16 @@ class Example(NamedTuple):
             conditional model; zeros where the data set has none.
         latents: float32 [b, latent_size], standard normal.
         uniforms: float32 [b] in [0, 1).
+        step: int64 scalar, how many steps of the run are done; for what
+            changes with time, which a weight that counts calls would count
+            once for each micro-batch.
     """
 
     real_images: tf.Tensor
     labels: tf.Tensor
     latents: tf.Tensor
     uniforms: tf.Tensor
+    step: tf.Tensor
 
 
 class Phase(NamedTuple):

@@ -119,7 +119,12 @@ class Update:
         """
         gan, replicas = self._gan, self._gan.strategy.num_replicas_in_sync
         example = draws.example_at(
-            gan.config, gan.data_step, self._number, batch, replicas
+            gan.config,
+            gan.data_step,
+            self._number,
+            batch,
+            replicas,
+            gan.step.read_value(),
         )
         scale = self._loss_scale.read() if self._loss_scale else None
         part = self._part_of_batch(example, scale)
@@ -158,7 +163,8 @@ class Update:
 
         def part_of(number: int, newest: _Part | None) -> _Part:
             cut = slice(number * size, (number + 1) * size)
-            micro_batch = Example(*(value[cut] for value in example))
+            parts = (value[cut] for value in example[:-1])
+            micro_batch = Example(*parts, step=example.step)
             # One after the other, or all of them are in memory at once.
             with tf.control_dependencies(newest.gradients if newest else []):
                 return self._part_of_micro_batch(micro_batch, scale)
