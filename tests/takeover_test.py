@@ -148,6 +148,29 @@ def test_what_cannot_be_taken_over_is_passed_over(
     assert state.v.numpy() == 4.0 + step
 
 
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        b"\xff\xfe",
+        b"model_checkpoint_path {",
+        b'model_checkpoint_path: "../outside/ckpt-9"',
+        b'model_checkpoint_path: "ckpt-9\\0"',
+        b"",
+    ],
+)
+def test_a_pointer_file_that_is_none(
+    pointer: bytes, tmp_path: pathlib.Path
+) -> None:
+    with CheckpointManager(small(7.0), tmp_path / "ours") as manager:
+        manager.save(2)
+    small().write(f"{tmp_path}/outside/ckpt-9")
+    (tmp_path / "ours/checkpoint").write_bytes(pointer)
+    state = small()
+    with CheckpointManager(state, tmp_path / "ours") as manager:
+        assert manager.restore_or_initialize() == 2
+    assert state.v.numpy() == 7.0
+
+
 def test_seeds_that_tensorflow_did_not_save(tmp_path: pathlib.Path) -> None:
     """They stay as they were made, and a line says so."""
     model = live_state_test.Listing()

@@ -54,7 +54,11 @@ def found(directory: CheckpointDirectory) -> list[str]:
 
 def _pointed(path: str) -> set[str]:
     """Returns the names in the pointer file; none if there is no such file."""
-    state = tf.train.get_checkpoint_state(path)
+    try:
+        state = tf.train.get_checkpoint_state(path)
+    except ValueError:
+        # It is empty, or no text; all else TensorFlow itself passes over.
+        state = None
     if state is None:
         return set()
     paths = (*state.all_model_checkpoint_paths, state.model_checkpoint_path)
