@@ -437,6 +437,29 @@ def test_layers_that_are_not_adapted_again(
     np.testing.assert_array_equal(again(given), layer(given))
 
 
+def test_what_is_deep_in_lists_and_modules(tmp_path: pathlib.Path) -> None:
+    """A seed, the weights of a layer in a list, a vocabulary."""
+
+    def make(is_adapted: bool) -> tuple[tf.train.Checkpoint, Any, Any]:
+        model, lookup = Listing(), layers.StringLookup()
+        model(tf.zeros([1, 2]))
+        if is_adapted:
+            lookup.adapt(tf.constant(WORDS))
+        module = Module()
+        module.models = {"one": [model], "two": net()}
+        return tf.train.Checkpoint(module=module, steps=[lookup]), model, lookup
+
+    state, model, lookup = make(is_adapted=True)
+    with CheckpointManager(state, tmp_path) as manager:
+        change(model)
+        manager.save(1)
+    again, restored, other = make(is_adapted=False)
+    with CheckpointManager(again, tmp_path) as manager:
+        manager.restore()
+    np.testing.assert_equal(numbers(restored), numbers(model))
+    assert other.get_vocabulary() == lookup.get_vocabulary()
+
+
 def test_a_vocabulary_that_is_none(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

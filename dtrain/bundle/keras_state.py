@@ -83,17 +83,33 @@ def untracked(parts: dict[str, Any]) -> dict[str, Any]:
     for trackable in tf.train.TrackableView(root).descendants():
         reached |= {id(trackable), id(objects.unwrapped(trackable))}
     left_out: dict[str, Any] = {}
-    for part, owner in parts.items():
+    lookups: set[int] = set()
+    for part, owner in _layers_and_parts(root, parts):
         for position, variable in enumerate(getattr(owner, "variables", ())):
             if not {id(variable), id(variable.value)} & reached:
                 reached.add(id(variable))
                 left_out[f"{part}_{position}"] = variable.value
         for position, layer in enumerate(layers_of(owner)):
             # One that was given its vocabulary has it from the program.
-            if isinstance(layer, _LOOKUPS) and not layer._has_input_vocabulary:
+            if (
+                isinstance(layer, _LOOKUPS)
+                and id(layer) not in lookups
+                and not layer._has_input_vocabulary
+            ):
+                lookups.add(id(layer))
                 name = f"{part}_vocabulary_{position}"
                 left_out[name] = Vocabulary(layer)
     return left_out
+
+
+def _layers_and_parts(
+    root: tf.train.Checkpoint, parts: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Yields the parts, and the layers that are deeper in them, by name."""
+    yield from parts.items()
+    for name, owner in _named(root):
+        if isinstance(owner, keras.Layer):
+            yield name, owner
 
 
 def layers_of(owner: Any) -> list[keras.Layer]:
