@@ -417,7 +417,10 @@ def _introduction(
 ) -> str:
     config = gan.config
     height, width, channels = source.image_shape
-    classes = f", {source.num_classes} classes" if source.num_classes else ""
+    classes = ""
+    if source.num_classes:
+        plural = "es" if source.num_classes > 1 else ""
+        classes = f", {source.num_classes} class{plural}"
     replicas = workers.strategy.num_replicas_in_sync
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     prefix = restored.prefix

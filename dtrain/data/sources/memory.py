@@ -104,27 +104,37 @@ def load(origin: Source, report: Report = to_stderr) -> MemorySource:
         report: called with a line of progress every few seconds.
     """
     chunk = max(1, min(1024, _CHUNK_BYTES // origin.bytes_of_one))
-    num_images = origin.num_images
+    indices = tf.data.Dataset.range(origin.num_images).batch(chunk)
+    return collect(origin, read(origin, indices), report)
+
+
+def read(origin: Source, indices: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads images by C++ threads, in the order in which they are asked for.
+
+    Args:
+        origin: the source.
+        indices: int64 [b] in [0, num_images), however many times.
+
+    Returns:
+        Images uint8 [b, H, W, C] and labels int32 [b], as often.
+    """
 
     @tf.autograph.experimental.do_not_convert
-    def fetch(start: tf.Tensor) -> tuple[Any]:
+    def fetch(index: tf.Tensor) -> tuple[Any]:
         # In a tuple, so that the next map gets it as its one argument.
-        end = tf.minimum(start + chunk, num_images)
-        return (origin.fetch(tf.range(start, end)),)
+        return (origin.fetch(index),)
 
     @tf.autograph.experimental.do_not_convert
     def decode(fetched: Any) -> tuple[Any]:
         return (origin.decode(fetched),)
 
     finish = tf.autograph.experimental.do_not_convert(origin.finish)
-    batches = (
-        tf.data.Dataset.range(0, num_images, chunk)
-        .map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
+    return (
+        indices.map(fetch, num_parallel_calls=tf.data.AUTOTUNE)
         .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
         .map(finish)
         .prefetch(1)
     )
-    return collect(origin, batches, report)
 
 
 def collect(

@@ -193,7 +193,8 @@ class PictureFiles(EncodedSource):
             else:
                 pictures.check(place, content, self.room)
                 decoder = self.decoder.of_any_level()
-                image = decoder.by_tensorflow(tf.constant(content))
+                with tf.device("CPU:0"):
+                    image = decoder.by_tensorflow(tf.constant(content))
         except UserError as error:
             raise DamagedError(error.text) from error
         except (by_pillow.PictureError, tf.errors.OpError) as error:
