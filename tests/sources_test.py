@@ -753,6 +753,9 @@ def test_folder_of_splits(classes: pathlib.Path) -> None:
         assert labels.tolist() == [0, 1]
         other = "passed over 2: 2 in other splits"
         assert source.files == ("used 2: 2 .png", other)
+        config = Config(dataset=f"folder:{root}", split=split, labels="none")
+        assert sources.open_files(config).digest != source.digest
+        assert sources.open_files(config).num_images == 2
     line = error_line(dataset=f"folder:{root}", split="val")
     assert "must be test, train: it holds folders of splits" in line
     line = error_line(dataset=f"folder:{root}/train", split="test")

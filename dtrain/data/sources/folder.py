@@ -129,7 +129,7 @@ def _of_split(
     has_splits = {top.lower() for top in tops} <= _SPLITS and all(
         "/" in name for name in listing.names
     )
-    if config.labels not in ("auto", "folders") or not (has_splits and tops):
+    if not (has_splits and tops):
         if split != "train":
             raise UserError(
                 f"split ({split}) does not apply to {config.dataset}, which "
