@@ -101,7 +101,7 @@ class Run:
 
         What it restores must be, to the bit, what was saved at that step.
         """
-        note = identity.check(self.description, is_chief=True)
+        _, note = identity.check(self.description, is_chief=True)
         restored = self._checkpointer.restore(replicas.alone())
         step = int(self._gan.step.numpy())
         assert restored.manifest.step == step

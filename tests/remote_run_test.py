@@ -314,7 +314,7 @@ def test_run_is_killed_and_goes_on(tmp_path: pathlib.Path) -> None:
         assert left <= {
             *("", "checkpoints", "config.json", "discriminator.json"),
             *("events", "generator.json", "metrics.jsonl", "samples"),
-            *("ledger", "saved.json"),
+            *("ledger", "reals.png", "saved.json"),
         }
         code, output = runs.run(
             "dtrain.report", f"--run_dir={run_dir}", **environment
