@@ -7,7 +7,8 @@ process, as it ends any program of C.
 
 from __future__ import annotations
 
-import signal
+# Of C: `signal` is a file of Python, in the midst of which a Ctrl-C may come.
+import _signal as signal  # type: ignore[import-not-found]
 import sys
 
 _PACKAGES = ("dtrain.", "launch.")

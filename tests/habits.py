@@ -105,6 +105,16 @@ def broadcast(networks: Any, example: Any) -> Any:
     return losses + losses[:, tf.newaxis], {}
 
 
+@_refused(r"phase 2, of the generator: its objective returned a SymbolicTensor")
+def loss_alone(networks: Any, example: Any) -> Any:
+    return _losses(networks, example)
+
+
+@_refused(r"phase 2, of the generator: its loss depends on no variable of the")
+def stopped(networks: Any, example: Any) -> Any:
+    return tf.stop_gradient(_losses(networks, example)), {}
+
+
 @_refused(r"its metric score has the shape \[\] and must have \[8\]")
 def mean_metric(networks: Any, example: Any) -> Any:
     losses = _losses(networks, example)
@@ -180,6 +190,37 @@ def noisy_layer(*_: object) -> tuple[keras.Model, keras.Model]:
 
 
 REFUSED["noisy_layer"] = r"RandomStandardNormal in line \d+ of .*habits.py"
+
+
+@functools.cache
+def _cached() -> tuple[keras.Model, keras.Model]:
+    return _networks()
+
+
+def one_generator(*_: object) -> tuple[keras.Model, keras.Model]:
+    return _cached()
+
+
+REFUSED["one_generator"] = r"returns the same generator twice; make a new one"
+_CALLS: list[int] = []
+
+
+def other_sizes(*_: object) -> tuple[keras.Model, keras.Model]:
+    _CALLS.append(0)
+    return _networks(layers.Dense(64 * len(_CALLS)), layers.Dense(64))
+
+
+REFUSED["other_sizes"] = r"makes another generator at its second call"
+
+
+def one_optimizer(*_: object) -> dtrain.Networks:
+    adam = keras.optimizers.Adam()
+    return dtrain.Networks(
+        *_networks(), generator_optimizer=adam, discriminator_optimizer=adam
+    )
+
+
+REFUSED["one_optimizer"] = r"gives both networks one optimizer"
 
 
 class OwnMean(layers.Layer):

@@ -190,7 +190,7 @@ SAFETENSORS: dict[str, tuple[str, Make]] = {
         "not fully covered",
         lambda: sealed({"a": told()}, b"12"),
     ),
-    "half a byte": ("'F4'", lambda: sealed({"a": told([2], dtype="F4")}, b"0")),
+    "half a byte": ("^$", lambda: sealed({"a": told([2], dtype="F4")}, b"0")),
     "a long dtype": (
         "unknown variant",
         lambda: sealed({"a": told(dtype="U" * 999)}),
@@ -794,7 +794,8 @@ def check_like_library(data: bytes, tensors: dict[str, np.ndarray]) -> None:
     there = dict(safetensors.deserialize(data))
     assert there.keys() == tensors.keys()
     for name, each in there.items():
-        if tensors[name].dtype != object:
+        is_wider = each["dtype"] in safetensors_file._NARROW
+        if tensors[name].dtype != object and not is_wider:
             assert bytes(each["data"]) == tensors[name].tobytes(), name
 
 

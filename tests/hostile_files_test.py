@@ -64,7 +64,11 @@ def test_lies_and_damage_in_little_memory(kind: str) -> None:
         ("safetensors", "a bool of 2"),
         ("npz", "10 TB in little"),
         ("npz", "another checksum"),
-        *(("h5", case) for case in hostile_files.H5),
+        *(
+            ("h5", case)
+            for case, (why, _) in hostile_files.H5.items()
+            if why != "^$"
+        ),
     ],
 )
 def test_the_user_reads_one_line(
@@ -82,7 +86,7 @@ def test_hdf5_reads_in_a_process_of_its_own(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.h5"
     path.write_bytes(hostile_files.sound("h5"))
     with containers.open_file(str(path)) as file:
-        assert len(file.entries) == 5
+        assert len(file.entries) == 6
     said = []
     for data in itertools.islice(hostile_files.mutations("h5", 12, 5), 12):
         path.write_bytes(data)

@@ -472,3 +472,12 @@ def test_a_vocabulary_that_is_none(
         manager.save(1)
         with pytest.raises(UserError, match="a vocabulary is no list"):
             manager.restore()
+
+
+def test_a_manager_that_is_closed_saves_no_more(tmp_path: pathlib.Path) -> None:
+    state = tf.train.Checkpoint(weight=tf.Variable(1.0))
+    manager = CheckpointManager(state, tmp_path)
+    manager.save(1)
+    manager.close()
+    with pytest.raises(UserError, match="this manager is closed"):
+        manager.save(2)

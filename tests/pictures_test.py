@@ -294,6 +294,8 @@ def test_all_below_a_folder_is_used_or_told(tmp_path: pathlib.Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png)
     (tmp_path / "dog/a/circle").symlink_to(tmp_path / "dog")
+    # To read it would be to wait for ever.
+    os.mkfifo(tmp_path / "dog/pipe.png")
     source = open_source(tmp_path)
     assert read_all(source)[1].tolist() == [0, 0, 1]
     assert source.num_classes == 2
@@ -420,6 +422,8 @@ def test_one_hot_in_a_table(tmp_path: pathlib.Path) -> None:
     ("name", "text", "said"),
     [
         ("t.csv", "a,1\nb,2\n", "has no label for 1 of 3 pictures, such as"),
+        ("t.csv", "a,1\nb,2\na,2\nc,1", "no table of labels: a has two labels"),
+        ("t.csv", "a,1\nb,\nc,1", "no table of labels: b has an empty label"),
         ("t.csv", "a,1,2\n", "no table of labels: a row has 3 columns"),
         ("t.json", "{", "is no table of labels: "),
         ("t.json", "3", "must be a list of names and labels"),

@@ -87,7 +87,7 @@ def place(
         if new not in fitting and old not in (*_OPTIONAL, *_settings(source))
     ]
     if not fitting or ((missing or extra) and not is_partial):
-        raise UserError(_misfit(missing, extra))
+        raise UserError(_misfit(missing, extra, is_partial=is_partial))
     for new, old in fitting.items():
         have, want = source[old], target[new]
         if (have.dtype, have.shape) != (want.dtype, want.shape):
@@ -317,13 +317,14 @@ def _layers_of(tree: Tree, top: str) -> dict[str, list[str]]:
     return layers
 
 
-def _misfit(missing: list[str], extra: list[str]) -> str:
+def _misfit(missing: list[str], extra: list[str], *, is_partial: bool) -> str:
     problems = []
     if missing:
         problems.append(f"the file has no {_some(missing)}")
     if extra:
         problems.append(f"the checkpoint has no place for {_some(extra)}")
-    return f"{'; '.join(problems)}; name them with --map, or use --partial"
+    partial = "" if is_partial else ", or use --partial"
+    return f"{'; '.join(problems)}; name them with --map{partial}"
 
 
 def _some(names: list[str]) -> str:

@@ -17,6 +17,8 @@ from dtrain.checkpoint import manifest, pins
 from dtrain.storage import files, sealed
 
 _FILE = re.compile(r"(.+)\.(index|json|data-\d{5}-of-\d{5})")
+# What such a file is counted as that is all of a checkpoint.
+_V1 = ""
 # Where a run keeps checkpoints, below its directory.
 _TIERS = ("checkpoints", "backup")
 
@@ -120,7 +122,7 @@ def _rows(directory: str) -> list[Row]:
         if f"{name}.meta" in names and f"{name}.index" not in names:
             # Before TensorFlow 0.12 a checkpoint was one file.
             num_bytes = files.size(f"{directory}/{name}")
-            groups[name] = {"index": num_bytes or 0}
+            groups[name] = {_V1: num_bytes or 0}
         num_bytes = files.size(f"{directory}/{name}") if match else None
         # A run that goes on may have removed it meanwhile.
         if match and num_bytes is not None:
@@ -180,6 +182,8 @@ def _row(
 
 def _state_of_stock(parts: Mapping[str, int]) -> str:
     """Tells whether what another program wrote has all its files."""
+    if _V1 in parts:
+        return "whole"
     if "index" not in parts:
         return "incomplete: no index"
     data = [part for part in parts if part.startswith("data-")]

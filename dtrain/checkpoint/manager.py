@@ -38,6 +38,8 @@ class CheckpointManager:
     there; any may restore. As a context manager it closes itself.
     """
 
+    _is_closed = False
+
     def __init__(
         self,
         checkpoint: tf.train.Checkpoint,
@@ -199,6 +201,8 @@ class CheckpointManager:
             StorageError: this save (with `wait`) or an earlier one failed.
         """
         _refuse_tracing("save")
+        if self._is_closed:
+            raise UserError("save: this manager is closed; make another one")
         step = arguments.step(step)
         own = self._own()
         self._refuse_earlier(step)
@@ -272,6 +276,7 @@ class CheckpointManager:
             try:
                 self._writer.close()
             finally:
+                self._is_closed = True
                 self._claim = None
                 self._stack.close()
 

@@ -89,12 +89,16 @@ class Workers(NamedTuple):
         """
         if not self.are_several:
             return [number]
-        own = tf.constant([number], tf.int64)
-        strategy = self.strategy
-        values = strategy.experimental_distribute_values_from_function(
-            lambda _: own
-        )
-        return strategy.gather(values, axis=0).numpy().tolist()
+        num_replicas = self.strategy.num_replicas_in_sync
+
+        def of_replica(context: tf.distribute.ValueContext) -> tf.Tensor:
+            numbers = np.zeros(num_replicas, np.int64)
+            numbers[context.replica_id_in_sync_group] = number
+            return tf.constant(numbers)
+
+        # A sum of zeros and one number; `strategy.gather` is traced anew each
+        # time, and TensorFlow warns of that.
+        return self._sum(of_replica).numpy().tolist()
 
     def broadcast(self, data: bytes, size: int, source: int) -> bytes:
         """Sends bytes from one worker to all.

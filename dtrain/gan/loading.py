@@ -196,7 +196,38 @@ def build(
     ):
         network = getattr(networks, name)
         _check_call(config, name, network, [inputs, *labels], shapes)
+    first = networks.generator_optimizer
+    if first is not None and first is networks.discriminator_optimizer:
+        raise UserError(
+            f"{subject} gives both networks one optimizer, which would keep "
+            "the moments of one alone; make two"
+        )
     return networks
+
+
+def check_second(config: Config, one: Networks, two: Networks) -> None:
+    """Checks that two calls of `make` give equal networks, and not the same.
+
+    The average of the generator is the second one's.
+
+    Raises:
+        UserError: they do not.
+    """
+    subject = f"model ({config.model})"
+    if one.generator is two.generator:
+        raise UserError(
+            f"{subject} returns the same generator twice; make a new one at "
+            "each call, for the moving average is another"
+        )
+    shapes = [
+        [tuple(weight.shape) for weight in networks.generator.weights]
+        for networks in (one, two)
+    ]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"{subject} makes another generator at its second call; it must "
+            "depend on its arguments alone"
+        )
 
 
 def _refuse_size(subject: str, error: Exception) -> None:

@@ -63,6 +63,7 @@ class GAN:
                 make, config, image_shape, num_classes
             )
             copy = loading.build(make, config, image_shape, num_classes)
+            loading.check_second(config, self.networks, copy)
             self.ema_generator = copy.generator
             for average, weight in self._pairs_to_average():
                 average.assign(weight)

@@ -187,15 +187,13 @@ class Update:
             batch_norm.ghost_batch(self._ordered) as passes,
         ):
             tape.watch(variables)
-            losses, metrics = objective(self._gan.networks, example)
+            losses, metrics = self._unpack(
+                objective(self._gan.networks, example)
+            )
             self._check_shapes(example, {_LOSS: losses, **metrics})
             loss = tf.reduce_sum(losses) / batch_size
             target = loss if scale is None else loss * scale
-        gradients = tape.gradient(
-            target,
-            variables,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        gradients = self._connected(tape.gradient(target, variables), variables)
         sums = {
             name: tf.reduce_sum(tf.cast(value, tf.float32)) / batch_size
             for name, value in {**metrics, _LOSS: losses}.items()
@@ -210,6 +208,40 @@ class Update:
             # Or a replica's sum would be rounded before it is added.
             gradients = [tf.cast(value, tf.float32) for value in gradients]
         return _Part(gradients, sums, statistics)
+
+    def _connected(
+        self, gradients: list[Any], variables: list[tf.Variable]
+    ) -> list[Any]:
+        """Puts zeros for what a loss does not depend on.
+
+        Raises:
+            UserError: it depends on none of them.
+        """
+        if all(gradient is None for gradient in gradients):
+            raise UserError(
+                f"phase {self._number + 1}, of the {self.network}: its loss "
+                f"depends on no variable of the {self.network}; leave out "
+                "tf.stop_gradient, or name the other network"
+            )
+        return [
+            tf.zeros_like(variable) if gradient is None else gradient
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+
+    def _unpack(self, returned: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Takes the loss and the metrics out of what an objective returned.
+
+        Raises:
+            UserError: it has returned something else.
+        """
+        is_pair = isinstance(returned, tuple) and len(returned) == 2
+        if not is_pair or not isinstance(returned[1], dict):
+            raise UserError(
+                f"phase {self._number + 1}, of the {self.network}: its "
+                f"objective returned a {type(returned).__name__}; it must "
+                "return the losses and a dict of metrics, which may be empty"
+            )
+        return returned
 
     def _check_shapes(
         self, example: Example, values: dict[str, tf.Tensor]

@@ -141,7 +141,12 @@ def names(directory: str) -> list[str]:
 
 
 def entries(directory: str) -> Iterator[tuple[str, bool]]:
-    """Yields each name in a directory, and whether it is a directory.
+    """Yields the names of files and directories in a directory.
+
+    Pipes, sockets and devices are left out.
+
+    Yields:
+        The name, and whether it is a directory.
 
     Raises:
         OSError: the directory is not there, or cannot be listed.
@@ -149,7 +154,10 @@ def entries(directory: str) -> Iterator[tuple[str, bool]]:
     if not is_remote(directory):
         with os.scandir(directory) as listed:
             for entry in listed:
-                yield entry.name, entry.is_dir()
+                is_directory = entry.is_dir()
+                # To open a pipe would be to wait for ever.
+                if is_directory or entry.is_file() or entry.is_symlink():
+                    yield entry.name, is_directory
         return
     with _store() as store:
         remote_names = store.listdir(directory)

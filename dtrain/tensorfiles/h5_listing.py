@@ -74,6 +74,9 @@ def listing(path: str, unpacked: str) -> dict[str, Any]:
                 f"{name[:80]!r} is no name: {_MAX_NAME_LENGTH} characters of "
                 "UTF-8 at most"
             )
+        if isinstance(item, h5py.Dataset) and item.shape is None:
+            # Of h5py.Empty: it has no elements, and no shape.
+            return
         if isinstance(item, h5py.Dataset):
             datasets.append(_describe(name, item, copies))
         elif "name" in item.attrs:

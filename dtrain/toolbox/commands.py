@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dtrain import errors
-from dtrain.bundle import placing, tensors
+from dtrain.bundle import fingerprint, placing, tensors
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import listing, opening, writing
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -176,8 +176,15 @@ def _verified(prefix: str) -> str:
 
 def digest(arguments: argparse.Namespace) -> int:
     """Prints one SHA-256 over all variables."""
-    with opening.opened(arguments.checkpoint) as checkpoint:
-        print(f"{tensors.digest(checkpoint.local)}  {checkpoint.prefix}")
+    with interchange.opened(arguments.checkpoint) as source:
+        if source.local:
+            total = tensors.digest(source.local)
+        else:
+            state = fingerprint.State()
+            for name in source.tree:
+                state.add(name, source.tree[name].read())
+            total = state.digest
+        print(f"{total}  {source.prefix}")
     return errors.FINISHED
 
 
@@ -326,6 +333,12 @@ def _export_model(arguments: argparse.Namespace) -> int:
             "model is written whole"
         )
     prefix = opening.resolve(arguments.checkpoint)
+    manifest = opening.manifest_of(prefix)
+    if not manifest or not manifest.run:
+        raise UserError(
+            f"{prefix} is of no run of dtrain, whose EMA generator alone can "
+            "be written as a model; use .safetensors or .npz"
+        )
     path, step = opening.target(prefix)
     run_dir = os.path.dirname(os.path.abspath(path))
     if files.is_remote(path):

@@ -106,13 +106,13 @@ def of_pictures(
             rows = _rows_of_json(json.loads(text))
         else:
             rows = _rows_of_csv(text)
+        found = {} if rows is None else _find(rows, names)
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(
             f"{path} is no table of labels: {source.reason(error)}"
         ) from error
     if rows is None:
         return None
-    found = _find(rows, names)
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
@@ -160,11 +160,17 @@ def _find(
 
     A table may name pictures without their ending, or without their folder
     where that is enough.
+
+    Raises:
+        ValueError: one has two labels, or an empty one.
     """
-    table = {
-        posixpath.normpath(name.replace("\\", "/")): label
-        for name, label in rows
-    }
+    table: dict[str, Any] = {}
+    for name, label in rows:
+        key = posixpath.normpath(name.replace("\\", "/"))
+        if label == "":
+            raise ValueError(f"{name} has an empty label")
+        if table.setdefault(key, label) != label:
+            raise ValueError(f"{name} has two labels")
     bases = [posixpath.basename(name) for name in names]
     has_unique_bases = len(set(bases)) == len(bases)
     found = {}
