@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from dtrain.checkpoint.manager import CheckpointManager
     from dtrain.checkpoint.notices import StopOnNotice
+    from dtrain.checkpoint.tier import Facts
     from dtrain.gan.phases import Networks, Phase
 
 __version__ = version.VERSION
@@ -35,6 +36,7 @@ __all__ = [
     "BackupAndRestore",
     "CheckpointManager",
     "CheckpointManagerCallback",
+    "Facts",
     "Networks",
     "Phase",
     "StopOnNotice",
@@ -44,6 +46,7 @@ _HOMES = {
     "BackupAndRestore": "dtrain.checkpoint.callbacks",
     "CheckpointManager": "dtrain.checkpoint.manager",
     "CheckpointManagerCallback": "dtrain.checkpoint.callbacks",
+    "Facts": "dtrain.checkpoint.tier",
     "Networks": "dtrain.gan.phases",
     "Phase": "dtrain.gan.phases",
     "StopOnNotice": "dtrain.checkpoint.notices",

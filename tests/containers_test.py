@@ -432,7 +432,7 @@ def test_hdf5_of_other_programs(place: pathlib.Path) -> None:
     ("options", "why"),
     [
         ({"shape": (2**40,), "chunks": (2**20,)}, "when it is unpacked"),
-        ({"data": ["a", "b"]}, "'object' is not one of"),
+        ({"data": ["a", "b"]}, "'a' holds texts, and not numbers"),
         ({"data": np.zeros(2, "f4,i4")}, "'void64' is not one of"),
         ({"shape": (2,)}, "has no bytes"),
         (

@@ -637,7 +637,7 @@ H5: dict[str, tuple[str, Make]] = {
         ),
     ),
     "texts": (
-        "is not one of",
+        "holds texts",
         lambda: grouped(lambda f: f.create_dataset("a", data=["b"])),
     ),
     "a name that is no path": (

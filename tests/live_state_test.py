@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dtrain
 from dtrain.bundle import keras_state, tensors
+from dtrain.checkpoint import retention
 from dtrain.checkpoint.manager import CheckpointManager
 from dtrain.errors import UserError
 from tests import foreign
@@ -481,3 +483,38 @@ def test_a_manager_that_is_closed_saves_no_more(tmp_path: pathlib.Path) -> None:
     manager.close()
     with pytest.raises(UserError, match="this manager is closed"):
         manager.save(2)
+
+
+def test_boundaries_that_were_learned_come_back(tmp_path: pathlib.Path) -> None:
+    """A layer of Keras has them in no variable."""
+
+    def layer(data: list[float] | None) -> keras.layers.Discretization:
+        made = keras.layers.Discretization(num_bins=3, name="bins")
+        if data is not None:
+            made.adapt(np.array(data, np.float32))
+        return made
+
+    learned = layer([0.1, 1.3, 2.7, 8.0])
+    with CheckpointManager(
+        tf.train.Checkpoint(bins=learned), tmp_path
+    ) as first:
+        first.save(1, wait=True)
+    for other in (layer(None), layer([100.0, 200.0, 300.0])):
+        state = tf.train.Checkpoint(bins=other)
+        with CheckpointManager(state, tmp_path) as again:
+            again.restore()
+        np.testing.assert_array_equal(
+            other.bin_boundaries, learned.bin_boundaries
+        )
+
+
+def test_facts_of_another_kind(tmp_path: pathlib.Path) -> None:
+    state = tf.train.Checkpoint(weight=tf.Variable(1.0))
+    with CheckpointManager(
+        state, tmp_path, policies=[retention.Best(1, "loss")]
+    ) as manager:
+        with pytest.raises(UserError, match=r"must be dtrain.Facts, as in"):
+            manager.save(1, {"loss": 3.0})
+        for step, loss in enumerate((3.0, 1.0, 2.0), 1):
+            manager.save(step, dtrain.Facts(metrics={"loss": loss}), wait=True)
+        assert manager.steps() == [2, 3]

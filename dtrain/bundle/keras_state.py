@@ -64,6 +64,31 @@ class Vocabulary(tf.train.experimental.PythonState):
             layer._record_vocabulary_size()
 
 
+class Boundaries(tf.train.experimental.PythonState):
+    """What a `Discretization` has learned from data; no variable has it."""
+
+    def __init__(self, layer: Any) -> None:
+        """Takes the layer, which was given a number of bins."""
+        self._layer = layer
+
+    def serialize(self) -> str:
+        """Returns the boundaries as JSON, exactly; null before `adapt`."""
+        boundaries = self._layer.bin_boundaries
+        if boundaries is None:
+            return "null"
+        return json.dumps([float(each) for each in boundaries])
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Gives the layer the boundaries.
+
+        Raises:
+            ValueError: they are none.
+        """
+        boundaries = json.loads(string_value)
+        if boundaries is not None:
+            self._layer.bin_boundaries = [float(each) for each in boundaries]
+
+
 def untracked(parts: dict[str, Any]) -> dict[str, Any]:
     """Finds what a checkpoint of `parts` would leave out.
 
@@ -76,7 +101,7 @@ def untracked(parts: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         tf.Variable by the name of its part and its position in the part; a
-        `Vocabulary` by those of its layer.
+        `Vocabulary` or `Boundaries` by those of its layer.
     """
     root = tf.train.Checkpoint(**parts)
     reached = set()
@@ -99,6 +124,10 @@ def untracked(parts: dict[str, Any]) -> dict[str, Any]:
                 lookups.add(id(layer))
                 name = f"{part}_vocabulary_{position}"
                 left_out[name] = Vocabulary(layer)
+            is_bins = isinstance(layer, keras.layers.Discretization)
+            if is_bins and layer.num_bins is not None:
+                name = f"{part}_boundaries_{position}"
+                left_out[name] = Boundaries(layer)
     return left_out
 
 

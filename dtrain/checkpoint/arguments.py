@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.checkpoint.retention import Policy
+from dtrain.checkpoint.tier import Facts
 from dtrain.errors import UserError
 
 # As a manifest holds it.
@@ -91,5 +92,21 @@ def policies(value: Any) -> tuple[Policy, ...]:
         raise UserError(
             f"policies ({value!r}) must be a list of policies of "
             "dtrain.checkpoint.retention; try [retention.Last(3)]"
+        )
+    return given
+
+
+def facts(given: Any) -> Facts:
+    """Returns what is saved with a state; nothing for None.
+
+    Raises:
+        UserError: it is something else than `dtrain.Facts`.
+    """
+    if given is None:
+        return Facts()
+    if not isinstance(given, Facts):
+        raise UserError(
+            f"facts ({given!r:.80}) must be dtrain.Facts, as in "
+            'dtrain.Facts(metrics={"loss": 0.5})'
         )
     return given

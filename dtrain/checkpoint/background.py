@@ -24,9 +24,13 @@ class Writer:
 
     What a job raises is raised again, once, by the next `raise_if_failed`,
     `drain` or `close`.
+
+    Attributes:
+        is_closed: whether it takes no more.
     """
 
     def __init__(self) -> None:
+        self.is_closed = False
         self._pool = futures.ThreadPoolExecutor(1, "dtrain-writer")
         self._lock = threading.Lock()
         self._waiting: _Job | None = None
@@ -107,5 +111,6 @@ class Writer:
 
         May be called twice.
         """
+        self.is_closed = True
         self._pool.shutdown()
         self.raise_if_failed()

@@ -38,8 +38,6 @@ class CheckpointManager:
     there; any may restore. As a context manager it closes itself.
     """
 
-    _is_closed = False
-
     def __init__(
         self,
         checkpoint: tf.train.Checkpoint,
@@ -201,13 +199,14 @@ class CheckpointManager:
             StorageError: this save (with `wait`) or an earlier one failed.
         """
         _refuse_tracing("save")
-        if self._is_closed:
+        if self._writer.is_closed:
             raise UserError("save: this manager is closed; make another one")
         step = arguments.step(step)
         own = self._own()
         self._refuse_earlier(step)
         snapshot = self._taker.take(step)
-        write_snapshot = self._tier.writing(step, snapshot, facts or Facts())
+        facts = arguments.facts(facts)
+        write_snapshot = self._tier.writing(step, snapshot, facts)
         went_back_to, self._went_back_to = self._went_back_to, None
 
         def write() -> None:
@@ -276,7 +275,6 @@ class CheckpointManager:
             try:
                 self._writer.close()
             finally:
-                self._is_closed = True
                 self._claim = None
                 self._stack.close()
 

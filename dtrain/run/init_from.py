@@ -202,7 +202,7 @@ class _Part(NamedTuple):
         top, _, rest = name.partition("/")
         if top == _UNTRACKED:
             # As in generator_3 and generator_vocabulary_0.
-            top = re.sub(r"(_vocabulary)?_\d+(/.*)?$", "", rest)
+            top = re.sub(r"(_vocabulary|_boundaries)?_\d+(/.*)?$", "", rest)
         return hasattr(self.target, top)
 
 
@@ -224,6 +224,7 @@ def _restore(tree: Tree, part: _Part, prefix: str) -> None:
         for name, source in part.sources.items()
         if source in tree.keys
     }
+    held = ", ".join(tree.top()[:8])
     tree = tree.without([name for name in tree if not part.has(name)])
     # TensorFlow numbers saves by it, and makes one where there is none.
     used = {*part.sources.values(), "save_counter"}
@@ -242,7 +243,7 @@ def _restore(tree: Tree, part: _Part, prefix: str) -> None:
             prefix,
             what="this run",
             remedy="make the model as it was, or map names by --init_map; "
-            f"it holds {', '.join(tree.top()[:8])}",
+            f"it holds {held}",
         )
 
 

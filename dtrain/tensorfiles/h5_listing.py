@@ -96,6 +96,8 @@ def _describe(
     if dataset.is_virtual or dataset.external:
         raise RefusedError(f"{name!r} is in another file")
     dtype = dataset.dtype
+    if dtype.kind == "O":
+        raise RefusedError(f"{name!r} holds texts, and not numbers")
     # HDF5 has floats of any exponent and integers of any width, and converts
     # them to NumPy's only where it reads them itself.
     if dataset.id.get_type() != h5py.h5t.py_create(dtype, logical=True):
