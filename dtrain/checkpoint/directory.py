@@ -46,7 +46,12 @@ class CheckpointDirectory(ReadableDirectory):
     """Commits and removes the checkpoints of one directory.
 
     One thread of one process may do so; anyone may read meanwhile.
+
+    Attributes:
+        guard: called before anything is made; raises where that is not to be.
     """
+
+    guard: Callable[[], None] = staticmethod(lambda: None)
 
     def commit(
         self,
@@ -114,6 +119,7 @@ class CheckpointDirectory(ReadableDirectory):
     def _commit(self, step: int, stage: Callable[[str], Manifest]) -> Manifest:
         try:
             self.clean()
+            self.guard()
             files.make_directory(self._pending)
             with self._staging() as staging:
                 manifest = self._commit_from(staging, step, stage)
@@ -154,7 +160,13 @@ class CheckpointDirectory(ReadableDirectory):
     def _staging(self) -> Iterator[str]:
         """Yields a local directory, from which a local commit can rename."""
         if not files.is_remote(self.path):
-            yield self._pending
+            # Not by its name: TensorFlow would make a directory anew that was
+            # moved or removed meanwhile, and another run may begin there.
+            opened = os.open(self._pending, os.O_PATH | os.O_DIRECTORY)
+            try:
+                yield f"/proc/self/fd/{opened}"
+            finally:
+                os.close(opened)
             return
         with self._temporary() as path:
             yield path

@@ -70,6 +70,7 @@ class Checkpointer:
         self._taker = SnapshotTaker(checkpoint)
         self._writer = Writer()
         self._claims = claims
+        self._tiers.guard(self.check_claims)
         self._clock = clock
         self._checkpoint_secs = self._backup_secs = clock()
         # Of the newest save that the writer was given: none is given twice.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dtrain.checkpoint import retention
@@ -40,6 +40,11 @@ class Tiers(NamedTuple):
         """
         for tier in filter(None, (self.history, self.backup)):
             tier.run = run
+
+    def guard(self, check: Callable[[], None]) -> None:
+        """Says what is called before anything is written into a directory."""
+        for tier in filter(None, (self.history, self.backup)):
+            tier.directory.guard = check
 
     def clean(self) -> None:
         """Removes what killed saves left behind.
