@@ -44,6 +44,11 @@ _METHODS = (
 )
 # Of LZMA's window, which is taken before anything is unpacked.
 _MAX_WINDOW_BYTES = 128 * 2**20
+# What NumPy raises for a header: of itself, of Python's parser, and of dtypes.
+_UNREADABLE = (
+    *(ValueError, tokenize.TokenError, SyntaxError, TypeError, KeyError),
+    *(OverflowError, RecursionError),
+)
 # The last character of Unicode.
 _LAST = 0x10FFFF
 # Each is an object in memory, however short.
@@ -283,7 +288,7 @@ def _parse(name: str, info: zipfile.ZipInfo, stream: IO[bytes]) -> _Member:
             # That Python 2 has written it.
             warnings.simplefilter("ignore")
             shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(head)
-    except (ValueError, tokenize.TokenError) as error:
+    except _UNREADABLE as error:
         raise RefusedError(
             f"{name[:80]!r} has the header {text.decode('latin-1')[:120]!r}, "
             "which NumPy cannot read"
