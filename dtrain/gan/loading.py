@@ -189,6 +189,7 @@ def build(
         _refuse_size(subject, error)
         raise UserError(f"{subject} raised {_describe(error, make)}") from error
     networks = _unpack(subject, returned)
+    _refuse_shared_optimizer(subject, networks)
     labels = [tf.zeros([2], tf.int32)] if config.conditional else []
     for name, inputs, shapes in (
         (GENERATOR, tf.zeros([2, config.latent_size]), ((2, *image_shape),)),
@@ -196,12 +197,6 @@ def build(
     ):
         network = getattr(networks, name)
         _check_call(config, name, network, [inputs, *labels], shapes)
-    first = networks.generator_optimizer
-    if first is not None and first is networks.discriminator_optimizer:
-        raise UserError(
-            f"{subject} gives both networks one optimizer, which would keep "
-            "the moments of one alone; make two"
-        )
     return networks
 
 
@@ -227,6 +222,20 @@ def check_second(config: Config, one: Networks, two: Networks) -> None:
         raise UserError(
             f"{subject} makes another generator at its second call; it must "
             "depend on its arguments alone"
+        )
+
+
+def _refuse_shared_optimizer(subject: str, networks: Networks) -> None:
+    """Refuses one optimizer for both networks, which is built for one alone.
+
+    Raises:
+        UserError: there is one.
+    """
+    optimizer = networks.generator_optimizer
+    if optimizer and optimizer is networks.discriminator_optimizer:
+        raise UserError(
+            f"{subject} gives both networks one optimizer, which would keep "
+            "the moments of one alone; make two"
         )
 
 
