@@ -494,7 +494,7 @@ def test_what_was_edited_is_a_checkpoint_of_its_step(
         ("list NEW", "holds no checkpoints"),
         ("pin CKPT x", "holds no checkpoint of step 3"),
         ("unpin DIR x", "nothing in"),
-        ("export CKPT --output=NEW.keras", "holds no run"),
+        ("export CKPT --output=NEW.keras", "is of no run of dtrain"),
         ("export CKPT --output=NEW.h5", "cannot be written as .h5; use .keras"),
         ("import NEW.npz --output=NEW/ckpt-1", "NEW.npz is not there"),
         ("fly", "invalid choice"),
