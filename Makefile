@@ -37,12 +37,13 @@ clients: $(VENV)/clients/vertex.stamp $(VENV)/clients/skypilot.stamp ## Installs
 chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off.
 	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 DTRAIN_NUM_SIGNALS=50 \
 	    DTRAIN_NUM_FUZZ=10000 DTRAIN_NUM_RACES=200 DTRAIN_CHAOS_MINUTES=30 \
-	    DTRAIN_FORK_SERVER=off $(PYTEST) \
+	    DTRAIN_ALL_PROGRAMS=1 DTRAIN_FORK_SERVER=off $(PYTEST) \
 	    tests/chaos_test.py tests/signals_test.py tests/supervisor_test.py \
 	    tests/resume_test.py tests/kill_points_test.py tests/damage_test.py \
 	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py \
 	    tests/hostile_files_test.py tests/hostile_checkpoints_test.py \
-	    tests/hostile_pictures_test.py tests/claim_test.py
+	    tests/hostile_pictures_test.py tests/claim_test.py \
+	    tests/programs_test.py
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)

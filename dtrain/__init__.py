@@ -9,6 +9,7 @@ own need is here:
     dtrain.CheckpointManagerCallback   saves a `fit`, as a history
     dtrain.StopOnNotice                a `fit` that is told to end saves first
     dtrain.Networks, dtrain.Phase      what a `--model` may return
+    dtrain.Program                     likewise, for any GAN
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ if TYPE_CHECKING:
     from dtrain.checkpoint.manager import CheckpointManager
     from dtrain.checkpoint.notices import StopOnNotice
     from dtrain.checkpoint.tier import Facts
-    from dtrain.gan.phases import Networks, Phase
+    from dtrain.gan.example import Example
+    from dtrain.gan.program import Networks, Phase, Program
 
 __version__ = version.VERSION
 __all__ = [
     "BackupAndRestore",
     "CheckpointManager",
     "CheckpointManagerCallback",
+    "Example",
     "Facts",
     "Networks",
     "Phase",
+    "Program",
     "StopOnNotice",
 ]
 
@@ -46,9 +50,11 @@ _HOMES = {
     "BackupAndRestore": "dtrain.checkpoint.callbacks",
     "CheckpointManager": "dtrain.checkpoint.manager",
     "CheckpointManagerCallback": "dtrain.checkpoint.callbacks",
+    "Example": "dtrain.gan.example",
     "Facts": "dtrain.checkpoint.tier",
-    "Networks": "dtrain.gan.phases",
-    "Phase": "dtrain.gan.phases",
+    "Networks": "dtrain.gan.program",
+    "Phase": "dtrain.gan.program",
+    "Program": "dtrain.gan.program",
     "StopOnNotice": "dtrain.checkpoint.notices",
 }
 

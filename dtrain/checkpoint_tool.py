@@ -244,13 +244,20 @@ def _add_carrying(commands: Any) -> None:
     command = commands.add_parser(
         "export",
         description="Writes tensors as .safetensors or .npz, by their names, "
-        "or the EMA generator of a dtrain run as .keras file or, for the name "
-        "of a directory, as a SavedModel.",
+        "or a network of a dtrain run, its average where it has one, as .keras "
+        "file or, for the name of a directory, as a SavedModel.",
     )
     command.add_argument("checkpoint", metavar="CKPT")
     _add_output(command, "FILE")
     command.add_argument(
         "--filter", default="", metavar="NAME", help="a NAME, or with * and ?"
+    )
+    command.add_argument(
+        "--network",
+        default="",
+        metavar="NAME",
+        help="which one is written as a model; without it the generator, or "
+        "the only one that is averaged",
     )
     command.add_argument(
         "--model",
@@ -260,6 +267,10 @@ def _add_carrying(commands: Any) -> None:
         "config.json names is imported only if it is named here, too",
     )
 
+    _add_import(commands)
+
+
+def _add_import(commands: Any) -> None:
     command = commands.add_parser(
         "import",
         description="Makes a checkpoint of a file of tensors, or of another "

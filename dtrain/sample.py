@@ -1,4 +1,6 @@
-"""Draws images from a run, on a machine that needs neither data nor GPU.
+"""Draws images from a run, on a machine without GPU.
+
+The data is needed where a program makes pictures of it, as image-to-image.
 
 It is started by
 
@@ -17,6 +19,8 @@ from dtrain import errors, flags
 from dtrain.storage import access, files, startup
 
 if TYPE_CHECKING:
+    from dtrain.config import Config
+    from dtrain.data import pipeline
     from dtrain.run import export
 
 
@@ -55,7 +59,7 @@ class Request:
 _PAGE = flags.Page(
     "python -m dtrain.sample",
     """\
-Draws images with the EMA generator of a run, as it is in its newest
+Draws images with the moving averages of a run, as they are in its newest
 checkpoint, and writes them with an animation to a directory.""",
     Request,
     usage="--run_dir=DIR [--flag=value ...]",
@@ -105,13 +109,15 @@ def draw(request: Request) -> list[str]:
 
 
 def _write_pictures(
-    request: Request, trained: export.TrainedGenerator, output_dir: str
+    request: Request, trained: export.Trained, output_dir: str
 ) -> list[str]:
+    from dtrain.gan import pictures
     from dtrain.record import drawing, images
 
-    generator, config, _, num_classes = trained
+    gan, config, num_classes = trained
+    draw_some = pictures.Pictures(gan, lambda number: _examples(config, number))
     drawn = drawing.draw(
-        generator,
+        draw_some,
         drawing.latents(config, request.seed, request.num_images),
         drawing.class_columns(config, num_classes, request.num_images),
     )
@@ -127,10 +133,17 @@ def _write_pictures(
     if request.gif:
         paths.append(os.path.join(output_dir, "interpolation.gif"))
         frames = drawing.interpolation(
-            generator, config, num_classes, request.seed
+            draw_some, config, num_classes, request.seed
         )
         images.write_gif(paths[-1], list(frames))
     return paths
+
+
+def _examples(config: Config, number: int) -> pipeline.Batch:
+    """Reads the first examples of a run, which its pictures are made of."""
+    from dtrain.data import pipeline, sources
+
+    return pipeline.first_batch(sources.open_source(config), config, number)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -69,15 +69,14 @@ def train(
                 workers = Workers(strategy_lib.make(config, cluster), cluster)
                 # Building it may have put TensorFlow's own handlers in place.
                 watcher.arm()
-                if config.dry_run:
-                    code = rehearse(config, workers)
-                else:
-                    code = _run(config, workers, watcher, dog, stack)
+                code, kept = _run(config, workers, watcher, dog, stack)
             # A worker that leaves takes the collectives of the others with it.
             # One of them may still have a store to wait for.
             with dog.patience():
                 workers.meet()
-        return leave(code)
+        code = leave(code)
+        kept.clear()
+        return code
     except Exception as error:
         if cluster.num_workers > 1 and is_lost_worker(error):
             _leave_at_once(error)
@@ -90,12 +89,15 @@ def _run(
     watcher: Watcher,
     dog: Watchdog,
     stack: contextlib.ExitStack,
-) -> int:
+) -> tuple[int, list[Any]]:
+    """Returns the exit code, and what takes too long to be taken down."""
+    if config.dry_run:
+        return rehearse(config, workers), []
     run, restored = open_run(config, workers, watcher, dog, stack)
     introduce(run, restored)
     code = _loop(run)
     run.ledger.close(code, watcher.notice)
-    return code
+    return code, run.inputs
 
 
 def _leave_at_once(error: Exception) -> NoReturn:

@@ -106,7 +106,7 @@ class Run:
         step = int(self._gan.step.numpy())
         assert restored.manifest.step == step
         self._check_state(restored.manifest.run, step)
-        identity.write(self.description, self._gan.networks)
+        identity.write(self.description, self._gan.program.networks)
         recorder = metrics.RunRecorder(
             str(self.path), step, restored.manifest.log
         )

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+import dtrain
 from dtrain.config import Config
 from dtrain.gan import draws, phases
 from dtrain.models import dcgan
 
 Objective = Callable[
-    [phases.Networks, phases.Example],
+    [Any, dtrain.Example],
     tuple[tf.Tensor, dict[str, tf.Tensor]],
 ]
 
 
 def make(
     config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> phases.Networks:
+) -> dtrain.Networks:
     """Makes the default networks, to be trained on a spoiled objective."""
     discriminate, generate = phases.adversarial_phases(config)
     objective, optimizer = discriminate.objective, None
@@ -39,7 +41,7 @@ def make(
             objective = _dead_after(mark, objective)
         else:
             objective = _multiplied(mark, float(spoil), objective)
-    return phases.Networks(
+    return dtrain.Networks(
         *dcgan.make(config, image_shape, num_classes),
         (discriminate._replace(objective=objective), generate),
         None,
@@ -51,7 +53,7 @@ def _multiplied(
     mark: tf.Tensor, factor: float, objective: Objective
 ) -> Objective:
     def spoiled(
-        networks: phases.Networks, example: phases.Example
+        networks: Any, example: dtrain.Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, metrics = objective(networks, example)
         is_here = tf.abs(example.latents[:, 0] - mark) < 1e-7
@@ -62,7 +64,7 @@ def _multiplied(
 
 def _dead_after(mark: tf.Tensor, objective: Objective) -> Objective:
     def spoiled(
-        networks: phases.Networks, example: phases.Example
+        networks: Any, example: dtrain.Example
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         losses, metrics = objective(networks, example)
         weight = networks.discriminator.trainable_variables[0].value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -39,8 +41,8 @@ def test_latents_are_standard_normal_and_other_for_other_seeds() -> None:
     assert abs((first * second).mean()) < 0.02
 
 
-def identity(conditional: bool = False) -> keras.Model:
-    """A generator whose pixels are its latents; labels shift them."""
+def identity(conditional: bool = False) -> drawing.Draw:
+    """Draws pictures whose pixels are the latents; labels shift them."""
     latents = keras.Input((4,))
     pixels = latents
     inputs = latents
@@ -49,7 +51,13 @@ def identity(conditional: bool = False) -> keras.Model:
         shift = keras.layers.Rescaling(0.125)(labels)
         pixels = keras.layers.Reshape((1,))(shift) + 0.0 * latents
         inputs = [latents, labels]
-    return keras.Model(inputs, keras.layers.Reshape((2, 2, 1))(pixels))
+    model = keras.Model(inputs, keras.layers.Reshape((2, 2, 1))(pixels))
+
+    def draw(latents: tf.Tensor, labels: Any, start: int) -> tf.Tensor:
+        del start
+        return model(latents if labels is None else [latents, labels])
+
+    return draw
 
 
 def test_images_are_clipped_and_many_are_drawn() -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from dtrain import checkpoint_tool, errors, sample
 from dtrain import main as dtrain_main
+from dtrain.gan.pictures import Pictures
 from dtrain.record import drawing
 from dtrain.run import export
 from dtrain.storage import sealed
@@ -71,9 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return place
 
 
-def given(
-    restored: export.TrainedGenerator, size: int
-) -> dict[str, np.ndarray]:
+def given(restored: export.Trained, size: int) -> dict[str, np.ndarray]:
     """Returns what the generator is given for a batch."""
     config = restored.config
     made = {"latents": drawing.latents(config, 3, size).numpy()}
@@ -81,10 +80,10 @@ def given(
     return made if labels is None else {**made, "labels": labels}
 
 
-def expected(restored: export.TrainedGenerator, size: int) -> np.ndarray:
+def expected(restored: export.Trained, size: int) -> np.ndarray:
     values = given(restored, size)
     latents = tf.constant(values["latents"])
-    return drawing.draw(restored.generator, latents, values.get("labels"))
+    return drawing.draw(Pictures(restored.gan), latents, values.get("labels"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def test_the_signature_is_named_and_typed(
     }
     images = signature.structured_outputs["images"]
     assert images.dtype == tf.float32
-    assert images.shape.as_list() == [None, *restored.image_shape]
+    assert images.shape.as_list() == [None, *restored.gan.image_shape]
     batch = given(restored, 7)
     made = loaded.serve(batch["latents"], batch["labels"])["images"]
     np.testing.assert_array_equal(made, expected(restored, 7))
@@ -179,7 +178,8 @@ def test_a_generator_that_keras_cannot_write(
             return 30.0 * self.generator(inputs)
 
     restored = export.restore(f"{place}/plain")
-    restored = restored._replace(generator=Own(restored.generator))
+    averages = restored.gan.averages
+    averages["generator"] = Own(averages["generator"])
     drawn = expected(restored, 1)
     with pytest.raises(errors.UserError, match="name a directory"):
         export.save(restored, f"{tmp_path}/gan.keras")

@@ -6,10 +6,12 @@ Runs in one process on logical CPUs, which conftest.py makes.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pathlib
 import random
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +20,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dtrain
+from dtrain import main as dtrain_main
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
 from dtrain.gan import draws, loading, memory, optimizers
 from dtrain.gan import phases as phases_lib
 from dtrain.gan import state as gan_lib
-from dtrain.gan import step as step_lib
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
+from tests import runs
 from tests.benchmarks import memory as benchmark
 from tests.replicas import mirrored
 
@@ -117,7 +121,7 @@ def test_losses_do_not_depend_on_the_replicas(
     losses_on_one_replica: dict[str, np.ndarray],
 ) -> None:
     gan, metrics = train(SMALL, mirrored(num_replicas), digits, 20)
-    for network in phases_lib.NETWORKS:
+    for network in ("generator", "discriminator"):
         name = f"{network}_loss"
         np.testing.assert_allclose(
             metrics[name], losses_on_one_replica[name], rtol=1e-3
@@ -146,10 +150,12 @@ def test_each_replica_sees_its_part_of_the_same_batch(
     iterator = pipeline.make_iterator(digits, SMALL, strategy, 3)
 
     @tf.function
-    def examples(batch: pipeline.Batch) -> phases_lib.Example:
+    def examples(batch: pipeline.Batch) -> draws.Arrays:
         return strategy.run(
-            lambda part: draws.example_at(
-                *(SMALL, gan.data_step, 0, part, num_replicas, gan.step)
+            lambda part: (
+                draws.given_at(
+                    *(SMALL, gan.data_step, 0, part, num_replicas, gan.step, {})
+                ).arrays
             ),
             args=(batch,),
         )
@@ -176,9 +182,10 @@ def test_each_replica_sees_its_part_of_the_same_batch(
 
 def test_phases_take_the_draws_in_turn() -> None:
     config = dataclasses.replace(SMALL, discriminator_steps=3)
-    step = Step(gan_lib.GAN(config, mirrored(1), IMAGE_SHAPE, 0))
-    assert step_lib._draws(step._updates, 3) == [0, 1, 2, 2]
-    assert step_lib._draws(step._updates[::-1], 3) == [0, 0, 1, 2]
+    program = gan_lib.GAN(config, mirrored(1), IMAGE_SHAPE, 0).program
+    assert program.draws == (0, 1, 2, 2)
+    backwards = dataclasses.replace(program, phases=program.phases[::-1])
+    assert backwards.draws == (0, 0, 1, 2)
 
 
 def test_latents_differ_between_steps_phases_and_seeds() -> None:
@@ -214,7 +221,9 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
                 expected, gan.networks.generator.weights, strict=True
             )
         ]
-    for mean, weight in zip(expected, gan.ema_generator.weights, strict=True):
+    for mean, weight in zip(
+        expected, gan.averages["generator"].weights, strict=True
+    ):
         np.testing.assert_allclose(weight.numpy(), mean, rtol=1e-4, atol=1e-6)
 
 
@@ -269,7 +278,7 @@ def test_trains_on_two_replicas(changes: dict, digits: sources.Source) -> None:
 
 
 def broken_on_the_last_replica(
-    networks: phases_lib.Networks, example: phases_lib.Example
+    networks: Any, example: dtrain.Example
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A loss whose gradient is infinite for one image only."""
     logits = networks.discriminator(example.real_images, training=True)
@@ -288,7 +297,7 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
     """Trap 1: Keras' LossScaleOptimizer looks at replica 0 alone."""
     keras.config.set_dtype_policy("mixed_float16")
     phases = (
-        phases_lib.Phase("discriminator", broken_on_the_last_replica),
+        dtrain.Phase("discriminator", broken_on_the_last_replica),
         phases_lib.adversarial_phases(SMALL)[-1],
     )
     monkeypatch.setattr(phases_lib, "adversarial_phases", lambda _: phases)
@@ -419,7 +428,7 @@ def test_optimizers_are_built_before_the_first_step() -> None:
     """Trap 7: a slot that is made in a trace, or out of scope, is lost."""
     gan = gan_lib.GAN(SMALL, mirrored(2), IMAGE_SHAPE, 0)
     for name, optimizer in gan.optimizers.items():
-        weights = getattr(gan.networks, name).trainable_variables
+        weights = gan.program.networks[name].trainable_variables
         assert len(optimizer.variables) == 2 + 2 * len(weights)
         for variable in optimizer.variables:
             assert len(variable.value.values) == 2
@@ -630,3 +639,27 @@ def test_a_step_that_fails_for_want_of_memory_is_one_line(
         tf.errors.InternalError(None, None, "out of luck"),
     ):
         assert memory.out_of_memory(error, estimate) is None
+
+
+def test_the_input_is_not_taken_down_before_the_program_has_left(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may take half a minute, in which the watchdog would end it."""
+    make_iterator, seen, alive = pipeline.make_iterator, [], []
+
+    def make_and_watch(*rest: Any) -> Any:
+        iterator = make_iterator(*rest)
+        seen.append(weakref.ref(iterator))
+        return iterator
+
+    def leave(code: int) -> int:
+        gc.collect()
+        alive.extend(iterator() is not None for iterator in seen)
+        return code
+
+    monkeypatch.setattr(pipeline, "make_iterator", make_and_watch)
+    flags = [*runs.SMALL, f"--run_dir={tmp_path}/run", "--num_steps=2"]
+    assert dtrain_main.run(["main", *flags], leave) == 0
+    assert alive == [True]
+    gc.collect()
+    assert seen[0]() is None

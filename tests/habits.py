@@ -127,7 +127,7 @@ def noise(networks: Any, example: Any) -> Any:
     return losses * tf.random.normal([8], seed=1), {}
 
 
-@_refused(r"RandomUniform \(.*\) draws what no resumed run")
+@_refused(r"RandomUniform in line \d+ of .*habits.py draws what no")
 def noise_in_a_function(networks: Any, example: Any) -> Any:
     @tf.function
     def noisy(losses: tf.Tensor) -> tf.Tensor:
@@ -178,6 +178,33 @@ def keras_metric(networks: Any, example: Any) -> Any:
 def seeds_beside_the_networks(networks: Any, example: Any) -> Any:
     losses = _losses(networks, example)
     return losses * keras.random.normal((8,), seed=_beside().seeds), {}
+
+
+@_refused(r"count_of_calls:0: a variable that is assigned in line \d+ of .*py")
+def counting_in_a_condition(networks: Any, example: Any) -> Any:
+    losses = _losses(networks, example)
+    count = _beside().count
+    tf.cond(losses[0] > 0.0, lambda: count.assign_add(1.0), lambda: count + 0.0)
+    return losses, {}
+
+
+@_refused(r"count_of_calls:0: a variable that is assigned in line \d+ of .*py")
+def counting_in_a_loop_of_a_function(networks: Any, example: Any) -> Any:
+    @tf.function
+    def counted(losses: tf.Tensor) -> tf.Tensor:
+        for _ in tf.range(3):
+            _beside().count.assign_add(1.0)
+        return losses
+
+    return counted(_losses(networks, example)), {}
+
+
+@_refused(r"ShuffleDataset\w* in line \d+ of .*habits.py draws what no")
+def shuffled_in_the_step(networks: Any, example: Any) -> Any:
+    total = tf.constant(0, tf.int64)
+    for chosen in tf.data.Dataset.range(8).shuffle(8, seed=1).take(1):
+        total += chosen
+    return _losses(networks, example) * tf.cast(total, tf.float32), {}
 
 
 class Noisy(layers.Layer):
@@ -244,12 +271,43 @@ def dropout(*_: object) -> tuple[keras.Model, keras.Model]:
     return _networks(layers.Dropout(0.5), layers.GaussianNoise(0.1))
 
 
+def spectral_norm(*_: object) -> tuple[keras.Model, keras.Model]:
+    return _networks(layers.SpectralNormalization(layers.Dense(64)))
+
+
+def tied_weights(*_: object) -> tuple[keras.Model, keras.Model]:
+    """The discriminator looks through a layer of the generator."""
+    generator, _ = _networks(layers.Dense(64, name="tied"))
+    images = keras.Input((8, 8, 1))
+    tied = generator.get_layer("tied")(layers.Flatten()(images))
+    return generator, keras.Model(images, layers.Dense(1)(tied))
+
+
+def optimizer_with_average(*_: object) -> dtrain.Networks:
+    """Keras' own moving average, which overwrites the weights at times."""
+    adam = keras.optimizers.Adam(use_ema=True, ema_overwrite_frequency=2)
+    return dtrain.Networks(*_networks(), generator_optimizer=adam)
+
+
+REFUSED["optimizer_with_average"] = r"the optimizer of generator has use_ema"
+
+
+def accumulating_optimizer(*_: object) -> dtrain.Networks:
+    adam = keras.optimizers.Adam(gradient_accumulation_steps=2)
+    return dtrain.Networks(*_networks(), discriminator_optimizer=adam)
+
+
+REFUSED["accumulating_optimizer"] = (
+    r"the optimizer of discriminator has gradient_accumulation_steps; .*micro_b"
+)
+
+
 def _right(objective: Objective) -> Any:
     RIGHT.append(objective.__name__)
     return _of_generator(objective)
 
 
-RIGHT.append("dropout")
+RIGHT += ["dropout", "spectral_norm", "tied_weights"]
 
 
 @_right
@@ -271,3 +329,19 @@ def example_noise(networks: Any, example: Any) -> Any:
     seeds = tf.cast(example.uniforms[:2] * 2.0**30, tf.int32)
     noise = tf.random.stateless_normal([8], seeds)
     return _losses(networks, example) * noise, {}
+
+
+@_right
+def data_in_the_step(networks: Any, example: Any) -> Any:
+    total = tf.constant(0, tf.int64)
+    for number in tf.data.Dataset.range(3):
+        total += number
+    return _losses(networks, example) * tf.cast(total, tf.float32), {}
+
+
+@_right
+def pythons_condition(networks: Any, example: Any) -> Any:
+    losses = _losses(networks, example)
+    if example.step > 2:
+        losses *= 2.0
+    return losses, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 
 import keras
@@ -185,7 +186,7 @@ def test_layers_that_a_model_holds_in_a_list(
         )
         for seed in (1, 2)
     )
-    for average in first.ema_generator.weights:
+    for average in first.averages["generator"].weights:
         average.assign(tf.ones_like(average))
     prefix = first.checkpoint.write(f"{tmp_path}/ckpt-0")
     if not has_average:
@@ -195,11 +196,13 @@ def test_layers_that_a_model_holds_in_a_list(
         writing.commit(tree.without(lost), prefix)
     config = dataclasses.replace(CONFIG, init_from=prefix)
     init_from.take(second.checkpoint, config, init_from.find(config))
-    averages = first.ema_generator if has_average else first.networks.generator
+    averages = (
+        first.averages["generator"] if has_average else first.networks.generator
+    )
     for source, target in (
         (first.networks.generator, second.networks.generator),
         (first.networks.discriminator, second.networks.discriminator),
-        (averages, second.ema_generator),
+        (averages, second.averages["generator"]),
     ):
         for one, two in zip(source.variables, target.variables, strict=True):
             if "seed" not in one.path:
@@ -345,3 +348,80 @@ def test_what_is_not_what_the_run_has_begun_from(
     begun = init_from.find(config)._replace(digest="0" * 64)
     with pytest.raises(UserError, match="is not what the run has begun from"):
         init_from.take(gan.checkpoint, config, begun)
+
+
+# Growth.
+
+
+def grown(blocks: int) -> keras.Model:
+    """A network of blocks; the head is of the last one's width."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            *(
+                keras.layers.Dense(3, name=f"block_{number}")
+                for number in range(blocks)
+            ),
+            keras.layers.Dense(2 + blocks, name=f"head_{blocks}"),
+        ]
+    )
+
+
+def of_blocks(blocks: int) -> tf.train.Checkpoint:
+    parts = {name: grown(blocks) for name in NETWORKS}
+    optimizers = {}
+    for name in ("generator", "discriminator"):
+        optimizer = keras.optimizers.Adam(name=f"{name}_optimizer")
+        optimizer.build(parts[name].trainable_variables)
+        optimizers[optimizer.name] = optimizer
+    return tf.train.Checkpoint(**parts, **optimizers)
+
+
+@pytest.mark.parametrize("parts", ["generator", "networks", "all"])
+def test_a_run_grows_from_a_smaller_one(
+    parts: str, tmp_path: pathlib.Path
+) -> None:
+    of_blocks(1).write(f"{tmp_path}/small/ckpt-1")
+    small = saved(f"{tmp_path}/small/ckpt-1")
+    large = of_blocks(2)
+    live = fit.of_objects(large)
+    before = {name: live[name].read() for name in live}
+    config = dataclasses.replace(
+        CONFIG,
+        init_from=f"{tmp_path}/small/ckpt-1",
+        init_parts=parts,
+        init_new="generator/block_1,generator/head_*,discriminator/block_1,"
+        "discriminator/head_2",
+    )
+    if parts == "generator":
+        config = dataclasses.replace(
+            config, init_new="generator/block_1,head_2"
+        )
+    told = init_from.take(large, config, init_from.find(config))
+    taken = 0
+    for name in live:
+        top = name.partition("/")[0]
+        is_old = top in told.parts and name in small and "head" not in name
+        expected = small[name] if is_old else before[name]
+        np.testing.assert_array_equal(live[name].read(), expected, name)
+        taken += is_old
+    assert taken >= {"generator": 4, "networks": 6, "all": 14}[parts]
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("", "does not fit this run"),
+        ("generator/block_1", "does not have discriminator/block_1/bias and"),
+        ("block_7", r"init_new (block_7) names nothing of this run; its"),
+    ],
+)
+def test_what_is_new_must_be_named(
+    new: str, said: str, tmp_path: pathlib.Path
+) -> None:
+    of_blocks(1).write(f"{tmp_path}/small/ckpt-1")
+    config = dataclasses.replace(
+        CONFIG, init_from=f"{tmp_path}/small/ckpt-1", init_new=new
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        init_from.take(of_blocks(2), config, init_from.find(config))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dtrain
 from dtrain import config
 from dtrain.errors import UserError
 from dtrain.gan import loading, losses
@@ -178,7 +181,7 @@ class Unbuilt(keras.Model):
         return logits + self.only_in_training(logits) if training else logits
 
 
-def _build(made: Any, **settings: Any) -> phases_lib.Networks:
+def _build(made: Any, **settings: Any) -> dtrain.Program:
     return loading.build(
         lambda *_: made,
         dataclasses.replace(SETTINGS, **settings),
@@ -190,17 +193,17 @@ def _build(made: Any, **settings: Any) -> phases_lib.Networks:
 def test_what_fits_is_built() -> None:
     generator, discriminator = _generator(), _discriminator()
     optimizer = keras.optimizers.SGD(0.1)
-    phase = phases_lib.Phase("generator", lambda *_: (None, {}))
-    assert _build((generator, discriminator)) == phases_lib.Networks(
-        generator, discriminator
-    )
-    assert _build([generator, discriminator, [phase], optimizer]) == (
-        generator,
-        discriminator,
-        (phase,),
-        optimizer,
-        None,
-    )
+    phase = dtrain.Phase("generator", lambda *_: (None, {}))
+    networks = {"generator": generator, "discriminator": discriminator}
+    plain = _build((generator, discriminator))
+    assert plain.networks == networks
+    assert plain.averaged == ("generator",)
+    assert not plain.optimizers
+    assert plain.trained == ("generator", "discriminator")
+    made = _build([generator, discriminator, [phase], optimizer])
+    assert made.networks == networks
+    assert made.optimizers == {"generator": optimizer}
+    assert [phase.names for phase in made.phases] == [("generator",)]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +232,20 @@ def test_what_fits_is_built() -> None:
             lambda: (_generator(), _discriminator(2)),
             "the discriminator turned float32 [2, 8, 8, 1] into float32 "
             "[2, 2]; its shape must be [2] or [2, 1]",
+        ),
+        (
+            lambda: (
+                keras.Sequential(
+                    [
+                        keras.Input([100]),
+                        keras.layers.Dense(64),
+                        keras.layers.Reshape(SHAPE),
+                    ]
+                ),
+                _discriminator(),
+            ),
+            "takes float32 [None, 100], and it is given float32 [2, 8]; give "
+            "--latent_size=100",
         ),
         (
             lambda: (_generator(), _integer_discriminator()),
@@ -265,7 +282,7 @@ def test_what_fits_is_built() -> None:
             lambda: (
                 _generator(),
                 _discriminator(),
-                (phases_lib.Phase("critic", print),),
+                (dtrain.Phase("critic", print),),
             ),
             "a phase trains 'critic'; it must train 'generator' or",
         ),
@@ -343,8 +360,8 @@ def test_networks_are_mirrored_in_the_scope_of_a_strategy() -> None:
             config.Config(base_channels=4, latent_size=8, batch_norm=True),
             SHAPE,
             0,
-        )
-    for network in networks[:2]:
+        ).networks
+    for network in networks.values():
         for variable in network.variables:
             values = strategy.experimental_local_results(variable.value)
             assert len(values) == 2
@@ -382,12 +399,12 @@ class Shift(keras.Model):
 
 # Two pixels an image: sums 3 and -1 for the reals, 1 and 0 for the fakes; so
 # logits 6 and -2, 2 and 0; the squared gradient is 2 * 2^2 = 8.
-def _networks() -> phases_lib.Networks:
-    return phases_lib.Networks(Shift(), Point(2.0))
+def _networks() -> dtrain.Networks:
+    return dtrain.Networks(Shift(), Point(2.0))
 
 
-def _example() -> phases_lib.Example:
-    return phases_lib.Example(
+def _example() -> dtrain.Example:
+    return dtrain.Example(
         real_images=tf.reshape([1.0, 2.0, -1.0, 0.0], [2, 1, 2, 1]),
         labels=tf.zeros([2], tf.int32),
         latents=tf.constant([[1.0, 0.0], [1.0, -1.0]]),
@@ -412,7 +429,7 @@ def test_a_step_is_discriminator_phases_and_one_generators() -> None:
     phases = phases_lib.adversarial_phases(
         dataclasses.replace(SETTINGS, discriminator_steps=3)
     )
-    assert [phase.network for phase in phases] == [
+    assert [phase.networks for phase in phases] == [
         *["discriminator"] * 3,
         "generator",
     ]
@@ -511,8 +528,9 @@ def test_phases_of_conditional_dcgan(loss: str) -> None:
     settings = dataclasses.replace(
         SETTINGS, loss=loss, conditional=True, r1_gamma=1.0
     )
-    networks = loading.build(dcgan.make, settings, SHAPE, 10)
-    example = phases_lib.Example(
+    built = loading.build(dcgan.make, settings, SHAPE, 10)
+    networks = types.SimpleNamespace(**built.networks)
+    example = dtrain.Example(
         real_images=tf.zeros([4, *SHAPE]),
         labels=tf.constant([0, 3, 9, 9]),
         latents=tf.random.stateless_normal([4, 8], [0, 0]),
@@ -520,9 +538,11 @@ def test_phases_of_conditional_dcgan(loss: str) -> None:
         step=tf.constant(0, tf.int64),
     )
     for phase in phases_lib.adversarial_phases(settings):
-        network = getattr(networks, phase.network)
+        [name] = phase.names
+        network = built.networks[name]
         with tf.GradientTape() as tape:
-            value, metrics = tf.function(phase.objective)(networks, example)
+            objective = functools.partial(phase.objective, networks, example)
+            value, metrics = tf.function(objective)()
         assert value.shape == (4,)
         assert {metric.shape for metric in metrics.values()} == {(4,)}
         gradients = tape.gradient(

@@ -23,7 +23,7 @@ from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.gan import loading, phases
+from dtrain.gan import loading
 from dtrain.models import dcgan
 from dtrain.run import identity, places
 from dtrain.storage import sealed
@@ -39,8 +39,8 @@ def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
     )
 
 
-def make_networks(config: Config) -> phases.Networks:
-    return loading.build(dcgan.make, config, (8, 8, 1), 10)
+def make_networks(config: Config) -> dict[str, keras.Model]:
+    return dict(loading.build(dcgan.make, config, (8, 8, 1), 10).networks)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +50,12 @@ def default_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def networks() -> phases.Networks:
+def networks() -> dict[str, keras.Model]:
     return make_networks(Config(base_channels=2))
 
 
 def test_what_is_written_is_read(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
     written = describe(tmp_path / "deep/run", seed=3, cache_gib=0.5)
     identity.write(written, networks)
@@ -77,7 +77,7 @@ def test_check_writes_nothing(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_may_go_on_with_other_conveniences(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
     identity.write(describe(tmp_path), networks)
     now = describe(tmp_path, num_steps=9, strategy="mirrored", resume="must")
@@ -87,7 +87,7 @@ def test_a_run_may_go_on_with_other_conveniences(
 
 
 def test_a_run_may_move(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
     identity.write(describe(tmp_path / "here"), networks)
     (tmp_path / "here").rename(tmp_path / "there")
@@ -109,7 +109,7 @@ def test_other_data_under_the_same_name(
     changes: dict,
     said: str,
     tmp_path: pathlib.Path,
-    networks: phases.Networks,
+    networks: dict[str, keras.Model],
 ) -> None:
     description = describe(tmp_path)
     identity.write(description, networks)
@@ -155,11 +155,11 @@ def test_keras_rebuilds_the_networks(
     inputs = [latents, tf.constant([0, 5, 9])] if conditional else latents
     text = (tmp_path / "generator.json").read_text()
     rebuilt = keras.models.model_from_json(text)
-    rebuilt.set_weights(made.generator.get_weights())
-    np.testing.assert_array_equal(rebuilt(inputs), made.generator(inputs))
+    rebuilt.set_weights(made["generator"].get_weights())
+    np.testing.assert_array_equal(rebuilt(inputs), made["generator"](inputs))
     text = (tmp_path / "discriminator.json").read_text()
     rebuilt = keras.models.model_from_json(text)
-    rebuilt.set_weights(made.discriminator.get_weights())
+    rebuilt.set_weights(made["discriminator"].get_weights())
 
 
 class Closed(keras.Model):
@@ -171,16 +171,16 @@ class Closed(keras.Model):
 
 
 def test_a_network_that_is_only_code_is_not_described(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
-    closed = networks._replace(generator=Closed(object()))
+    closed = {**networks, "generator": Closed(object())}
     identity.write(describe(tmp_path), closed)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["config.json", "discriminator.json"]
 
 
 def test_a_damaged_config_is_taken_from_a_checkpoint(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
     described = describe(tmp_path)
     identity.write(described, networks)
@@ -239,7 +239,7 @@ def test_what_a_run_that_was_killed_at_its_start_leaves(
 
 @pytest.fixture(scope="module")
 def described(
-    tmp_path_factory: pytest.TempPathFactory, networks: phases.Networks
+    tmp_path_factory: pytest.TempPathFactory, networks: dict[str, keras.Model]
 ) -> pathlib.Path:
     run_dir = tmp_path_factory.mktemp("described")
     identity.write(describe(run_dir), networks)
@@ -262,7 +262,7 @@ def test_no_value_of_a_sealed_config_surprises_its_readers(
 
 
 def test_a_config_of_odd_types_is_taken_from_a_checkpoint(
-    tmp_path: pathlib.Path, networks: phases.Networks
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
 ) -> None:
     written = describe(tmp_path)
     identity.write(written, networks)

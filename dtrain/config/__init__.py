@@ -105,7 +105,11 @@ def _check_init(config: Config) -> None:
     Raises:
         UserError: there is such an option.
     """
-    for name, default in (("init_parts", "networks"), ("init_map", "")):
+    for name, default in (
+        ("init_parts", "networks"),
+        ("init_map", ""),
+        ("init_new", ""),
+    ):
         value = getattr(config, name)
         if value != default and not config.init_from:
             raise UserError(

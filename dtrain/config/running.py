@@ -36,8 +36,8 @@ class RunSettings:
     )
     init_parts: str = _run(
         "networks",
-        "What is taken from init_from: generator (with its average), networks "
-        "(the discriminator too), or all (both optimizers too).",
+        "What is taken from init_from: generator (what is averaged, with its "
+        "average), networks (all of them), or all (optimizers too).",
         choices=("generator", "networks", "all"),
         may_change=True,
     )
@@ -45,6 +45,12 @@ class RunSettings:
         "",
         "Names in this run by those in init_from, where they differ, as in "
         "gen=generator,disc=discriminator.",
+        may_change=True,
+    )
+    init_new: str = _run(
+        "",
+        "Blocks of this run that init_from does not have, which begin as they "
+        "are made, as in generator/block_64,discriminator/block_64*.",
         may_change=True,
     )
     dry_run: bool = _run(

@@ -7,15 +7,76 @@ number of replicas sees the same global batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from dtrain.config import Config
 from dtrain.data import pipeline
-from dtrain.gan.phases import Example
+from dtrain.gan.example import Example, Place
 
 # What a random draw is for, folded into its seed.
 _LATENTS = 0
 _UNIFORMS = 1
+# 2 is that of pictures, see `record.drawing`.
+_OWN = 3
+
+
+class Arrays(NamedTuple):
+    """What examples have for themselves; each array is [b, ...].
+
+    Attributes:
+        real_images: see `Example`, as all of them.
+        labels: likewise.
+        latents: likewise.
+        uniforms: likewise.
+        inputs: likewise.
+    """
+
+    real_images: tf.Tensor
+    labels: tf.Tensor
+    latents: tf.Tensor
+    uniforms: tf.Tensor
+    inputs: dict[str, tf.Tensor]
+
+
+class Given(NamedTuple):
+    """Examples as tensors, which can be cut, and handed to a function of XLA.
+
+    Attributes:
+        arrays: of the examples.
+        place: of the first one.
+        step: see `Example`.
+        state: see `Example`.
+    """
+
+    arrays: Arrays
+    place: Place
+    step: tf.Tensor
+    state: Mapping[str, tf.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return self.arrays.latents.shape[0]
+
+    def part(self, start: int, size: int) -> Given:
+        """Takes some of the examples."""
+        arrays = tf.nest.map_structure(
+            lambda array: array[start : start + size], self.arrays
+        )
+        place = self.place._replace(start=self.place.start + start)
+        return self._replace(arrays=arrays, place=place)
+
+    def example(self) -> Example:
+        """Makes them what an objective is given."""
+        return Example(
+            **self.arrays._asdict(),
+            step=self.step,
+            state=dict(self.state),
+            place=self.place,
+        )
 
 
 def latents_at(
@@ -37,15 +98,16 @@ def latents_at(
     )
 
 
-def example_at(
+def given_at(
     config: Config,
     step: tf.Tensor,
     phase: int,
     batch: pipeline.Batch,
     num_replicas: int,
     num_done: tf.Tensor,
-) -> Example:
-    """Makes an `Example` of a replica's images, with their random numbers.
+    state: Mapping[str, tf.Tensor],
+) -> Given:
+    """Puts a replica's images and their random numbers together.
 
     Args:
         config: the run's settings.
@@ -54,20 +116,24 @@ def example_at(
         batch: the replica's part of one draw of real images.
         num_replicas: how many share the batch.
         num_done: int64 scalar, the steps that are done.
+        state: of the program, by name.
     """
     size = config.batch_size // num_replicas
-    start = tf.cast(batch.positions[0] % config.batch_size, tf.int32)
+    position = batch.positions[0] % config.batch_size
+    start = tf.cast(position, tf.int32)
     latents = latents_at(config, step, phase, config.batch_size)
     uniforms = tf.random.stateless_uniform(
         [config.batch_size], _seed(config, _UNIFORMS, step, phase)
     )
-    return Example(
+    arrays = Arrays(
         real_images=batch.images,
         labels=batch.labels,
         latents=tf.slice(latents, [start, 0], [size, config.latent_size]),
         uniforms=tf.slice(uniforms, [start], [size]),
-        step=num_done,
+        inputs=dict(getattr(batch, "inputs", {})),
     )
+    place = Place(_seed(config, _OWN, step, phase), position)
+    return Given(arrays, place, num_done, state)
 
 
 def _seed(

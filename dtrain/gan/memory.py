@@ -19,6 +19,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import sources
 from dtrain.errors import UserError
+from dtrain.gan import trial
 from dtrain.gan.state import GAN
 from dtrain.storage import host_memory
 
@@ -29,6 +30,9 @@ _OF_STATE = ("ReadVariableOp", "Const")
 # not give back between two micro-batches.
 _OF_MICRO_BATCH = 1.15
 _OF_REPLICA = 0.35
+# Of what the objective of a phase computes, where a discriminator is mostly
+# called twice, what both networks compute once.
+_OF_PHASE = 0.7
 # Batches of images that are read ahead, converted or in use.
 _BATCHES = 8
 # Of a GPU's memory, what TensorFlow and the driver leave for tensors.
@@ -79,10 +83,11 @@ class Estimate:
         self._num_local = self._num_replicas // num_workers
         self._micro_batches = strategy_lib.check_batch(gan.config, gan.strategy)
         self._on_gpu = bool(tf.config.get_visible_devices("GPU"))
-        trainable = (
-            *gan.networks.generator.trainable_variables,
-            *gan.networks.discriminator.trainable_variables,
-        )
+        trainable = [
+            variable
+            for name in gan.program.trained
+            for variable in gan.program.networks[name].trainable_variables
+        ]
         # The gradients, and once more packed for the replicas to add.
         self._state_bytes = sum(map(_bytes_of, gan.variables))
         self._state_bytes += 2 * sum(map(_bytes_of, trainable))
@@ -90,13 +95,7 @@ class Estimate:
         self._image_bytes = 4 * height * width * channels
         images = gan.config.batch_size // self._num_replicas
         size = images // self._micro_batches
-        self._layer_bytes = sum(
-            _computed_bytes(network, gan.config, (size, *shape))
-            for network, shape in (
-                (gan.networks.generator, (gan.config.latent_size,)),
-                (gan.networks.discriminator, source.image_shape),
-            )
-        )
+        self._layer_bytes = _layer_bytes(gan, source.image_shape, size)
 
     def need(self) -> Need:
         """Estimates the step of the settings."""
@@ -212,17 +211,32 @@ def _bytes_of(variable: keras.Variable) -> int:
     return int(tensor.shape.num_elements() or 0) * tensor.dtype.size
 
 
-def _computed_bytes(
-    network: keras.Model, config: Config, shape: tuple[int, ...]
+def _layer_bytes(
+    gan: GAN, image_shape: tuple[int, int, int], size: int
 ) -> float:
-    """Adds up what the layers of a network compute of one example.
+    """Adds up what the layers compute of one example of a micro-batch."""
+    config, program = gan.config, gan.program
+    if program.is_simple:
+        return sum(
+            _computed_bytes(_call_graph(network, config, (size, *shape)), size)
+            for network, shape in (
+                (gan.networks.generator, (config.latent_size,)),
+                (gan.networks.discriminator, image_shape),
+            )
+        )
+    given = trial.specs(config, program, image_shape, gan.inputs, size)
+    with gan.strategy.scope():
+        graphs = trial.trace(f"model ({config.model})", program, given)
+    return _OF_PHASE * max(_computed_bytes(graph, size) for graph in graphs)
 
-    `shape` is that of its input; the first is the number of examples.
-    """
-    size = shape[0]
+
+def _call_graph(
+    network: keras.Model, config: Config, shape: tuple[int, ...]
+) -> tf.Graph:
+    """Traces the call of a network; `shape` is that of its input."""
     specs = [tf.TensorSpec(shape, tf.float32)]
     if config.conditional:
-        specs.append(tf.TensorSpec((size,), tf.int32))
+        specs.append(tf.TensorSpec(shape[:1], tf.int32))
 
     def call(*inputs: tf.Tensor) -> tf.Tensor:
         # Without training: nothing is drawn, and no replica is met.
@@ -230,7 +244,11 @@ def _computed_bytes(
         return network(given, training=False)
 
     function = tf.function(call, autograph=False)
-    graph = function.get_concrete_function(*specs).graph
+    return function.get_concrete_function(*specs).graph
+
+
+def _computed_bytes(graph: tf.Graph, size: int) -> float:
+    """Adds up what a graph computes of each of its examples."""
     return sum(
         tensor.shape.num_elements() * tensor.dtype.size / size
         for operation in graph.get_operations()

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from dtrain.config import Config, OptimizerSettings
+from dtrain.errors import UserError
 
 
 def make(
@@ -53,6 +54,29 @@ def schedule(config: Config, step: tf.Tensor) -> tf.Tensor:
     if config.warmup_steps:
         factor *= tf.minimum((done + 1.0) / config.warmup_steps, 1.0)
     return factor
+
+
+def refuse_conditions(name: str, optimizer: keras.Optimizer) -> None:
+    """Refuses options of Keras that assign variables under a condition.
+
+    A replica that meets the others inside of one cannot be traced.
+
+    Args:
+        name: of the network that it trains.
+        optimizer: that a program has brought.
+
+    Raises:
+        UserError: it has such an option.
+    """
+    remedies = {
+        "use_ema": "averaged=... of a dtrain.Program",
+        "gradient_accumulation_steps": "--micro_batches",
+    }
+    for option, remedy in remedies.items():
+        if getattr(optimizer, option, None):
+            raise UserError(
+                f"the optimizer of {name} has {option}; use {remedy} for that"
+            )
 
 
 def expect_reduced_gradients(optimizer: keras.Optimizer) -> None:

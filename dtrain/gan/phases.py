@@ -1,88 +1,16 @@
-"""The phases of a step: which network is trained, and by which loss.
-
-A step is a tuple of phases. Each computes one loss for every example and
-trains one network by its gradient. By default there are
-`discriminator_steps` of the discriminator, then one of the generator.
-"""
+"""The phases of a step as the flags say: an adversarial loss with penalties."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
-import keras
 import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
 from dtrain.gan import losses
-
-GENERATOR = "generator"
-DISCRIMINATOR = "discriminator"
-NETWORKS = (GENERATOR, DISCRIMINATOR)
-
-
-class Example(NamedTuple):
-    """The input of an objective: a replica's part of the batch, or less.
-
-    All of it follows from the seed and the positions of the examples in the
-    run. So an objective that draws nothing at random itself computes the same
-    on any number of replicas.
-
-    Attributes:
-        real_images: float32 [b, H, W, C] in [-1, 1].
-        labels: int32 [b], those of the real images, and of the fakes of a
-            conditional model; zeros where the data set has none.
-        latents: float32 [b, latent_size], standard normal.
-        uniforms: float32 [b] in [0, 1).
-        step: int64 scalar, how many steps of the run are done; for what
-            changes with time, which a weight that counts calls would count
-            once for each micro-batch.
-    """
-
-    real_images: tf.Tensor
-    labels: tf.Tensor
-    latents: tf.Tensor
-    uniforms: tf.Tensor
-    step: tf.Tensor
-
-
-class Phase(NamedTuple):
-    """One update of one network.
-
-    Attributes:
-        network: "generator" or "discriminator", the one that is trained.
-        objective: called in replica context with the networks and an
-            `Example`; returns the loss, float32 [b], one for each example,
-            and metrics by name, float32 [b] each.
-    """
-
-    network: str
-    objective: Callable[
-        [Networks, Example], tuple[tf.Tensor, dict[str, tf.Tensor]]
-    ]
-
-
-class Networks(NamedTuple):
-    """What a model's `make` returns; a tuple of its first fields will do.
-
-    Attributes:
-        generator: latents float32 [b, latent_size] to images float [b, H, W,
-            C] in [-1, 1].
-        discriminator: images to logits, float [b] or [b, 1]. With
-            `conditional`, both take a list whose second element is the
-            labels, int32 [b].
-        phases: the phases of a step in their order; None is
-            `adversarial_phases`.
-        generator_optimizer: not yet built; None is Adam, as the flags say.
-        discriminator_optimizer: the same.
-    """
-
-    generator: keras.Model
-    discriminator: keras.Model
-    phases: tuple[Phase, ...] | None = None
-    generator_optimizer: keras.optimizers.Optimizer | None = None
-    discriminator_optimizer: keras.optimizers.Optimizer | None = None
+from dtrain.gan.example import Example
+from dtrain.gan.program import DISCRIMINATOR, GENERATOR, Phase
 
 
 def adversarial_phases(config: Config) -> tuple[Phase, ...]:
@@ -112,7 +40,7 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
 
 
 def generate(
-    config: ModelSettings, networks: Networks, example: Example
+    config: ModelSettings, networks: Any, example: Example
 ) -> tf.Tensor:
     """Generates an image for each example, as in training.
 
@@ -128,7 +56,7 @@ def generate(
 
 
 def make_critic(
-    config: ModelSettings, networks: Networks, example: Example
+    config: ModelSettings, networks: Any, example: Example
 ) -> losses.Critic:
     """Makes the discriminator a function of images alone.
 
@@ -145,7 +73,7 @@ def make_critic(
 
 
 def _discriminator_objective(
-    config: Config, networks: Networks, example: Example
+    config: Config, networks: Any, example: Example
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     critic = make_critic(config, networks, example)
     real_images = tf.cast(example.real_images, tf.float32)
@@ -185,7 +113,7 @@ def _judge(
 
 
 def _generator_objective(
-    config: Config, networks: Networks, example: Example
+    config: Config, networks: Any, example: Example
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     critic = make_critic(config, networks, example)
     loss_pair = losses.LOSSES[config.loss]

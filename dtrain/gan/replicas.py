@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from dtrain.errors import UserError
-from dtrain.gan.phases import Networks
 from dtrain.models import batch_norm
 
 
@@ -62,16 +61,14 @@ def _checksum(value: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(words, tf.int64) * weights)
 
 
-def _layers(networks: Networks) -> list[Any]:
+def _layers(networks: Iterable[keras.Model]) -> list[Any]:
     return [
-        layer
-        for network in (networks.generator, networks.discriminator)
-        for layer in network._flatten_layers()
+        layer for network in networks for layer in network._flatten_layers()
     ]
 
 
 def refuse_unsynchronized(
-    networks: Networks, strategy: tf.distribute.Strategy
+    networks: Iterable[keras.Model], strategy: tf.distribute.Strategy
 ) -> None:
     """Refuses BatchNorm whose averages would differ between replicas.
 
@@ -90,7 +87,7 @@ def refuse_unsynchronized(
             )
 
 
-def refuse_own_state(networks: Networks) -> None:
+def refuse_own_state(networks: Iterable[keras.Model]) -> None:
     """Refuses layers whose state depends on the number of replicas.
 
     Raises:

@@ -1,13 +1,15 @@
 """The GAN: the state that training changes, all of it and nothing else.
 
-Two networks, two optimizers, the moving average of the generator, the step,
-and what is remembered of divergences. `gan.step` changes it; a checkpoint of
-`GAN.checkpoint` brings it back.
+The networks, their optimizers and moving averages, the state of the program,
+the step, and what is remembered of divergences. `gan.step` changes it; a
+checkpoint of `GAN.checkpoint` brings it back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,20 +17,32 @@ import tensorflow as tf
 
 from dtrain.bundle import keras_state
 from dtrain.config import Config
-from dtrain.gan import divergence, loading, optimizers, replicas
-from dtrain.gan.phases import NETWORKS
+from dtrain.gan import (
+    divergence,
+    full_form,
+    loading,
+    optimizers,
+    replicas,
+    trial,
+)
+from dtrain.gan.program import Program
 
 
 class GAN:
-    """Both networks, both optimizers, the EMA generator and the step.
+    """The networks, the optimizers, the moving averages and the step.
 
     Attributes:
         config: the run's settings.
         strategy: the strategy whose replicas train it.
-        networks: generator and discriminator.
-        ema_generator: the moving average of the generator; draws the samples.
-        optimizers: by the name of the network that each trains.
+        image_shape: height, width and channels of an image of the data.
+        inputs: what else the data has of one example, by name.
+        program: what the model is.
+        networks: an attribute for each network, by its name.
+        averages: the moving averages by the name of their network, as in
+            generator; they draw the pictures.
+        optimizers: by the name of the first network that each trains.
         loss_scales: likewise; empty unless the precision is mixed_float16.
+        state: variables of the program's state, by name.
         step: int64 variable, the number of steps that are done.
         divergence: judges each step, and remembers what it needs for that.
         checkpoint: holds all of the above that changes.
@@ -40,6 +54,7 @@ class GAN:
         strategy: tf.distribute.Strategy,
         image_shape: tuple[int, int, int],
         num_classes: int,
+        inputs: Mapping[str, tf.TensorSpec] | None = None,
     ) -> None:
         """Seeds Keras, and builds everything. Every worker calls this.
 
@@ -48,77 +63,95 @@ class GAN:
             strategy: the strategy whose replicas train.
             image_shape: height, width and channels of an image.
             num_classes: number of classes; 0 if the images have no labels.
+            inputs: what else the data has of one example, by name.
 
         Raises:
             UserError: the model does not fit the data or the strategy.
         """
         self.config, self.strategy = config, strategy
+        self.image_shape, self.inputs = image_shape, dict(inputs or {})
+        data = image_shape, num_classes, self.inputs
         make = loading.load(config.model)
         # Here, and no earlier: whatever draws from Python's own generator in
         # between, as TFDS does when it prepares a data set for the first time,
         # would be in the weights, and a later start would have others.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            self.networks = loading.build(
-                make, config, image_shape, num_classes
+            self.program = loading.build(make, config, *data)
+            self.averages = self._averages_of(
+                loading.build(make, config, *data, is_tried=True)
             )
-            copy = loading.build(make, config, image_shape, num_classes)
-            loading.check_second(config, self.networks, copy)
-            self.ema_generator = copy.generator
-            for average, weight in self._pairs_to_average():
-                average.assign(weight)
+            self.networks = types.SimpleNamespace(**self.program.networks)
             self.optimizers = self._build_optimizers()
-            scaled = NETWORKS if config.precision == "mixed_float16" else ()
+            scaled = self.optimizers if _has_scale(config) else ()
             self.loss_scales = {
                 name: optimizers.LossScale(name) for name in scaled
             }
-            self.step = tf.Variable(
-                0,
-                dtype=tf.int64,
-                trainable=False,
-                name="step",
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            self.divergence = divergence.Divergence(config)
+            self.state = {
+                name: _variable(value, tf.float32, name)
+                for name, value in self.program.state.items()
+            }
+            self.step = _variable(0, tf.int64, "step")
+            num_trained = len(self.program.trained)
+            self.divergence = divergence.Divergence(config, num_trained)
+        networks = self.program.networks.values()
         if config.reduction == "ordered":
-            replicas.refuse_own_state(self.networks)
-        replicas.refuse_unsynchronized(self.networks, strategy)
+            replicas.refuse_own_state(networks)
+        replicas.refuse_unsynchronized(networks, strategy)
         self.checkpoint = self._make_checkpoint()
 
-    def _pairs_to_average(self) -> Iterator[tuple[Any, Any]]:
-        """Pairs each weight of the EMA generator with the generator's."""
-        return zip(
-            self.ema_generator.weights,
-            self.networks.generator.weights,
-            strict=True,
-        )
+    def _averages_of(self, copy: Program) -> dict[str, keras.Model]:
+        """Makes networks of a second program averages of those of the first."""
+        loading.check_second(self.config, self.program, copy)
+        names = self.program.averaged or ()
+        averages = {name: copy.networks[name] for name in names}
+        for average, weight in self._pairs(averages):
+            average.assign(weight)
+        return averages
+
+    def _pairs(
+        self, averages: Mapping[str, keras.Model]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Pairs each weight of moving averages with its network's."""
+        for name, average in averages.items():
+            weights = self.program.networks[name].weights
+            yield from zip(average.weights, weights, strict=True)
 
     def _build_optimizers(self) -> dict[str, keras.Optimizer]:
         config, built = self.config, {}
-        for name in NETWORKS:
-            optimizer = getattr(self.networks, f"{name}_optimizer")
+        networks = self.program.networks
+        for first, names in self.program.optimized.items():
+            optimizer = self.program.optimizers.get(first)
             if optimizer is None:
-                learning_rate = getattr(config, f"{name}_learning_rate")
-                optimizer = optimizers.make(
-                    learning_rate, config, f"{name}_optimizer"
+                learning_rate = getattr(
+                    config, full_form.learning_rate_flag(first)
                 )
+                optimizer = optimizers.make(
+                    learning_rate, config, f"{first}_optimizer"
+                )
+            optimizers.refuse_conditions(first, optimizer)
             # Built before any restore and any trace: a slot made later would
             # start from zero, or fail inside tf.function.
-            optimizer.build(getattr(self.networks, name).trainable_variables)
+            optimizer.build(
+                [
+                    variable
+                    for name in names
+                    for variable in networks[name].trainable_variables
+                ]
+            )
             optimizers.expect_reduced_gradients(optimizer)
-            built[name] = optimizer
+            built[first] = optimizer
         return built
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
-        parts: dict[str, Any] = {
-            "step": self.step,
-            "generator": self.networks.generator,
-            "discriminator": self.networks.discriminator,
-            "generator_optimizer": self.optimizers["generator"],
-            "discriminator_optimizer": self.optimizers["discriminator"],
-            "ema_generator": self.ema_generator,
-            "divergence": self.divergence.state,
-        }
+        parts: dict[str, Any] = {"step": self.step, **self.program.networks}
+        for name, optimizer in self.optimizers.items():
+            parts[f"{name}_optimizer"] = optimizer
+        for name, average in self.averages.items():
+            parts[f"ema_{name}"] = average
+        parts["divergence"] = self.divergence.state
+        if self.state:
+            parts["state"] = tf.train.Checkpoint(**self.state)
         for name, loss_scale in self.loss_scales.items():
             parts[f"{name}_loss_scale"] = loss_scale.checkpoint
         untracked = keras_state.untracked(parts)
@@ -130,12 +163,26 @@ class GAN:
     def variables(self) -> list[keras.Variable]:
         """The variables that must be equal, to the bit, on all replicas."""
         owners = [
-            self.networks.generator,
-            self.networks.discriminator,
-            self.ema_generator,
+            *self.program.networks.values(),
+            *self.averages.values(),
             *self.optimizers.values(),
         ]
         return [variable for owner in owners for variable in owner.variables]
+
+    def state_values(self) -> dict[str, tf.Tensor]:
+        """Reads the state of the program, by name, where this is called."""
+        return {name: each.read_value() for name, each in self.state.items()}
+
+    @functools.cached_property
+    def draws_from_data(self) -> bool:
+        """Whether pictures are made of the data's images, not of latents."""
+        config, program = self.config, self.program
+        if program.draw is None:
+            return False
+        given = trial.specs(config, program, self.image_shape, self.inputs, 2)
+        with self.strategy.scope():
+            graph = trial.trace_draw(config.model, program, config, given)
+        return trial.uses_data(graph, given)
 
     @property
     def data_step(self) -> tf.Tensor:
@@ -154,16 +201,14 @@ class GAN:
         if cut != 1.0:
             rollbacks = tf.cast(self.divergence.rollbacks, tf.float32)
             factor *= tf.pow(cut, rollbacks)
-        for name in NETWORKS:
+        for name, optimizer in self.optimizers.items():
             # An optimizer that the user made keeps the user's learning rate.
-            if getattr(self.networks, f"{name}_optimizer") is None:
-                learning_rate = getattr(config, f"{name}_learning_rate")
-                self.optimizers[name].learning_rate.assign(
-                    learning_rate * factor
-                )
+            if name not in self.program.optimizers:
+                flag = full_form.learning_rate_flag(name)
+                optimizer.learning_rate.assign(getattr(config, flag) * factor)
 
     def update_average(self) -> None:
-        """Moves the EMA generator towards the generator, on each device.
+        """Moves the averages towards their networks, on each device.
 
         Karras et al., 2018, "Progressive Growing of GANs", section 6.1. As in
         NVIDIA's StyleGAN2, the half-life is at most a twentieth of the images
@@ -174,7 +219,7 @@ class GAN:
         seen = tf.cast((self.step + 1) * config.batch_size, tf.float32)
         half_life = tf.minimum(config.ema_half_life_images, 0.05 * seen)
         decay = 0.5 ** (config.batch_size / half_life)
-        for average, weight in self._pairs_to_average():
+        for average, weight in self._pairs(self.averages):
             values = (weight.value, decay)
             self.strategy.extended.update(
                 average.value,
@@ -182,6 +227,11 @@ class GAN:
                 args=values if weight.trainable else values[:1],
                 group=False,
             )
+
+
+def _has_scale(config: Config) -> bool:
+    """Tells whether gradients would vanish without a loss scale."""
+    return config.precision == "mixed_float16"
 
 
 def _move_average(
@@ -192,3 +242,14 @@ def _move_average(
 
 def _copy(average: tf.Variable, weight: tf.Tensor) -> tf.Operation:
     return average.assign(weight)
+
+
+def _variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:
+    """Makes a variable that all replicas assign alike."""
+    return tf.Variable(
+        value,
+        dtype=dtype,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )

@@ -1,49 +1,41 @@
 """The step: what changes the state of a GAN, many at a time on the devices.
 
-A step is a sequence of phases, each of which updates one network: by default
+A step is a sequence of phases, each of which updates networks: by default
 `discriminator_steps` updates of the discriminator, each with fresh images and
-latents, then one of the generator. After them the average of the generator
-moves, and the step is judged.
+latents, then one of the generator. After them the state of the program and the
+moving averages change, and the step is judged.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import DeviceSettings
 from dtrain.data import pipeline
 from dtrain.errors import UserError
-from dtrain.gan import divergence, traced
-from dtrain.gan import phases as phases_lib
-from dtrain.gan.phases import NETWORKS, Networks
+from dtrain.gan import divergence, objectives, traced
+from dtrain.gan.program import Program
 from dtrain.gan.state import GAN
-from dtrain.gan.update import Update
+from dtrain.gan.update import Outcome, Update
 
 
-class _Outcome(NamedTuple):
-    """The result of a step, equal on all replicas.
+class _Round(NamedTuple):
+    """Phases that are run one after another, all of them or none.
 
     Attributes:
-        metrics: float32 scalars by name.
-        losses: float32 [2], for each network the largest magnitude of a loss
-            among its phases.
-        norms: float32 [2], for each network the largest norm of a gradient.
-        is_finite: bool scalar, whether all losses and norms are finite.
-        scaled_finite: bool scalars by network, whether its gradients were
-            finite; only with loss scales.
-        stop: float32 scalar, not zero if a worker is told to end.
+        every_steps: they are run in each so many-th step.
+        numbers: of the phases.
     """
 
-    metrics: dict[str, tf.Tensor]
-    losses: tf.Tensor
-    norms: tf.Tensor
-    is_finite: tf.Tensor
-    scaled_finite: dict[str, tf.Tensor]
-    stop: tf.Tensor
+    every_steps: int
+    numbers: list[int]
 
 
 class Step:
@@ -60,17 +52,17 @@ class Step:
             UserError: the replicas cannot share a batch, or `jit_compile` is
                 on and XLA cannot compile these networks.
         """
-        config = gan.config
+        config, program = gan.config, gan.program
         self._gan = gan
-        self.num_draws = config.discriminator_steps
+        self._draw_of_update = program.draws
+        self.num_draws = max(program.draws) + 1
         micro_batches = strategy_lib.check_batch(config, gan.strategy)
-        jit_compile = _jit_compile(config, gan.strategy, gan.networks)
-        phases = gan.networks.phases or phases_lib.adversarial_phases(config)
+        jit_compile = _jit_compile(config, gan.strategy, program)
         self._updates = [
             Update(gan, phase, number, micro_batches, jit_compile=jit_compile)
-            for number, phase in enumerate(phases)
+            for number, phase in enumerate(program.phases)
         ]
-        self._draw_of_update = _draws(self._updates, self.num_draws)
+        self._rounds = _rounds(program)
         with tf.device("CPU:0"):
             # This worker's own, and read in every step.
             self._stop = tf.Variable(0.0, trainable=False, name="stop")
@@ -114,8 +106,7 @@ class Step:
             draws = [next(iterator) for _ in range(self.num_draws)]
             with traced.nothing_random():
                 metrics, verdict, stop = self._one_step(draws)
-            graph = tf.compat.v1.get_default_graph()
-            traced.check(graph, self._gan.checkpoint, [self._stop])
+            self._check_traced()
             names[:] = metrics
             rows = rows.write(count, tf.stack(list(metrics.values())))
             return count + 1, rows, verdict, stop
@@ -137,70 +128,172 @@ class Step:
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         gan = self._gan
         gan.set_learning_rates()
-        result = gan.strategy.run(self._update_networks, args=(draws,))
-        # Equal on all replicas: they come out of an all-reduce.
-        outcome = tf.nest.map_structure(
-            lambda value: gan.strategy.experimental_local_results(value)[0],
-            result,
-        )
+        outcomes = [
+            outcome
+            for part in self._rounds
+            for outcome in self._run_round(part, draws)
+        ]
         for name, loss_scale in gan.loss_scales.items():
-            loss_scale.update(outcome.scaled_finite[name])
+            applies = [
+                outcome.applies[name]
+                for outcome in outcomes
+                if name in outcome.applies
+            ]
+            loss_scale.update(tf.reduce_all(applies))
+        self._update_state(outcomes)
         gan.update_average()
-        verdict = gan.divergence.judge(
-            gan.step, outcome.is_finite, outcome.losses, outcome.norms
-        )
+        verdict = gan.divergence.judge(gan.step, *self._largest(outcomes))
+        metrics = self._metrics(outcomes)
         gan.step.assign_add(1)
-        return outcome.metrics, verdict, outcome.stop > 0
+        last = max(self._always)
+        return metrics, verdict, outcomes[last].stop > 0
 
-    def _update_networks(self, draws: Sequence[pipeline.Batch]) -> _Outcome:
-        """Runs the phases on one replica."""
-        metrics: dict[str, tf.Tensor] = {}
-        scaled_finite = {
-            name: tf.constant(True) for name in self._gan.loss_scales
-        }
-        zero = tf.constant(0.0)
-        losses: dict[str, tf.Tensor] = dict.fromkeys(NETWORKS, zero)
-        norms: dict[str, tf.Tensor] = dict.fromkeys(NETWORKS, zero)
-        is_finite, stop = tf.constant(True), zero
-        for update, draw in zip(
-            self._updates, self._draw_of_update, strict=True
-        ):
-            name = update.network
-            updated = update.run(draws[draw], self._stop.read_value())
-            metrics |= updated.metrics
-            stop = updated.stop
-            if updated.applies is not None:
-                scaled_finite[name] &= updated.applies
-            is_finite &= tf.math.is_finite(updated.loss)
-            is_finite &= tf.math.is_finite(updated.norm)
-            losses[name] = tf.maximum(losses[name], tf.abs(updated.loss))
-            norms[name] = tf.maximum(norms[name], updated.norm)
-        return _Outcome(
-            metrics,
-            tf.stack([losses[name] for name in NETWORKS]),
-            tf.stack([norms[name] for name in NETWORKS]),
-            is_finite,
-            scaled_finite,
-            stop,
+    def _run_round(
+        self, part: _Round, draws: list[pipeline.Batch]
+    ) -> list[Outcome]:
+        """Runs phases on all replicas, if they are due, or none of them."""
+        if part.every_steps == 1:
+            return self._run_phases(part.numbers, draws)
+        like: list[Outcome] = []
+
+        def run() -> list[Outcome]:
+            like[:] = self._run_phases(part.numbers, draws)
+            self._check_traced()
+            return like
+
+        # Out here: in replica context a condition cannot hold an optimizer.
+        return tf.cond(
+            self._is_due(part.every_steps),
+            run,
+            # Traced after the other, whose form it must have.
+            lambda: [self._skipped(outcome) for outcome in like],
         )
 
+    def _is_due(self, every_steps: int) -> tf.Tensor:
+        return tf.equal(self._gan.step % every_steps, 0)
 
-def _draws(updates: Sequence[Update], num_draws: int) -> list[int]:
-    """Chooses which of its step's draws of real images each phase is given.
+    def _run_phases(
+        self, numbers: Sequence[int], draws: list[pipeline.Batch]
+    ) -> list[Outcome]:
+        strategy = self._gan.strategy
+        result = strategy.run(
+            functools.partial(self._run_on_replica, numbers), args=(draws,)
+        )
+        # Equal on all replicas: they come out of an all-reduce.
+        return tf.nest.map_structure(
+            lambda value: strategy.experimental_local_results(value)[0], result
+        )
 
-    A discriminator phase takes the next one. A generator phase, whose
-    objective may compare with real images, takes the last one again.
-    """
-    chosen: list[int] = []
-    taken = 0
-    for update in updates:
-        taken += update.network == phases_lib.DISCRIMINATOR
-        chosen.append(min(max(taken - 1, 0), num_draws - 1))
-    return chosen
+    def _run_on_replica(
+        self, numbers: Sequence[int], draws: Sequence[pipeline.Batch]
+    ) -> list[Outcome]:
+        return [
+            self._updates[number].run(
+                draws[self._draw_of_update[number]], self._stop.read_value()
+            )
+            for number in numbers
+        ]
+
+    def _skipped(self, like: Outcome) -> Outcome:
+        """Makes the outcome of a phase that is not run in a step."""
+        # Without a gradient, a network that others train has still theirs.
+        always = {
+            name for number in self._always for name in self._names(number)
+        }
+        zeros = tf.nest.map_structure(tf.zeros_like, like)
+        return zeros._replace(
+            metrics={
+                name: tf.fill(value.shape, np.float32(np.nan))
+                for name, value in like.metrics.items()
+            },
+            norms={
+                name: tf.constant(0.0 if name in always else 1.0)
+                for name in like.norms
+            },
+            applies={name: tf.constant(True) for name in like.applies},
+        )
+
+    @property
+    def _always(self) -> list[int]:
+        """Numbers of the phases that are run in every step."""
+        return [
+            number
+            for part in self._rounds
+            if part.every_steps == 1
+            for number in part.numbers
+        ]
+
+    def _names(self, number: int) -> tuple[str, ...]:
+        return self._gan.program.phases[number].names
+
+    def _update_state(self, outcomes: Sequence[Outcome]) -> None:
+        """Updates the state of the program by the means of each phase."""
+        gan = self._gan
+        state = gan.state_values()
+        for number, outcome in enumerate(outcomes):
+            phase = gan.program.phases[number]
+            if phase.update is None:
+                continue
+            means = {**outcome.metrics, **outcome.further}
+            is_due = self._is_due(phase.every_steps)
+            for name, new in objectives.updated(
+                phase, number, state, means
+            ).items():
+                state[name] = tf.where(is_due, new, state[name])
+        for name, value in state.items():
+            gan.state[name].assign(value)
+
+    def _metrics(self, outcomes: Sequence[Outcome]) -> dict[str, tf.Tensor]:
+        """Joins the metrics of all phases; the last of one name counts."""
+        metrics: dict[str, tf.Tensor] = {}
+        for number, outcome in enumerate(outcomes):
+            is_due = self._is_due(self._gan.program.phases[number].every_steps)
+            for name, value in outcome.metrics.items():
+                # One that is not run leaves what there is, as of the norm.
+                before = metrics.get(name, value)
+                is_kept = number not in self._always and name in metrics
+                metrics[name] = (
+                    tf.where(is_due, value, before) if is_kept else value
+                )
+        return metrics
+
+    def _largest(
+        self, outcomes: Sequence[Outcome]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Sums up a step for its judge; see `Divergence.judge`."""
+        zero, names = tf.constant(0.0), self._gan.program.trained
+        losses = dict.fromkeys(names, zero)
+        norms = dict.fromkeys(names, zero)
+        is_finite = tf.constant(True)
+        for outcome in outcomes:
+            for name, loss in outcome.losses.items():
+                norm = outcome.norms[name]
+                is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
+                losses[name] = tf.maximum(losses[name], tf.abs(loss))
+                norms[name] = tf.maximum(norms[name], norm)
+        return (
+            is_finite,
+            tf.stack([losses[name] for name in names]),
+            tf.stack([norms[name] for name in names]),
+        )
+
+    def _check_traced(self) -> None:
+        """Refuses what a resumed run would not do again, in this graph."""
+        graph = tf.compat.v1.get_default_graph()
+        traced.check(graph, self._gan.checkpoint, [self._stop])
+
+
+def _rounds(program: Program) -> list[_Round]:
+    """Puts together what is run in every step, and so needs no condition."""
+    groups = itertools.groupby(
+        range(len(program.phases)),
+        lambda number: program.phases[number].every_steps,
+    )
+    return [_Round(every_steps, list(group)) for every_steps, group in groups]
 
 
 def _jit_compile(
-    config: DeviceSettings, strategy: tf.distribute.Strategy, networks: Networks
+    config: DeviceSettings, strategy: tf.distribute.Strategy, program: Program
 ) -> bool:
     """Decides whether XLA compiles the gradients.
 
@@ -210,9 +303,8 @@ def _jit_compile(
     if config.jit_compile == "off":
         return False
     # In ordered mode, what is compiled returns state and assigns none.
-    has_state = config.reduction == "fast" and bool(
-        networks.generator.non_trainable_variables
-        or networks.discriminator.non_trainable_variables
+    has_state = config.reduction == "fast" and any(
+        network.non_trainable_variables for network in program.networks.values()
     )
     several = strategy.num_replicas_in_sync > 1
     if config.jit_compile == "auto":

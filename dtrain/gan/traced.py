@@ -9,6 +9,7 @@ and variables that are assigned and that no checkpoint has.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 from collections.abc import Callable, Collection, Iterator
@@ -28,9 +29,18 @@ _RANDOM = frozenset(
         *("TruncatedNormal", "ParameterizedTruncatedNormal", "RandomShuffle"),
         *("Multinomial", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
         *("StatefulRandomBinomial", "RngReadAndSkip", "RngSkip"),
+        *("ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3"),
+        *("ShuffleAndRepeatDataset", "ShuffleAndRepeatDatasetV2"),
+        *("RandomDataset", "RandomDatasetV2", "SamplingDataset"),
     )
 )
 _PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+# Operations that call functions, and how many inputs are before these' own.
+_CALLS = {
+    **dict.fromkeys(("PartitionedCall", "StatefulPartitionedCall"), 0),
+    **dict.fromkeys(("While", "StatelessWhile"), 0),
+    **dict.fromkeys(("If", "StatelessIf", "Case", "StatelessCase"), 1),
+}
 _ASSIGN = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
 _REMEDY = (
     "draw from what the example brings, or by tf.random.stateless_normal with "
@@ -46,6 +56,10 @@ _OTHERS = tuple(
 )
 
 
+# Follows a tensor of a graph to what it is outside of all graphs.
+_Outside = Callable[[Any], Any]
+
+
 def check(graph: Any, checkpoint: tf.train.Checkpoint, own: list[Any]) -> None:
     """Refuses a step that would not be the same after a kill.
 
@@ -58,54 +72,94 @@ def check(graph: Any, checkpoint: tf.train.Checkpoint, own: list[Any]) -> None:
         UserError: it draws at random from a state that is not saved, or
             assigns a variable that is not.
     """
-    operations = graph.get_operations()
-    for operation in operations:
-        _refuse(operation.type, lambda: _where(operation))  # noqa: B023
-    for name, kind in _inside_functions(graph, operations):
-        _refuse(kind, lambda: f"({name})")  # noqa: B023
     saved = _handles(checkpoint, own)
-    for operation in operations:
+    everything = _walk(graph, functools.partial(_captured, graph))
+    for operation, outside in everything:
+        _refuse(operation)
         if operation.type in _ASSIGN:
-            handle = _captured(graph, operation.inputs[0])
+            handle = outside(operation.inputs[0])
             if handle is not None and id(handle) not in saved:
                 raise UserError(
-                    f"{_name(graph, operation.inputs[0])}: a variable that is "
+                    f"{_name(operation.graph, handle)}: a variable that is "
                     f"assigned {_where(operation)} and is in no checkpoint; "
                     "make it a weight of a network, by add_weight"
                 )
 
 
-def _refuse(kind: str, where: Callable[[], str]) -> None:
+def _refuse(operation: tf.Operation) -> None:
     """Refuses an operation with a state that no checkpoint has.
 
     Raises:
         UserError: it is of such a kind.
     """
-    if kind in _RANDOM:
+    if operation.type in _RANDOM:
         raise UserError(
-            f"{kind} {where()} draws what no resumed run would draw again; "
-            f"{_REMEDY}"
+            f"{operation.type} {_where(operation)} draws what no resumed run "
+            f"would draw again; {_REMEDY}"
         )
-    if kind in _PYTHON:
+    if operation.type in _PYTHON:
         raise UserError(
-            f"{kind} {where()} runs Python in a step, whose state no "
-            "checkpoint has; compute it with TensorFlow"
+            f"{operation.type} {_where(operation)} runs Python in a step, "
+            "whose state no checkpoint has; compute it with TensorFlow"
         )
 
 
-def _inside_functions(
-    graph: Any, operations: Collection[tf.Operation]
-) -> Iterator[tuple[str, str]]:
-    """Yields the operations of functions that the graph calls, by their name.
+def _walk(
+    graph: Any, outside: _Outside
+) -> Iterator[tuple[tf.Operation, _Outside]]:
+    """Yields the operations of a graph, and of functions that it calls.
 
-    Those are what a user has decorated, the branches of a condition, and what
-    XLA compiles.
+    Those are what a user has decorated, the branches of a condition, loops,
+    and what XLA compiles.
     """
-    if not any("Call" in each.type or "If" in each.type for each in operations):
-        return
-    for function in graph.as_graph_def().library.function:
-        for node in function.node_def:
-            yield node.name, node.op
+    for operation in graph.get_operations():
+        yield operation, outside
+        for name in _called(operation):
+            function = _function(graph, name)
+            if function is not None:
+                given = _arguments(operation)
+                inside = function.graph
+                arguments = {
+                    id(tensor): argument
+                    for tensor, argument in zip(
+                        inside.inputs, given, strict=False
+                    )
+                }
+                yield from _walk(
+                    inside, functools.partial(_of_call, arguments, outside)
+                )
+
+
+def _called(operation: tf.Operation) -> Iterator[str]:
+    """Yields the names of the functions that an operation calls."""
+    # The attributes of all others hold none.
+    if operation.type in _CALLS or operation.type.endswith("Dataset"):
+        for value in operation.node_def.attr.values():
+            for function in (value.func, *value.list.func):
+                if function.name:
+                    yield function.name
+
+
+def _function(graph: Any, name: str) -> Any:
+    while graph is not None:
+        function = graph._get_function(name)
+        if function is not None:
+            return function
+        graph = getattr(graph, "outer_graph", None)
+    return None
+
+
+def _arguments(operation: tf.Operation) -> list[Any]:
+    """Returns what the functions of an operation are called with."""
+    if operation.type not in _CALLS:
+        # Of a data set, elements that are not there yet.
+        return []
+    return list(operation.inputs)[_CALLS[operation.type] :]
+
+
+def _of_call(arguments: dict[int, Any], outside: _Outside, tensor: Any) -> Any:
+    argument = arguments.get(id(tensor))
+    return None if argument is None else outside(argument)
 
 
 def _handles(
@@ -146,8 +200,7 @@ def _captured(graph: Any, tensor: Any) -> Any:
     return None
 
 
-def _name(graph: Any, tensor: Any) -> str:
-    handle = _captured(graph, tensor)
+def _name(graph: Any, handle: Any) -> str:
     while graph is not None:
         for variable in getattr(graph, "_watched_variables", ()):
             if getattr(variable, "handle", None) is handle:

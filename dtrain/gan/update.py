@@ -1,30 +1,25 @@
-"""One phase of a step: it updates one network, on every replica alike.
+"""One phase of a step: it updates its networks, on every replica alike.
 
 The way from the images to the weights is
 
     a replica's part of the batch -> micro-batches -> gradients, added
-    -> one packed all-reduce (the losses ride along) -> optimizer
+    -> one packed all-reduce (the losses ride along) -> optimizers
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from dtrain.data import pipeline
-from dtrain.errors import UserError
-from dtrain.gan import draws, reduction
-from dtrain.gan.phases import Example, Phase
+from dtrain.gan import draws, objectives, reduction
+from dtrain.gan.draws import Given
+from dtrain.gan.objectives import Returned
+from dtrain.gan.program import Phase
 from dtrain.gan.state import GAN
 from dtrain.models import batch_norm
-
-# What rides along with the metrics of a phase; no metric is called so.
-_LOSS = "(loss)"
-_STOP = "(stop)"
-
-# Converts what a user wrote, as `tf.function` would, and nothing of dtrain's.
-_autograph = tf.__internal__.autograph
 
 
 class Outcome(NamedTuple):
@@ -32,18 +27,20 @@ class Outcome(NamedTuple):
 
     Attributes:
         metrics: float32 scalars by name.
-        loss: float32 scalar, of the batch.
-        norm: float32 scalar, of the gradient. Both are zero where a loss
-            scale has skipped the update and can still fall.
-        applies: bool scalar, whether the gradients were finite and so were
-            applied; None without a loss scale.
+        further: float32 means over the batch by name, for the state.
+        losses: float32 scalars of the batch, by network.
+        norms: float32 scalars of the gradients, by network. Both are zero
+            where a loss scale has skipped the update and can still fall.
+        applies: bool scalars by optimizer, whether the gradients were finite
+            and so were applied; only of those with a loss scale.
         stop: float32 scalar, not zero if a worker is told to end.
     """
 
     metrics: dict[str, tf.Tensor]
-    loss: tf.Tensor
-    norm: tf.Tensor
-    applies: tf.Tensor | None
+    further: dict[str, tf.Tensor]
+    losses: dict[str, tf.Tensor]
+    norms: dict[str, tf.Tensor]
+    applies: dict[str, tf.Tensor]
     stop: tf.Tensor
 
 
@@ -51,21 +48,27 @@ class _Part(NamedTuple):
     """What was computed on a part of the batch; all parts are summed.
 
     Attributes:
-        gradients: of the network's trainable variables.
+        gradients: of the trainable variables, by network.
+        losses: float32 scalars by network.
         metrics: float32 scalars by name.
+        further: float32 by name.
         statistics: float32 [2, channels], the mean and variance that each
             pass through a BatchNorm saw; empty but in ordered mode. A name is
             "<number of the pass>:<number of the layer>", so that names sort
             in the order of the passes.
+        stop: see `Outcome`; one number beside the others.
     """
 
-    gradients: list[tf.Tensor]
+    gradients: dict[str, list[tf.Tensor]]
+    losses: dict[str, tf.Tensor]
     metrics: dict[str, tf.Tensor]
+    further: dict[str, tf.Tensor]
     statistics: dict[str, tf.Tensor]
+    stop: tf.Tensor
 
 
 class Update:
-    """Trains one network by the objective of one phase."""
+    """Trains networks by the objective of one phase."""
 
     def __init__(
         self,
@@ -79,25 +82,30 @@ class Update:
         """Marks what XLA is to compile; traces nothing.
 
         Args:
-            gan: whose network is trained.
+            gan: whose networks are trained.
             phase: which of its networks, and by which objective.
             number: place of the phase in the step.
             micro_batches: of each replica.
             jit_compile: whether XLA compiles the gradients.
         """
-        self.network = phase.network
+        self.phase = phase
         self._gan = gan
         self._number = number
         self._micro_batches = micro_batches
         self._ordered = gan.config.reduction == "ordered"
-        self._objective = phase.objective
-        self._optimizer = gan.optimizers[phase.network]
-        self._loss_scale = gan.loss_scales.get(phase.network)
-        network = getattr(gan.networks, phase.network)
-        self._variables = network.trainable_variables
+        self._variables = {
+            name: gan.program.networks[name].trainable_variables
+            for name in phase.names
+        }
+        # The names of its networks, by that of their optimizer.
+        self._optimized = {
+            first: trained
+            for first, names in gan.program.optimized.items()
+            if (trained := [name for name in names if name in phase.names])
+        }
         self._norms = [
             layer
-            for network in (gan.networks.generator, gan.networks.discriminator)
+            for network in gan.program.networks.values()
             for layer in network._flatten_layers()
             if isinstance(layer, batch_norm.BatchNorm)
         ]
@@ -111,160 +119,194 @@ class Update:
             self._part_of_batch = _compiled(self._add_micro_batches)
 
     def run(self, batch: pipeline.Batch, stop: tf.Tensor) -> Outcome:
-        """Updates the network, in replica context.
+        """Updates the networks, in replica context.
 
         Args:
             batch: this replica's real images.
             stop: float32 scalar, not zero if this worker is told to end.
         """
-        gan, replicas = self._gan, self._gan.strategy.num_replicas_in_sync
-        example = draws.example_at(
+        gan = self._gan
+        given = draws.given_at(
             gan.config,
             gan.data_step,
             self._number,
             batch,
-            replicas,
+            gan.strategy.num_replicas_in_sync,
             gan.step.read_value(),
+            gan.state_values(),
         )
-        scale = self._loss_scale.read() if self._loss_scale else None
-        part = self._part_of_batch(example, scale)
-        part.metrics[_STOP] = stop
+        scales = {
+            name: gan.loss_scales[name].read()
+            for name in self._optimized
+            if name in gan.loss_scales
+        }
+        part = self._part_of_batch(given, scales)._replace(stop=stop)
         sums = reduction.over_replicas(
             tf.nest.flatten(part), ordered=self._ordered
         )
         part = tf.nest.pack_sequence_as(part, sums)
         self._move_statistics(part.statistics)
-        loss, stop = part.metrics.pop(_LOSS), part.metrics.pop(_STOP)
-        gradients, applies = part.gradients, None
-        if scale is None:
-            self._optimizer.apply(gradients, self._variables)
-        else:
-            gradients = [gradient / scale for gradient in gradients]
-            applies = _are_finite(gradients)
-            self._apply_if(applies, gradients)
-        norm = tf.linalg.global_norm(gradients)
-        metrics = {**part.metrics, f"{self.network}_gradient_norm": norm}
-        if applies is not None and self._loss_scale:
-            # Skipped: judged only when the scale can fall no further.
-            forgiven = ~applies & (self._loss_scale.read() > 1.0)
-            loss = tf.where(forgiven, 0.0, loss)
-            norm = tf.where(forgiven, 0.0, norm)
-        return Outcome(metrics, loss, norm, applies, stop)
+        gradients, applies = self._apply(part.gradients, scales)
+        norms = {
+            name: tf.linalg.global_norm(values)
+            for name, values in gradients.items()
+        }
+        metrics = dict(part.metrics)
+        for name, norm in norms.items():
+            metrics[f"{name}_gradient_norm"] = norm
+        return Outcome(
+            metrics,
+            part.further,
+            self._judged(part.losses, applies),
+            self._judged(norms, applies),
+            applies,
+            part.stop,
+        )
+
+    def _apply(
+        self,
+        gradients: Mapping[str, list[tf.Tensor]],
+        scales: Mapping[str, tf.Tensor],
+    ) -> tuple[dict[str, list[tf.Tensor]], dict[str, tf.Tensor]]:
+        """Applies gradients by each optimizer.
+
+        Returns:
+            The gradients without the loss scales; and whether each optimizer
+            with one has applied them.
+        """
+        unscaled, applies = dict(gradients), {}
+        for first, names in self._optimized.items():
+            optimizer = self._gan.optimizers[first]
+            if first in scales:
+                for name in names:
+                    unscaled[name] = [
+                        gradient / scales[first] for gradient in gradients[name]
+                    ]
+            values = [value for name in names for value in unscaled[name]]
+            variables = [
+                each for name in names for each in self._variables[name]
+            ]
+            if first in scales:
+                applies[first] = _are_finite(values)
+                _apply_if(applies[first], optimizer, values, variables)
+            else:
+                optimizer.apply(values, variables)
+        return unscaled, applies
+
+    def _judged(
+        self,
+        values: Mapping[str, tf.Tensor],
+        applies: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        """Puts zeros where a loss scale has skipped the update.
+
+        That is judged only when the scale can fall no further.
+        """
+        judged = dict(values)
+        for first, is_applied in applies.items():
+            scale = self._gan.loss_scales[first].read()
+            is_forgiven = ~is_applied & (scale > 1.0)
+            for name in self._optimized[first]:
+                judged[name] = tf.where(is_forgiven, 0.0, values[name])
+        return judged
 
     def _add_micro_batches(
-        self, example: Example, scale: tf.Tensor | None
+        self, given: Given, scales: dict[str, tf.Tensor]
     ) -> _Part:
         """Computes gradients and metrics of this replica's part of the batch.
 
         It changes nothing but BatchNorm's averages and Keras' seeds, so that
         XLA may compile it.
         """
-        size = example.latents.shape[0] // self._micro_batches
+        size = given.size // self._micro_batches
 
         def part_of(number: int, newest: _Part | None) -> _Part:
-            cut = slice(number * size, (number + 1) * size)
-            parts = (value[cut] for value in example[:-1])
-            micro_batch = Example(*parts, step=example.step)
+            micro_batch = given.part(number * size, size)
+            waits_for = tf.nest.flatten(newest.gradients) if newest else []
             # One after the other, or all of them are in memory at once.
-            with tf.control_dependencies(newest.gradients if newest else []):
-                return self._part_of_micro_batch(micro_batch, scale)
+            with tf.control_dependencies(waits_for):
+                return self._part_of_micro_batch(micro_batch, scales)
 
         return reduction.accumulate(
             self._micro_batches, part_of, ordered=self._ordered
         )
 
     def _differentiate(
-        self, example: Example, scale: tf.Tensor | None
+        self, given: Given, scales: dict[str, tf.Tensor]
     ) -> _Part:
         """Computes gradients and metrics of one micro-batch."""
-        batch_size = self._gan.config.batch_size
-        variables = [variable.value for variable in self._variables]
-        objective = _autograph.tf_convert(
-            self._objective, _autograph.control_status_ctx()
-        )
+        gan, batch_size = self._gan, self._gan.config.batch_size
+        variables = {
+            name: [variable.value for variable in each]
+            for name, each in self._variables.items()
+        }
         with (
-            tf.GradientTape(watch_accessed_variables=False) as tape,
+            tf.GradientTape(
+                persistent=len(variables) > 1, watch_accessed_variables=False
+            ) as tape,
             batch_norm.ghost_batch(self._ordered) as passes,
         ):
             tape.watch(variables)
-            losses, metrics = self._unpack(
-                objective(self._gan.networks, example)
+            example = objectives.prepared(gan.program, given)
+            returned = objectives.call(
+                self.phase, self._number, gan.networks, example
             )
-            self._check_shapes(example, {_LOSS: losses, **metrics})
-            loss = tf.reduce_sum(losses) / batch_size
-            target = loss if scale is None else loss * scale
-        gradients = self._connected(tape.gradient(target, variables), variables)
-        sums = {
-            name: tf.reduce_sum(tf.cast(value, tf.float32)) / batch_size
-            for name, value in {**metrics, _LOSS: losses}.items()
+            targets = self._targets(returned, scales)
+        gradients = _gradients(tape, targets, variables)
+        objectives.check_gradients(self.phase, self._number, gradients)
+        gradients = {
+            name: self._connected(values, variables[name])
+            for name, values in gradients.items()
         }
         statistics = {
             f"{number:06}:{self._norms.index(layer)}": values
             for number, (layer, values) in enumerate(passes)
         }
-        # The gradient of an Embedding is sparse.
-        gradients = [tf.convert_to_tensor(value) for value in gradients]
-        if self._ordered:
-            # Or a replica's sum would be rounded before it is added.
-            gradients = [tf.cast(value, tf.float32) for value in gradients]
-        return _Part(gradients, sums, statistics)
+        losses, metrics, further = (
+            {
+                name: tf.reduce_sum(tf.cast(value, tf.float32), 0) / batch_size
+                for name, value in values.items()
+            }
+            for values in returned
+        )
+        stop = tf.constant(0.0)
+        return _Part(gradients, losses, metrics, further, statistics, stop)
+
+    def _targets(
+        self, returned: Returned, scales: Mapping[str, tf.Tensor]
+    ) -> list[tuple[tf.Tensor, list[str]]]:
+        """Computes what is differentiated, by which networks.
+
+        Those of one loss, and of one loss scale, are differentiated at once.
+        """
+        targets: dict[tuple[int, str], tuple[tf.Tensor, list[str]]] = {}
+        for first, names in self._optimized.items():
+            for name in names:
+                losses = returned.losses[name]
+                key = id(losses), first if scales else ""
+                if key not in targets:
+                    target = tf.reduce_sum(losses) / self._gan.config.batch_size
+                    if first in scales:
+                        target *= scales[first]
+                    targets[key] = target, []
+                targets[key][1].append(name)
+        return list(targets.values())
 
     def _connected(
         self, gradients: list[Any], variables: list[tf.Variable]
-    ) -> list[Any]:
-        """Puts zeros for what a loss does not depend on.
-
-        Raises:
-            UserError: it depends on none of them.
-        """
-        if all(gradient is None for gradient in gradients):
-            raise UserError(
-                f"phase {self._number + 1}, of the {self.network}: its loss "
-                f"depends on no variable of the {self.network}; leave out "
-                "tf.stop_gradient, or name the other network"
+    ) -> list[tf.Tensor]:
+        """Puts zeros for what a loss does not depend on."""
+        connected = [
+            # The gradient of an Embedding is sparse.
+            tf.convert_to_tensor(
+                tf.zeros_like(variable) if gradient is None else gradient
             )
-        return [
-            tf.zeros_like(variable) if gradient is None else gradient
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
-
-    def _unpack(self, returned: Any) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Takes the loss and the metrics out of what an objective returned.
-
-        Raises:
-            UserError: it has returned something else.
-        """
-        is_pair = isinstance(returned, tuple) and len(returned) == 2
-        if not is_pair or not isinstance(returned[1], dict):
-            raise UserError(
-                f"phase {self._number + 1}, of the {self.network}: its "
-                f"objective returned a {type(returned).__name__}; it must "
-                "return the losses and a dict of metrics, which may be empty"
-            )
-        return returned
-
-    def _check_shapes(
-        self, example: Example, values: dict[str, tf.Tensor]
-    ) -> None:
-        """Checks that there is a loss, and each metric, for each example.
-
-        A mean would be divided once more by the batch; and what is of more
-        dimensions, as [b, b] from [b] and [b, 1], counts that many times.
-
-        Raises:
-            UserError: a shape is another one.
-        """
-        size = example.latents.shape[0]
-        for name, value in values.items():
-            shape = tf.convert_to_tensor(value).shape
-            if shape.as_list() != [size]:
-                what = "loss" if name == _LOSS else f"metric {name}"
-                raise UserError(
-                    f"phase {self._number + 1}, of the {self.network}: its "
-                    f"{what} has the shape {shape.as_list()} and must have "
-                    f"[{size}], a number for each example; take means over the "
-                    "other dimensions alone, and none over the examples"
-                )
+        if self._ordered:
+            # Or a replica's sum would be rounded before it is added.
+            connected = [tf.cast(value, tf.float32) for value in connected]
+        return connected
 
     def _move_statistics(self, statistics: dict[str, tf.Tensor]) -> None:
         """Moves BatchNorm's averages by the mean over the micro-batches."""
@@ -272,32 +314,48 @@ class Update:
             layer = self._norms[int(name.partition(":")[2])]
             layer.move(*tf.unstack(total / self._gan.config.micro_batches))
 
-    def _apply_if(self, finite: tf.Tensor, gradients: list[tf.Tensor]) -> None:
-        """Applies gradients, and undoes that where they are not finite.
 
-        A `tf.cond` around `apply` cannot be traced under a strategy, since
-        `apply` meets the other replicas in a merge_call.
-        """
-        optimizer = self._optimizer
-        changed = [
-            variable.value
-            for variable in [*self._variables, *optimizer.variables]
-        ]
-        # Copies: a read alone may share the buffer that `apply` updates.
-        before = [tf.identity(variable.read_value()) for variable in changed]
-        with tf.control_dependencies(before):
-            optimizer.apply(gradients, self._variables)
+def _gradients(
+    tape: tf.GradientTape,
+    targets: list[tuple[tf.Tensor, list[str]]],
+    variables: dict[str, list[tf.Variable]],
+) -> dict[str, list[Any]]:
+    """Differentiates the losses, each by its own networks; None is nothing."""
+    gradients: dict[str, list[Any]] = {}
+    for target, names in targets:
+        of_target = {name: variables[name] for name in names}
+        gradients |= tape.gradient(target, of_target)
+    # In this order, whatever optimizers and losses they share.
+    return {name: gradients[name] for name in variables}
 
-        def select(
-            strategy: tf.distribute.Strategy, finite: Any, old: Any
-        ) -> None:
-            for variable, value in zip(changed, old, strict=True):
-                strategy.extended.update(
-                    variable, _assign_where, args=(finite, value), group=False
-                )
 
-        context = tf.distribute.get_replica_context()
-        context.merge_call(select, args=(finite, before))
+def _apply_if(
+    finite: tf.Tensor,
+    optimizer: Any,
+    gradients: list[tf.Tensor],
+    variables: list[Any],
+) -> None:
+    """Applies gradients, and undoes that where they are not finite.
+
+    A `tf.cond` around `apply` cannot be traced under a strategy, since
+    `apply` meets the other replicas in a merge_call.
+    """
+    changed = [
+        variable.value for variable in [*variables, *optimizer.variables]
+    ]
+    # Copies: a read alone may share the buffer that `apply` updates.
+    before = [tf.identity(variable.read_value()) for variable in changed]
+    with tf.control_dependencies(before):
+        optimizer.apply(gradients, variables)
+
+    def select(strategy: tf.distribute.Strategy, finite: Any, old: Any) -> None:
+        for variable, value in zip(changed, old, strict=True):
+            strategy.extended.update(
+                variable, _assign_where, args=(finite, value), group=False
+            )
+
+    context = tf.distribute.get_replica_context()
+    context.merge_call(select, args=(finite, before))
 
 
 def _compiled(function: Any) -> Any:

@@ -1,17 +1,21 @@
-"""Draws images with the EMA generator of a run."""
+"""Draws pictures of a run: grids, and animations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
 from dtrain.record import images
+
+# Draws a picture for each latent vector, float32 [n, latent_size], and label,
+# int32 [n] or None, of which the first has a number among all that are drawn.
+Draw = Callable[[tf.Tensor, Any, int], tf.Tensor]
 
 # Rows and columns of the grid that a run writes as it goes; a conditional
 # model has a row for each class instead.
@@ -36,38 +40,37 @@ def latents(config: ModelSettings, seed: int, num_images: int) -> tf.Tensor:
 
 
 def draw(
-    generator: keras.Model,
+    draw_some: Draw,
     latents: tf.Tensor,
     labels: npt.NDArray[np.int32] | None,
 ) -> npt.NDArray[np.float32]:
     """Draws one image for each latent vector.
 
     Args:
-        generator: the EMA generator of a run.
+        draw_some: draws some of them, as `gan.pictures.Pictures` does.
         latents: float32 [n, latent_size].
         labels: int32 [n] for a conditional model; None for any other.
 
     Returns:
-        float32 [n, H, W, C] in [-1, 1].
+        float32 [n, h, w, C] in [-1, 1].
     """
     batches = []
     # Thousands of images at once need gigabytes.
     for start in range(0, latents.shape[0], 256):
-        inputs = latents[start : start + 256]
-        if labels is not None:
-            inputs = [inputs, tf.constant(labels[start : start + 256])]
-        drawn = generator(inputs, training=False)
+        some = None if labels is None else labels[start : start + 256]
+        given = None if some is None else tf.constant(some)
+        drawn = draw_some(latents[start : start + 256], given, start)
         batches.append(tf.cast(drawn, tf.float32).numpy())
     return np.clip(np.concatenate(batches), -1.0, 1.0)
 
 
 def fixed_grid(
-    generator: keras.Model, config: Config, num_classes: int
+    draw_some: Draw, config: Config, num_classes: int
 ) -> npt.NDArray[np.uint8]:
     """Draws the grid that a run writes as it goes, from the same latents.
 
     Args:
-        generator: the EMA generator of the run.
+        draw_some: see `draw`.
         config: the run's settings.
         num_classes: number of classes of the data.
 
@@ -77,7 +80,7 @@ def fixed_grid(
     rows = num_classes if config.conditional else GRID_SIZE
     num_images = rows * GRID_SIZE
     labels = class_rows(config, num_classes, num_images)
-    drawn = draw(generator, latents(config, config.seed, num_images), labels)
+    drawn = draw(draw_some, latents(config, config.seed, num_images), labels)
     return images.make_grid(drawn, GRID_SIZE)
 
 
@@ -121,7 +124,7 @@ def num_columns(config: ModelSettings, num_classes: int) -> int:
 
 
 def interpolation(
-    generator: keras.Model, config: ModelSettings, num_classes: int, seed: int
+    draw_some: Draw, config: ModelSettings, num_classes: int, seed: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draws an animation that can repeat: 16 images that change steadily.
 
@@ -129,7 +132,7 @@ def interpolation(
     points are standard normal, as a and b are.
 
     Args:
-        generator: the EMA generator of a run.
+        draw_some: see `draw`.
         config: the run's settings.
         num_classes: number of classes of the data.
         seed: at least 0.
@@ -142,4 +145,4 @@ def interpolation(
     for frame in range(48):
         angle = 2.0 * math.pi * frame / 48
         point = math.cos(angle) * start + math.sin(angle) * end
-        yield images.make_grid(draw(generator, point, labels), 4, min_width=256)
+        yield images.make_grid(draw(draw_some, point, labels), 4, min_width=256)

@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-import keras
-
 from dtrain.config import Config, RunSettings
 from dtrain.record import drawing, images
 from dtrain.record.metrics import Recorder
@@ -32,7 +30,7 @@ class Samples(Periodic):
         self,
         config: Config,
         num_classes: int,
-        generator: keras.Model,
+        draw: drawing.Draw,
         recorder: Recorder,
         secs_left: Callable[[], float],
         *,
@@ -44,7 +42,7 @@ class Samples(Periodic):
             config: `run_dir`, `sample_every_steps`, `seed`, `latent_size` and
                 `conditional` count.
             num_classes: of the data.
-            generator: the EMA generator of the run.
+            draw: draws the pictures of the run.
             recorder: shows the grid in TensorBoard.
             secs_left: returns the seconds until the process is killed;
                 infinite if it was not told to end.
@@ -53,7 +51,7 @@ class Samples(Periodic):
         super().__init__(config.sample_every_steps)
         self._config = config
         self._num_classes = num_classes
-        self._generator = generator
+        self._draw = draw
         self._recorder = recorder
         self._secs_left = secs_left
         self._is_chief = is_chief
@@ -62,9 +60,7 @@ class Samples(Periodic):
         """Draws the grid of a step; see `Periodic.run`."""
         if not self._is_chief or self._secs_left() < _DRAWING_SECS:
             return {}
-        grid = drawing.fixed_grid(
-            self._generator, self._config, self._num_classes
-        )
+        grid = drawing.fixed_grid(self._draw, self._config, self._num_classes)
         png = images.encode_png(grid)
         path = grid_path(self._config, step)
         try:

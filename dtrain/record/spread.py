@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import keras
 import numpy as np
 
 from dtrain.config import Config
@@ -26,7 +25,7 @@ class SampleSpread(Periodic):
         self,
         config: Config,
         num_classes: int,
-        generator: keras.Model,
+        draw: drawing.Draw,
         *,
         is_chief: bool,
     ) -> None:
@@ -36,13 +35,13 @@ class SampleSpread(Periodic):
             config: `sample_every_steps`, `seed`, `latent_size` and
                 `conditional` count.
             num_classes: of the data.
-            generator: the EMA generator of the run.
+            draw: draws the pictures of the run.
             is_chief: whether this worker measures.
         """
         super().__init__(config.sample_every_steps)
         self._config = config
         self._labels = drawing.class_columns(config, num_classes, _NUM_SAMPLES)
-        self._generator = generator
+        self._draw = draw
         self._is_chief = is_chief
 
     def run(self, step: int) -> Mapping[str, float]:
@@ -51,5 +50,5 @@ class SampleSpread(Periodic):
         if not self._is_chief:
             return {}
         latents = drawing.latents(self._config, self._config.seed, _NUM_SAMPLES)
-        samples = drawing.draw(self._generator, latents, self._labels)
+        samples = drawing.draw(self._draw, latents, self._labels)
         return {"sample_spread": float(np.std(samples, axis=0).mean())}

@@ -1,7 +1,7 @@
-"""The EMA generator of a run, also as files that other programs load.
+"""A run at a step, and its networks as files that other programs load.
 
 A SavedModel needs TensorFlow alone. A .keras file needs Keras and, where the
-generator has layers of its own, the modules that register them: those of the
+network has layers of its own, the modules that register them: those of the
 user's model, and `dtrain.models.batch_norm` for `--batch_norm`.
 """
 
@@ -20,6 +20,7 @@ from dtrain.config import Config
 from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.gan import state
+from dtrain.gan.program import GENERATOR
 from dtrain.run import identity, resuming
 from dtrain.storage import files, temporary
 
@@ -28,27 +29,45 @@ _KERAS = ".keras"
 _SAVED_MODEL = "saved_model.pb"
 
 
-class TrainedGenerator(NamedTuple):
-    """The generator of a run at a step.
+class Trained(NamedTuple):
+    """A run at a step.
 
     Attributes:
-        generator: the moving average: latents float32 [b, latent_size] to
-            images float [b, H, W, C] in [-1, 1]; if conditional, it takes a
-            list whose second element is the labels, int32 [b].
+        gan: the state.
         config: the run's settings, for one device.
-        image_shape: height, width and channels of an image.
         num_classes: number of classes; 0 if there are no labels.
     """
 
-    generator: keras.Model
+    gan: state.GAN
     config: Config
-    image_shape: tuple[int, int, int]
     num_classes: int
 
+    def network(self, name: str = "") -> tuple[str, keras.Model]:
+        """Returns what is exported: a network by its name, or its average.
 
-def restore(
-    run_dir: str, step: int | None = None, model: str = ""
-) -> TrainedGenerator:
+        Args:
+            name: of the network; empty for the generator, or for the only one
+                that is averaged. The average is taken where there is one.
+
+        Raises:
+            UserError: there is none of this name, or several.
+        """
+        averages, networks = self.gan.averages, self.gan.program.networks
+        if not name:
+            name = GENERATOR if GENERATOR in averages else ""
+        if not name and len(averages) == 1:
+            [name] = averages
+        if name not in networks:
+            raise UserError(
+                f"network ({name}) must be one of {', '.join(networks)}"
+                if name
+                else f"the run averages {', '.join(averages) or 'no network'}; "
+                "say by --network which is exported"
+            )
+        return name, averages.get(name, networks[name])
+
+
+def restore(run_dir: str, step: int | None = None, model: str = "") -> Trained:
     """Rebuilds the networks of a run, without its data, and restores them.
 
     Args:
@@ -76,7 +95,7 @@ def restore(
     alone = strategy.make(config, environment.ALONE)
     gan = state.GAN(config, alone, image_shape, num_classes)
     resuming.restore_step(gan.checkpoint, config, step, description.run_id)
-    return TrainedGenerator(gan.ema_generator, config, image_shape, num_classes)
+    return Trained(gan, config, num_classes)
 
 
 def _built_in(model: str, run_dir: str) -> str:
@@ -97,35 +116,41 @@ def _built_in(model: str, run_dir: str) -> str:
     )
 
 
-def save(trained: TrainedGenerator, path: str) -> None:
-    """Writes the generator to a new file or directory.
+def save(trained: Trained, path: str, name: str = "") -> None:
+    """Writes a network, or its average, to a new file or directory.
 
     It is a .keras file if the path ends so, and otherwise the directory of a
-    SavedModel, whose signature `serving_default` (and `serve`, as a method)
-    takes any batch:
+    SavedModel. That of the generator of the simple form has a signature
+    `serving_default` (and `serve`, as a method) that takes any batch:
 
         latents    float32 [b, latent_size], standard normal
         labels     int32 [b], if conditional: the classes, from 0
         -> images  float32 [b, H, W, C] in [-1, 1]
 
+    That of any other network takes and returns what the network does.
+
     Args:
         trained: of a run.
         path: local, or gs://, which takes room in TMPDIR. Its directory is
             made if it is not there.
+        name: of the network, see `Trained.network`.
 
     Raises:
-        UserError: the path exists, or the generator cannot be written as
-            .keras.
+        UserError: the path exists, there is no such network, or it cannot be
+            written.
         StorageError: the disk or the store failed.
     """
+    name, network = trained.network(name)
     with (
         files.storage_errors(path),
         temporary.becoming(path.rstrip("/"), _copy) as written,
     ):
         if path.endswith(_KERAS):
-            _save_keras(trained.generator, written)
+            _save_keras(name, network, written)
+        elif trained.gan.program.draw is None and name == GENERATOR:
+            _save_generator(network, trained.config, written)
         else:
-            _save_model(trained, written)
+            _save_model(name, network, written)
 
 
 def _copy(written: str, target: str) -> None:
@@ -142,19 +167,18 @@ def _copy(written: str, target: str) -> None:
         files.copy(os.path.join(written, path), f"{target}/{path}")
 
 
-def _save_keras(generator: keras.Model, path: str) -> None:
+def _save_keras(name: str, network: keras.Model, path: str) -> None:
     try:
-        generator.save(path)
+        network.save(path)
     except (NotImplementedError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the generator cannot be written as {_KERAS}: {why}; give its "
+            f"the {name} cannot be written as {_KERAS}: {why}; give its "
             "layers a get_config, or name a directory for a SavedModel"
         ) from error
 
 
-def _save_model(trained: TrainedGenerator, path: str) -> None:
-    config = trained.config
+def _save_generator(generator: keras.Model, config: Config, path: str) -> None:
     inputs = [
         tf.TensorSpec([None, config.latent_size], tf.float32, name="latents")
     ]
@@ -163,12 +187,29 @@ def _save_model(trained: TrainedGenerator, path: str) -> None:
 
     def serve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
         given = list(values) if config.conditional else values[0]
-        images = tf.cast(trained.generator(given, training=False), tf.float32)
+        images = tf.cast(generator(given, training=False), tf.float32)
         # A user's generator may exceed the range of an image.
         return {"images": tf.clip_by_value(images, -1, 1)}
 
     archive = keras.export.ExportArchive()
-    archive.track(trained.generator)
+    archive.track(generator)
     archive.add_endpoint("serve", serve, input_signature=inputs)
     with files.os_errors():
         archive.write_out(path, verbose=False)
+
+
+def _save_model(name: str, network: keras.Model, path: str) -> None:
+    """Writes a network as it is called by itself.
+
+    Raises:
+        UserError: Keras cannot.
+    """
+    try:
+        with files.os_errors():
+            network.export(path, verbose=False)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the {name} cannot be written as a SavedModel: {why}; make it a "
+            f"functional model, or export {_KERAS}"
+        ) from error

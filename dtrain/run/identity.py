@@ -35,7 +35,6 @@ from dtrain.checkpoint import listing, manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.gan import phases
 from dtrain.run import places
 from dtrain.storage import access, files, sealed
 
@@ -277,7 +276,9 @@ def _check_empty(run_dir: str) -> None:
         )
 
 
-def write(description: Description, networks: phases.Networks) -> None:
+def write(
+    description: Description, networks: Mapping[str, keras.Model]
+) -> None:
     """Writes what the run is into its directory. The chief calls this.
 
     A network is described if it can be rebuilt from a description: functional
@@ -285,7 +286,7 @@ def write(description: Description, networks: phases.Networks) -> None:
 
     Args:
         description: what the run is told now, and `check` found to fit.
-        networks: those of the run.
+        networks: those of the run, by name.
 
     Raises:
         UserError: the directory cannot be written to.
@@ -296,8 +297,8 @@ def write(description: Description, networks: phases.Networks) -> None:
     try:
         content = {**to_dict(description), "versions": manifest.versions()}
         _write(os.path.join(run_dir, "config.json"), sealed.dumps(content))
-        for name in phases.NETWORKS:
-            text = _architecture(getattr(networks, name))
+        for name, network in networks.items():
+            text = _architecture(network)
             if text:
                 path = os.path.join(run_dir, f"{name}.json")
                 _write(path, f"{text}\n".encode())

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dtrain.bundle import (
@@ -29,16 +30,29 @@ from dtrain.config import RunSettings
 from dtrain.errors import UserError
 from dtrain.storage import files, temporary
 
-EMA = "ema_generator"
+_EMA = "ema_"
 _UNTRACKED = "untracked"
-_GENERATOR = ("generator", EMA)
-_NETWORKS = (*_GENERATOR, "discriminator")
-# By the value of --init_parts, what of a GAN's checkpoint is taken.
-_PARTS = {
-    "generator": _GENERATOR,
-    "networks": _NETWORKS,
-    "all": (*_NETWORKS, "generator_optimizer", "discriminator_optimizer"),
-}
+
+
+def _parts_of(checkpoint: tf.train.Checkpoint, which: str) -> tuple[str, ...]:
+    """Names what of a GAN's checkpoint is taken by a value of --init_parts."""
+    parts = objects.parts_of(checkpoint)
+    averages = [name for name in parts if name.startswith(_EMA)]
+    averaged = [name.removeprefix(_EMA) for name in averages]
+    if which == "generator":
+        return (*averaged, *averages)
+    others = [
+        name
+        for name, part in parts.items()
+        if isinstance(part, keras.Model) and name not in (*averages, *averaged)
+    ]
+    networks = (*averaged, *averages, *others)
+    if which == "networks":
+        return networks
+    optimizers = [
+        f"{name}_optimizer" for name in networks if f"{name}_optimizer" in parts
+    ]
+    return (*networks, *optimizers, *(("state",) if "state" in parts else ()))
 
 
 class Taken(NamedTuple):
@@ -120,7 +134,7 @@ def take(
 ) -> Taken:
     """Takes weights from `--init_from`. Every worker calls this.
 
-    If it has no moving average, its generator is taken for that too.
+    Where it has no moving average, the network is taken for that too.
 
     Args:
         checkpoint: of a GAN that has not begun.
@@ -133,7 +147,8 @@ def take(
         StorageError: a disk or a store failed.
     """
     renamed = _parse_map(config.init_map)
-    parts = _PARTS[config.init_parts]
+    parts = _parts_of(checkpoint, config.init_parts)
+    new = [name for name in config.init_new.split(",") if name]
     with opening.opened(source.checkpoint) as opened:
         digest = tensors.digest(opened.local)
         if source.digest not in ("", digest):
@@ -143,12 +158,18 @@ def take(
                 "it back, or name another run_dir to start over"
             )
         tree = opened.tree.renamed(renamed)
-        has_ema = bool(tree.below(EMA))
-        taken = [name for name in parts if has_ema or name != EMA]
-        _restore(tree, _Part.of(checkpoint, taken, taken), opened.prefix)
-        if not has_ema:
-            average = _Part.of(checkpoint, [EMA], ["generator"])
-            _restore(tree, average, opened.prefix)
+        averages = [
+            name
+            for name in parts
+            if name.startswith(_EMA) and not tree.below(name)
+        ]
+        taken = [name for name in parts if name not in averages]
+        part = _Part.of(checkpoint, taken, taken)
+        _restore(tree, part, opened.prefix, new)
+        if averages:
+            names = [name.removeprefix(_EMA) for name in averages]
+            average = _Part.of(checkpoint, averages, names)
+            _restore(tree, average, opened.prefix, new)
         return Taken(opened.prefix, opened.tree.step, digest, parts, renamed)
 
 
@@ -216,24 +237,17 @@ def _names(checkpoint: tf.train.Checkpoint) -> dict[int, str]:
     }
 
 
-def _restore(tree: Tree, part: _Part, prefix: str) -> None:
-    """Writes parts of a tree to a file, and restores it as any checkpoint."""
+def _restore(tree: Tree, part: _Part, prefix: str, new: Sequence[str]) -> None:
+    """Writes parts of a tree to a file, and restores it as any checkpoint.
+
+    What `new` names is not taken.
+    """
     program = fit.of_objects(part.target)
-    whole = {
-        name: tree[source]
-        for name, source in part.sources.items()
-        if source in tree.keys
-    }
     held = ", ".join(tree.top()[:8])
-    tree = tree.without([name for name in tree if not part.has(name)])
-    # TensorFlow numbers saves by it, and makes one where there is none.
-    used = {*part.sources.values(), "save_counter"}
-    if used.issuperset(tree) and {*whole, "save_counter"}.issuperset(program):
-        tree = program.with_tensors(whole)
-    elif fit.compare(tree, program):
-        # Of TensorFlow 1 or Keras 2, whose names lead to the same another way.
-        with contextlib.suppress(UserError):
-            tree = placing.place(_without_slots(tree), program, {})
+    if new:
+        tree = _grown(tree, program, part, new, prefix)
+    else:
+        tree = _fitting(tree, program, part)
     with temporary.directory("init") as path:
         with files.storage_errors(path):
             writing.WritableTree(tree).write(f"{path}/ckpt")
@@ -245,6 +259,73 @@ def _restore(tree: Tree, part: _Part, prefix: str) -> None:
             remedy="make the model as it was, or map names by --init_map; "
             f"it holds {held}",
         )
+
+
+def _fitting(tree: Tree, program: Tree, part: _Part) -> Tree:
+    """Takes what is of these parts, in the form that the program has it."""
+    whole = {
+        name: tree[source]
+        for name, source in part.sources.items()
+        if source in tree.keys
+    }
+    tree = tree.without([name for name in tree if not part.has(name)])
+    # TensorFlow numbers saves by it, and makes one where there is none.
+    used = {*part.sources.values(), "save_counter"}
+    if used.issuperset(tree) and {*whole, "save_counter"}.issuperset(program):
+        return program.with_tensors(whole)
+    if fit.compare(tree, program):
+        # Of TensorFlow 1 or Keras 2, whose names lead to the same another way.
+        with contextlib.suppress(UserError):
+            return placing.place(_without_slots(tree), program, {})
+    return tree
+
+
+def _grown(
+    tree: Tree, program: Tree, part: _Part, new: Sequence[str], prefix: str
+) -> Tree:
+    """Puts what is new in the program, as it was made, to what is taken.
+
+    Raises:
+        UserError: something else is missing or of another shape, or nothing
+            has one of these names.
+    """
+    for name in new:
+        if not any(_is_of(tensor, name) for tensor in program):
+            raise UserError(
+                f"init_new ({name}) names nothing of this run; its parts are "
+                + ", ".join(program.top()[:8])
+            )
+    fresh = {
+        tensor
+        for tensor in program
+        if any(_is_of(tensor, name) for name in new)
+    }
+    sources = {name: part.sources.get(name, name) for name in program}
+    lacking = [
+        name
+        for name, source in sources.items()
+        if name not in (*fresh, "save_counter")
+        and (source not in tree.keys or str(tree[source]) != str(program[name]))
+    ]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(
+            f"{prefix} does not have {lacking[0]}{more} as this run has it; "
+            "name by --init_new what is new, as in generator/block"
+        )
+    taken = {
+        name: tree[source]
+        for name, source in sources.items()
+        if name not in fresh and source in tree.keys
+    }
+    return program.with_tensors(taken)
+
+
+def _is_of(tensor: str, name: str) -> bool:
+    """Tells whether a tensor is of a block, of its average or of its slots."""
+    pattern = "/".join(re.escape(part) for part in name.split("/"))
+    pattern = pattern.replace(r"\*", "[^/]*")
+    return bool(re.search(rf"(^|/)(ema_)?{pattern}(/|$)", tensor))
 
 
 def _without_slots(tree: Tree) -> Tree:

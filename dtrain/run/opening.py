@@ -20,9 +20,10 @@ import tensorflow as tf
 
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
-from dtrain.data import sources
+from dtrain.data import pipeline, sources
 from dtrain.errors import FINISHED, LOST_WORKER, UserError, code_of
 from dtrain.gan.memory import Estimate
+from dtrain.gan.pictures import Pictures
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
@@ -160,11 +161,14 @@ def _make_periodic(
     workers: Workers,
 ) -> tuple[Periodic, ...]:
     """Makes what is done every N steps; a new one gets a row here."""
+    draw = Pictures(
+        gan, lambda number: pipeline.first_batch(source, gan.config, number)
+    )
     return (
         Samples(
             gan.config,
             source.num_classes,
-            gan.ema_generator,
+            draw,
             recorder,
             lambda: watcher.secs_left,
             is_chief=workers.is_chief,
@@ -172,7 +176,7 @@ def _make_periodic(
         SampleSpread(
             gan.config,
             source.num_classes,
-            gan.ema_generator,
+            draw,
             is_chief=workers.is_chief,
         ),
     )
@@ -326,7 +330,7 @@ def _begin(
     run_dir = description.config.run_dir
     if not workers.is_chief:
         return metrics.Recorder()
-    identity.write(description, gan.networks)
+    identity.write(description, gan.program.networks)
     with files.storage_errors(run_dir):
         return metrics.RunRecorder(
             run_dir,
@@ -423,15 +427,17 @@ def _introduction(
         classes = f", {source.num_classes} class{plural}"
     replicas = workers.strategy.num_replicas_in_sync
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+    networks = ", ".join(
+        f"{name} {_count(network)}"
+        for name, network in gan.program.networks.items()
+    )
     prefix = restored.prefix
     start = f"resumed from {prefix}" if prefix else "a fresh start"
     return (
         f"data      {source.name}: {source.num_images:,} images "
         f"{height}x{width}x{channels}{classes}\n"
         + "".join(f"files     {line}\n" for line in source.files)
-        + f"model     {config.model}: generator "
-        f"{_count(gan.networks.generator)}, discriminator "
-        f"{_count(gan.networks.discriminator)} parameters\n"
+        + f"model     {config.model}: {networks} parameters\n"
         f"devices   {config.strategy}: {replicas} "
         f"replica{'s' if replicas > 1 else ''} on "
         f"{kind}, batch {config.batch_size}, {config.precision}, "

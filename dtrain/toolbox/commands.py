@@ -344,8 +344,10 @@ def _export_model(arguments: argparse.Namespace) -> int:
     if files.is_remote(path):
         run_dir = path.rpartition("/")[0]
     trained = export.restore(run_dir, step, arguments.model)
-    export.save(trained, arguments.output)
-    print(f"wrote {arguments.output}: the EMA generator of {prefix}")
+    export.save(trained, arguments.output, arguments.network)
+    name, _ = trained.network(arguments.network)
+    kind = "EMA " if name in trained.gan.averages else ""
+    print(f"wrote {arguments.output}: the {kind}{name} of {prefix}")
     return errors.FINISHED
 
 

@@ -1,0 +1,1 @@
+"""Programs that people have, each as its paper draws it, and small."""

@@ -1,0 +1,160 @@
+"""The programs that people have: trained, killed, resumed, drawn, exported.
+
+`make chaos` runs all of them on all strategies, CI a few.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtrain import errors
+from dtrain.bundle import tensors
+from tests import runs
+from tests.resume_test import STRATEGIES
+
+NUM_STEPS = 6
+IS_LONG = bool(os.environ.get("DTRAIN_ALL_PROGRAMS"))
+
+
+class Way(NamedTuple):
+    """How a program is trained here.
+
+    Attributes:
+        flags: of the data, where PLACE stands for its directory, and others.
+        exported: the network that is written as a model.
+        is_short: whether CI runs it.
+    """
+
+    flags: tuple[str, ...]
+    exported: str = "generator"
+    is_short: bool = False
+
+
+PAIRS = "--dataset=npz:PLACE/pairs.npz"
+SHAPES = "--dataset=npz:PLACE/shapes.npz"
+OTHER = "--unpaired=other=npz:PLACE/other.npz"
+PROGRAMS = {
+    "acgan": Way(("--conditional",)),
+    "ada": Way(()),
+    "conditional_gan": Way(("--conditional", "--r1_gamma=0")),
+    "cyclegan": Way((SHAPES, OTHER), "x_to_y", is_short=True),
+    "cyclegan_tensorflow": Way((SHAPES, OTHER), "y_to_x"),
+    "dcgan_keras": Way(()),
+    "dcgan_tensorflow": Way(("--r1_gamma=0",)),
+    "gaugan": Way((SHAPES, "--paired=classes=map:npz:PLACE/shapes.npz#maps")),
+    "pix2pix": Way((PAIRS,)),
+    "stylegan": Way((SHAPES,), "synthesis"),
+    "stylegan2": Way((), "synthesis", is_short=True),
+    "wgan_gp": Way(()),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Makes data: shapes in colour, their outlines, and their labels."""
+    place = tmp_path_factory.mktemp("data")
+    numbers = np.random.default_rng(0)
+    rows, columns = np.indices((16, 16))
+    shapes, maps = [], []
+    for _ in range(48):
+        kind, radius = numbers.integers(1, 4), numbers.integers(3, 7)
+        down, right = numbers.integers(6, 10, 2)
+        distances = {
+            1: np.hypot(rows - down, columns - right),
+            2: np.maximum(abs(rows - down), abs(columns - right)),
+            3: abs(rows - down) + abs(columns - right),
+        }
+        is_inside = distances[kind] < radius
+        colour = numbers.integers(64, 256, 3)
+        shapes.append(np.where(is_inside[..., None], colour, 0))
+        maps.append(np.where(is_inside, kind, 0))
+    images = np.stack(shapes).astype(np.uint8)
+    outlines = 255 * (images != np.roll(images, 1, axis=2)).astype(np.uint8)
+    labels = np.stack(maps).astype(np.uint8)
+    np.savez(place / "shapes.npz", images=images, maps=labels)
+    np.savez(place / "other.npz", images=255 - images[:31])
+    pairs = np.concatenate([images, outlines], axis=2)
+    np.savez(place / "pairs.npz", images=pairs)
+    return place
+
+
+def flags(name: str, place: pathlib.Path) -> list[str]:
+    return [
+        *("--batch_size=4", "--base_channels=2", "--latent_size=4"),
+        *("--steps_per_loop=1", f"--num_steps={NUM_STEPS}"),
+        *("--sample_every_steps=3", "--checkpoint_every_steps=0"),
+        *("--backup_every_secs=0.001", f"--model=tests.programs.{name}:make"),
+        *(flag.replace("PLACE", str(place)) for flag in PROGRAMS[name].flags),
+    ]
+
+
+def cases() -> list[tuple[str, str]]:
+    if IS_LONG:
+        return [(name, way) for name in PROGRAMS for way in STRATEGIES]
+    short = [name for name in PROGRAMS if PROGRAMS[name].is_short]
+    return list(zip(short, ("mirrored", "default"), strict=True))
+
+
+@pytest.mark.parametrize(("name", "strategy"), cases())
+def test_a_killed_program_ends_with_the_same_bits(
+    name: str, strategy: str, place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    module, *more = STRATEGIES[strategy]
+    told = [*more, *flags(name, place)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, output = runs.run(module, *told, f"--run_dir={whole}")
+    assert code == errors.FINISHED, output
+    if module == "dtrain.main":
+        code, output = runs.run(
+            *("tests.killed", "3", "renamed", *told, f"--run_dir={killed}")
+        )
+        assert code not in (errors.FINISHED, errors.USER_ERROR), output
+    else:
+        # Of several workers, stopped in the middle: what each has is saved.
+        told_less = [*told, "--num_steps=3"]
+        code, output = runs.run(module, *told_less, f"--run_dir={killed}")
+        assert code == errors.FINISHED, output
+    code, output = runs.run(module, *told, f"--run_dir={killed}")
+    assert code == errors.FINISHED, output
+    assert "resumed from" in output
+    one, other = (
+        tensors.digest(f"{run_dir}/checkpoints/ckpt-{NUM_STEPS}")
+        for run_dir in (whole, killed)
+    )
+    assert one == other
+    assert runs.metrics(whole) == runs.metrics(killed)
+    _check_pictures_and_exports(name, killed, tmp_path)
+
+
+def _check_pictures_and_exports(
+    name: str, run_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Looks at what is drawn, sampled, inspected and exported of a run."""
+    grid = np.asarray(Image.open(run_dir / f"samples/step-{NUM_STEPS:06}.png"))
+    assert grid.std() > 1.0
+    model = f"--model=tests.programs.{name}:make"
+    code, output = runs.run(
+        *("dtrain.sample", f"--run_dir={run_dir}", model, "--num_images=6"),
+        f"--output_dir={tmp_path}/drawn",
+    )
+    assert code == errors.FINISHED, output
+    assert (tmp_path / "drawn/interpolation.gif").exists()
+    network = PROGRAMS[name].exported
+    for target in ("model.keras", "saved/"):
+        code, output = runs.run(
+            *("dtrain.checkpoint_tool", "export", str(run_dir), model),
+            *(f"--output={tmp_path}/{target}", f"--network={network}"),
+        )
+        assert code == errors.FINISHED, output
+    assert (tmp_path / "saved/saved_model.pb").exists()
+    assert keras.models.load_model(tmp_path / "model.keras").count_params()
+    code, output = runs.run("dtrain.checkpoint_tool", "inspect", str(run_dir))
+    assert code == errors.FINISHED, output
+    assert network in output
