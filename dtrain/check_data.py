@@ -28,7 +28,7 @@ class Options(DataSettings):
 
     move_to: str = flags.directory(
         "Directory that damaged pictures are moved to, each into the folder "
-        "that it was in.",
+        "that it was in; those of --paired=NAME=... below a folder NAME.",
         default="they stay",
     )
 
@@ -69,9 +69,32 @@ def run(argv: Sequence[str]) -> int:
     config = config_module.Config(**settings)
     startup.import_tensorflow()
     from dtrain.data import sources
+    from dtrain.data.sources.picture_files import PictureFiles
+
+    num_damaged = 0
+    images = sources.open_files(config)
+    opened = {sources.IMAGES: images, **sources.open_beside(config)}
+    for name, found in opened.items():
+        print(errors.printable(f"{name}={found.name}" if name else found.name))
+        if not isinstance(found, PictureFiles):
+            print(f"  {found.num_images:,}, all checked at each start")
+            continue
+        faults = _look(found)
+        num_damaged += len(faults)
+        if options.move_to:
+            _move(
+                found, faults, os.path.join(options.move_to, name).rstrip("/")
+            )
+    if not options.move_to:
+        return _DAMAGED if num_damaged else errors.FINISHED
+    print(f"moved {num_damaged:,} to {options.move_to}")
+    return errors.FINISHED
+
+
+def _look(found: PictureFiles) -> Mapping[int, UserError]:
+    """Decodes all pictures, and prints what is found; returns the faults."""
     from dtrain.data.sources import checking
 
-    found = sources.open_files(config)
     shapes = checking.shapes(found)
     faults = checking.faults(found, shapes)
     names = enumerate(found.listing.names)
@@ -82,16 +105,11 @@ def run(argv: Sequence[str]) -> int:
         "damaged": f"{len(faults):,}",
         "sizes": checking.sizes(shapes),
     }
-    print(config.dataset)
     for name, row in rows.items():
         print(errors.printable(f"  {name:<13}{row}"))
     for fault in faults.values():
         print(errors.printable(fault.text.partition(";")[0]))
-    if not options.move_to:
-        return _DAMAGED if faults else errors.FINISHED
-    _move(found, faults, options.move_to)
-    print(f"moved {len(faults):,} to {options.move_to}")
-    return errors.FINISHED
+    return faults
 
 
 def _move(

@@ -316,8 +316,9 @@ def _head(flag: dataclasses.Field[Any]) -> str:
 def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
     rule = flag.metadata
     name = flag.name
-    if isinstance(value, str) and not _can_be_typed(value):
-        raise UserError(f"{name} ({value!r}) must be text of a command line")
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not _can_be_typed(text):
+            raise UserError(f"{name} ({text!r}) must be text of a command line")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} ({value}) must be a finite number")
     if type(value) is int and abs(value) >= _MOST:

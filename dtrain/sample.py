@@ -143,7 +143,7 @@ def _examples(config: Config, number: int) -> pipeline.Batch:
     """Reads the first examples of a run, which its pictures are made of."""
     from dtrain.data import pipeline, sources
 
-    return pipeline.first_batch(sources.open_source(config), config, number)
+    return pipeline.first_batch(sources.open_data(config), config, number)
 
 
 def run(arguments: Sequence[str]) -> int:

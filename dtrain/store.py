@@ -137,6 +137,11 @@ def run(argv: Sequence[str]) -> int:
     config = config_module.parse([argv[0], *argv[2:]])
     if not config.data_dir:
         raise UserError("data_dir is empty; name a directory for the copy")
+    if config.paired or config.unpaired:
+        raise UserError(
+            f"paired and unpaired ({' '.join(config.paired + config.unpaired)})"
+            " are not stored with a data set; store each by itself"
+        )
     if not _SPLIT.fullmatch(config.split):
         raise UserError(
             f"split ({config.split}) must be one whole split to be stored"

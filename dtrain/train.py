@@ -178,7 +178,11 @@ def _input(run: Run) -> tuple[int, Any]:
     step = int(run.gan.step.numpy())
     skipped = int(run.gan.divergence.skipped_steps.numpy())
     iterator = pipeline.make_iterator(
-        run.source, run.config, run.workers.strategy, step + skipped
+        run.data,
+        run.config,
+        run.workers.strategy,
+        step + skipped,
+        run.step.num_draws,
     )
     run.inputs.append(iterator)
     return step, iterator
@@ -207,7 +211,9 @@ def _run_steps(
         if mistake is not None:
             raise mistake from error
         step += int(run.gan.divergence.skipped_steps.numpy())
-        mistake = pipeline.explain(error, run.source, run.config, step)
+        mistake = pipeline.explain(
+            error, run.data, run.config, step, run.step.num_draws
+        )
         if mistake is None:
             raise
         raise mistake from error

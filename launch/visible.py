@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from dtrain import config as config_lib
 from dtrain import errors, flags
-from dtrain.config import Config
+from dtrain.config import Config, further
 from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.storage import files, sealed
@@ -30,7 +30,6 @@ from dtrain.gan import loading
 errors.exit_with(lambda: loading.load(sys.argv[1]) and 0)
 """
 _ERROR = "error: "
-_PATHS = ("folder:", "zip:", "idx:", "npz:")
 _REMEDY = "or add --nocheck_here if the nodes have it"
 
 
@@ -52,7 +51,8 @@ def check(job: Job) -> None:
     if options.backend == "slurm":
         _each(configs, _check_run_dir, "run_dir")
         if options.check_here:
-            _each(configs, _check_data, "dataset", "init_from")
+            names = ("dataset", "paired", "unpaired", "init_from")
+            _each(configs, _check_data, *names)
     has_copy = options.backend in ("slurm", "skypilot")
     is_bare = not options.image and not options.container_image
     if options.check_here and has_copy and is_bare:
@@ -92,15 +92,15 @@ def _check_run_dir(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    kind, path = "", config.dataset
-    for begin in _PATHS:
-        if path.startswith(begin):
-            kind, path = begin, flags.expand_home(path.removeprefix(begin))
-    if kind and not files.is_remote(path) and not os.path.exists(path):
-        raise UserError(
-            f"dataset ({config.dataset}): there is no {path} on this machine; "
-            f"correct it, {_REMEDY}"
-        )
+    for dataset in further.datasets(config):
+        kind, colon, path = further.part_of(dataset).dataset.partition(":")
+        path = flags.expand_home(path)
+        is_path = f"{kind}{colon}" in further.PATHS
+        if is_path and not files.is_remote(path) and not os.path.exists(path):
+            raise UserError(
+                f"dataset ({dataset}): there is no {path} on this machine; "
+                f"correct it, {_REMEDY}"
+            )
     path = flags.expand_home(config.init_from)
     # A checkpoint is named by what its files begin with.
     is_there = os.path.exists(path) or glob.glob(f"{glob.escape(path)}*")

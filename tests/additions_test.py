@@ -45,7 +45,7 @@ import numpy as np
 from dtrain.data.sources import arrays
 
 
-def open_grey(path, config):
+def open_grey(path, config, wanted):
     images = np.full((64, 8, 8, 1), int(path), np.uint8)
     return arrays.ArraySource(config, images, None)
 """

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain import config
-from dtrain.config import Config
+from dtrain.config import Config, further
 from dtrain.errors import UserError
 
 # Later work builds on these names; removing one breaks somebody's scripts.
@@ -46,6 +46,8 @@ def value_of(field: dataclasses.Field) -> st.SearchStrategy:
     if rule["choices"]:
         return st.sampled_from(rule["choices"])
     low, below = rule["minimum"], rule["below"]
+    if isinstance(field.default, tuple):
+        return st.sampled_from(((), ("a=digits",), ("a=digits", "b=map:x#y")))
     if isinstance(field.default, bool):
         return st.booleans()
     if isinstance(field.default, int):
@@ -63,14 +65,18 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 @given(st.data(), st.sampled_from(sorted(FIELDS)))
 def test_flag_and_json_give_the_same(data: st.DataObject, name: str) -> None:
     value = data.draw(value_of(FIELDS[name]))
-    shown = json.dumps(value) if isinstance(value, bool) else str(value)
+    texts = value if isinstance(value, tuple) else (value,)
+    arguments = [
+        f"--{name}={json.dumps(each) if isinstance(each, bool) else each}"
+        for each in texts
+    ]
     try:
         expected = Config(**{name: value})
     except UserError:
         with pytest.raises(UserError):
-            config.parse(["main", f"--{name}={shown}"])
+            config.parse(["main", *arguments])
         return
-    assert config.parse(["main", f"--{name}={shown}"]) == expected
+    assert config.parse(["main", *arguments]) == expected
     saved = json.loads(json.dumps(expected.to_dict()))
     assert config.from_dict(saved) == expected
 
@@ -125,6 +131,8 @@ def test_micro_batches_are_part_of_an_ordered_sum() -> None:
         ({"nonsense": 1}, "nonsense is not a setting"),
         ({"seed": "1"}, "seed ('1') must be of type int"),
         ({"seed": True}, "seed (True) must be of type int"),
+        ({"paired": "a=b"}, "paired ('a=b') must be of type tuple"),
+        ({"paired": [1]}, "paired ([1]) must be of type tuple"),
         ({"beta_1": math.inf}, "beta_1 (inf) must be a finite number"),
     ],
 )
@@ -132,3 +140,60 @@ def test_saved_values_are_checked(values: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
         config.from_dict(values)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--paired=a"], "paired (a) must be NAME=DATASET, such as"),
+        (["--paired=a="], "paired (a=) must be NAME=DATASET"),
+        (["--paired=a=map:"], "paired (a=map:) must be NAME=DATASET"),
+        (["--unpaired=folder:/x"], "unpaired (folder:/x) must be NAME="),
+        (["--paired=a b=digits"], "'a b' must be a name of Python"),
+        (["--paired=if=digits"], "'if' must be a name of Python"),
+        (["--paired=labels=digits"], "labels is taken, as are real_images"),
+        (["--paired=a=x", "--unpaired=a=y"], "name a twice; give each"),
+        (["--paired=a_labels=x", "--unpaired=a=y"], "name a_labels twice"),
+        (["--paired=a=x", "--array_layout=chw"], "is an option of --dataset"),
+    ],
+)
+def test_data_sets_beside_the_images_that_are_wrong(
+    flags: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse(["main", *flags])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_a_kind_are_those_of_any_data_set() -> None:
+    parsed = config.parse(
+        ["main", "--paired=a=map:npz:/a.npz#b", "--array_layout=chw"]
+    )
+    assert further.of(parsed) == (
+        further.Named("a", "npz:/a.npz#b", is_paired=True, is_map=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "part"),
+    [
+        ("npz:/a.npz#b", further.Part("npz:/a.npz", array="b")),
+        ("npz:/a#1.npz", further.Part("npz:/a#1.npz")),
+        ("npz:/a#1.npz#b", further.Part("npz:/a#1.npz", array="b")),
+        ("folder:/a#b@c", further.Part("folder:/a#b@c")),
+        ("pets", further.Part("pets")),
+        ("pets:small@test#mask", further.Part("pets:small", "test", "mask")),
+        ("pets@train[:80%]", further.Part("pets", "train[:80%]")),
+    ],
+)
+def test_a_part_of_a_data_set(dataset: str, part: further.Part) -> None:
+    assert further.part_of(dataset) == part
+
+
+def test_flags_that_are_given_several_times_are_told() -> None:
+    before = Config(paired=("a=x", "b=y"))
+    differences = before.differences(Config())
+    assert config.describe(differences) == (
+        "paired was a=x b=y and is now nothing"
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import pathlib
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +21,12 @@ from hypothesis import strategies as st
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
-from dtrain.data.sources import arrays, memory
+from dtrain.data.sources import arrays, memory, values
 from dtrain.errors import UserError
 from tests import runs
 
 HUGE_STEP = 10_000_000
+SEED_OF_OTHER = 11702657396399700921
 
 
 def make_source(num_images: int = 37) -> sources.Source:
@@ -36,8 +39,27 @@ def make_source(num_images: int = 37) -> sources.Source:
     return arrays.ArraySource(config, images, index.astype(np.int32))
 
 
+@functools.cache
+def make_data(num_images: int = 37, num_others: int = 23) -> sources.Data:
+    """All that stands beside an image says its index, too."""
+    index = np.arange(num_images)
+    maps = np.broadcast_to(
+        (1000 * index).astype(np.uint16)[:, None, None, None],
+        (num_images, 3, 4, 1),
+    )
+    return sources.Data(
+        make_source(num_images),
+        {
+            "twin": memory.load(make_source(num_images)),
+            "map": arrays.ArraySource(Config(), maps, None, is_map=True),
+            "number": values.ValueSource("test", index.astype(np.int32)),
+        },
+        {"other": make_source(num_others)},
+    )
+
+
 def read(
-    source: sources.Source,
+    source: sources.Source | sources.Data,
     config: Config,
     step: int,
     num_draws: int,
@@ -45,26 +67,28 @@ def read(
 ) -> list[pipeline.Batch]:
     """Reads draws, the slices of all replicas put together."""
     strategy = strategy or tf.distribute.get_strategy()
-    iterator = pipeline.make_iterator(source, config, strategy, step)
-    draws = []
-    for _ in range(num_draws):
-        batch = next(iterator)
-        parts = [strategy.experimental_local_results(part) for part in batch]
-        draws.append(
-            pipeline.Batch(*(np.concatenate(part, axis=0) for part in parts))
-        )
-    return draws
+    data = source if isinstance(source, sources.Data) else sources.Data(source)
+    iterator = pipeline.make_iterator(
+        data, config, strategy, step, config.discriminator_steps
+    )
+
+    def put_together(value: Any) -> np.ndarray:
+        return np.concatenate(strategy.experimental_local_results(value))
+
+    return [
+        tf.nest.map_structure(put_together, next(iterator))
+        for _ in range(num_draws)
+    ]
 
 
 def assert_equal(
     left: list[pipeline.Batch], right: list[pipeline.Batch]
 ) -> None:
     assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        for name in pipeline.Batch._fields:
-            np.testing.assert_array_equal(
-                getattr(one, name), getattr(other, name)
-            )
+    tf.nest.assert_same_structure(left, right)
+    pairs = zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
 
 
 @given(
@@ -198,7 +222,7 @@ def test_images_span_minus_one_to_one() -> None:
     assert batch.labels.tolist() == [0, 0]
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     batch_size=st.integers(1, 16),
     first=st.integers(0, 6),
@@ -213,7 +237,7 @@ def test_a_step_is_the_same_reached_or_jumped_to(
     discriminator_steps: int,
     base: int,
 ) -> None:
-    source = memory.load(make_source())
+    source = make_data()
     config = Config(
         batch_size=batch_size, discriminator_steps=discriminator_steps
     )
@@ -223,6 +247,63 @@ def test_a_step_is_the_same_reached_or_jumped_to(
     assert_equal(reached[-discriminator_steps:], jumped)
     start = (first + jump) * discriminator_steps * batch_size
     assert jumped[0].positions[0] == start
+
+
+@settings(max_examples=5)
+@given(
+    replica_batch_size=st.integers(1, 4),
+    num_workers=st.integers(1, 2),
+    local_replicas=st.integers(1, 3),
+    first_draw=st.integers(0, 10**9),
+)
+def test_what_is_paired_stays_paired(
+    replica_batch_size: int,
+    num_workers: int,
+    local_replicas: int,
+    first_draw: int,
+) -> None:
+    data, num_replicas = make_data(), num_workers * local_replicas
+    size = replica_batch_size * num_replicas
+    for worker in range(num_workers):
+        part = pipeline.Part(size, num_replicas, num_workers, worker)
+        dataset = pipeline.make_dataset_of_part(
+            data, Config(), part, first_draw
+        )
+        for batch in dataset.take(2 * local_replicas).as_numpy_iterator():
+            index, inputs = batch.labels, batch.inputs
+            np.testing.assert_array_equal(inputs["number"], index)
+            np.testing.assert_array_equal(inputs["twin"], batch.images)
+            assert inputs["map"].dtype == np.int32
+            of_map = np.broadcast_to(index[:, None, None], (len(index), 3, 4))
+            np.testing.assert_array_equal(inputs["map"], 1000 * of_map)
+            own = pipeline.sample_indices(
+                tf.constant(batch.positions), pipeline.seed_of(0, "other"), 23
+            )
+            np.testing.assert_array_equal(inputs["other_labels"], own)
+
+
+def test_what_is_not_paired_has_epochs_of_its_own() -> None:
+    draws = read(make_data(), Config(batch_size=10), 0, 23)
+    shown = np.concatenate([draw.inputs["other_labels"] for draw in draws])
+    images = np.concatenate([draw.inputs["other"] for draw in draws])
+    np.testing.assert_array_equal(
+        images[:, 0, 0, 0], np.float32(shown) / np.float32(127.5) - 1
+    )
+    epochs = shown.reshape(10, 23)
+    assert (np.sort(epochs) == np.arange(23)).all()
+    assert len({epoch.tobytes() for epoch in epochs}) == 10
+    # Nor is it the order of a set of this length, or of another name.
+    data = make_data(23, 23)
+    data = data._replace(unpaired={**data.unpaired, "more": make_source(23)})
+    [draw] = read(data, Config(batch_size=23), 0, 1)
+    orders = (draw.labels, draw.inputs["other_labels"])
+    assert len({each.tobytes() for each in orders}) == 2
+    assert draw.inputs["more_labels"].tobytes() != orders[1].tobytes()
+
+
+def test_orders_of_other_sets_stay_what_they_are() -> None:
+    # A run that is resumed by a newer dtrain must see the same examples.
+    assert pipeline.seed_of(0, "other") == SEED_OF_OTHER
 
 
 def make_halves() -> sources.Source:
@@ -256,6 +337,31 @@ def test_mirror_follows_from_seed_and_position() -> None:
     assert 0.4 < (other == of_images).mean() < 0.6
 
 
+def test_a_pair_is_mirrored_together() -> None:
+    maps = np.zeros((37, 2, 4, 1), np.uint16)
+    maps[:, :, 3] = 7
+    data = sources.Data(
+        make_halves(),
+        {
+            "twin": make_halves(),
+            "map": arrays.ArraySource(Config(), maps, None, is_map=True),
+        },
+        {"other": make_halves()},
+    )
+    draws = read(data, Config(batch_size=37, mirror=True), 0, 5)
+    both = [
+        (draw.images[:, 0, 0, 0] > -1, draw.inputs["other"][:, 0, 0, 0] > -1)
+        for draw in draws
+    ]
+    for draw, (turned, _) in zip(draws, both, strict=True):
+        np.testing.assert_array_equal(draw.inputs["twin"], draw.images)
+        row = draw.inputs["map"][:, 0]
+        assert (row[turned] == [7, 0, 0, 0]).all()
+        assert (row[~turned] == [0, 0, 0, 7]).all()
+    same = np.mean([one == other for one, other in both])
+    assert 0.3 < same < 0.7
+
+
 def test_mirrors_stay_where_they_are() -> None:
     # A run that is resumed by a newer dtrain must see the same images.
     positions = tf.constant([0, 1, 2, 3, 4, 5, 6, 7, 10**12], tf.int64)
@@ -269,19 +375,22 @@ def test_replicas_share_the_batch(num_replicas: int, in_memory: bool) -> None:
     source = make_halves()
     if in_memory:
         source = memory.load(source)
+    data = sources.Data(source)
+    if num_replicas == 2 and not in_memory:
+        data = make_data()._replace(source=source)
     config = Config(batch_size=8, mirror=True)
     strategy = tf.distribute.MirroredStrategy(
         [f"CPU:{index}" for index in range(num_replicas)]
     )
     for step in (0, 3, HUGE_STEP):
-        alone = read(source, config, step, 3)
-        assert_equal(read(source, config, step, 3, strategy), alone)
+        alone = read(data, config, step, 3)
+        assert_equal(read(data, config, step, 3, strategy), alone)
 
 
 def test_replica_sees_its_slice_inside_strategy_run() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     iterator = pipeline.make_iterator(
-        make_source(), Config(batch_size=8), strategy, 1
+        sources.Data(make_source()), Config(batch_size=8), strategy, 1, 1
     )
 
     @tf.function
@@ -307,7 +416,9 @@ def test_workers_share_the_batch() -> None:
     draws = []
     for worker in range(2):
         part = pipeline.Part(8, 4, 2, worker)
-        dataset = pipeline.make_dataset_of_part(source, Config(), part, 5)
+        dataset = pipeline.make_dataset_of_part(
+            sources.Data(source), Config(), part, 5
+        )
         draws.append(list(dataset.take(6).as_numpy_iterator()))
     # Two elements a draw: one for each of a worker's replicas.
     positions = [
@@ -348,7 +459,9 @@ from dtrain import config
 from dtrain.data import pipeline, sources
 settings = config.Config(dataset=sys.argv[1], batch_size=8, cache_gib=0.0)
 source = sources.open_source(settings)
-iterator = pipeline.make_iterator(source, settings, strategy, 3)
+iterator = pipeline.make_iterator(
+    sources.Data(source), settings, strategy, 3, draws_per_step=1
+)
 for _ in range(2):
     batch = next(iterator)
     [positions] = strategy.experimental_local_results(batch.positions)
@@ -402,7 +515,9 @@ def test_two_processes_share_the_batch(tmp_path: pathlib.Path) -> None:
 def test_make_iterator_checks_the_batch_size() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with pytest.raises(UserError, match="multiple of the 2 replicas"):
-        pipeline.make_iterator(make_source(), Config(batch_size=3), strategy, 0)
+        pipeline.make_iterator(
+            sources.Data(make_source()), Config(batch_size=3), strategy, 0, 1
+        )
 
 
 def test_explain_names_the_file(tmp_path: pathlib.Path) -> None:
@@ -415,14 +530,34 @@ def test_explain_names_the_file(tmp_path: pathlib.Path) -> None:
     source = sources.open_source(config)
     with pytest.raises(tf.errors.OpError) as raised:
         read(source, config, 100, 6)
-    fault = pipeline.explain(raised.value, source, config, 100)
+    data = sources.Data(source)
+    fault = pipeline.explain(raised.value, data, config, 100, 1)
+    assert str(bad) in str(fault)
+    assert "\n" not in str(fault)
+
+
+def test_what_stands_beside_is_named_too(tmp_path: pathlib.Path) -> None:
+    png = tf.io.encode_png(np.zeros((4, 4, 1), np.uint8)).numpy()
+    for index in range(10):
+        (tmp_path / f"{index}.png").write_bytes(png)
+    bad = tmp_path / "7.png"
+    bad.write_bytes(png[: len(png) // 2])
+    config = Config(
+        cache_gib=1e-9,
+        batch_size=2,
+        unpaired=(f"mask=folder:{tmp_path}",),
+    )
+    data = sources.open_data(config)
+    with pytest.raises(tf.errors.OpError) as raised:
+        read(data, config, 100, 6)
+    fault = pipeline.explain(raised.value, data, config, 100, 1)
     assert str(bad) in str(fault)
     assert "\n" not in str(fault)
 
 
 def test_explain_leaves_other_errors_alone() -> None:
-    source = make_source()
+    data = sources.Data(make_source())
     error = tf.errors.InvalidArgumentError(None, None, "a model's mistake")
     config = Config(steps_per_loop=2)
-    assert pipeline.explain(error, source, config, 0) is None
-    assert pipeline.explain(ValueError(), source, config, 0) is None
+    assert pipeline.explain(error, data, config, 0, 1) is None
+    assert pipeline.explain(ValueError(), data, config, 0, 1) is None

@@ -67,7 +67,9 @@ def train(
 ) -> tuple[gan_lib.GAN, dict[str, np.ndarray]]:
     """Trains from the start; returns the GAN and its metrics."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    iterator = pipeline.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, strategy, 0, config.discriminator_steps
+    )
     metrics, _ = Step(gan).run(iterator, tf.constant(num_steps))
     return gan, {name: column.numpy() for name, column in metrics.items()}
 
@@ -147,7 +149,9 @@ def test_each_replica_sees_its_part_of_the_same_batch(
     """Trap 2: Keras' own random numbers are equal on every replica."""
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, digits.num_classes)
-    iterator = pipeline.make_iterator(digits, SMALL, strategy, 3)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), SMALL, strategy, 3, SMALL.discriminator_steps
+    )
 
     @tf.function
     def examples(batch: pipeline.Batch) -> draws.Arrays:
@@ -208,7 +212,9 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
     config = dataclasses.replace(SMALL, ema_half_life_images=16.0)
     strategy = mirrored(1)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = pipeline.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 0, config.discriminator_steps
+    )
     steps = Step(gan)
     expected = [weight.numpy() for weight in gan.networks.generator.weights]
     for step in range(60):
@@ -304,7 +310,9 @@ def test_all_replicas_skip_a_step_that_overflows_on_one(
     config = dataclasses.replace(SMALL, precision="mixed_float16")
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = pipeline.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 0, config.discriminator_steps
+    )
     before = [weight.numpy() for weight in gan.networks.discriminator.weights]
     generator = gan.networks.generator.weights[0].numpy()
     Step(gan).run(iterator, tf.constant(2))
@@ -377,7 +385,9 @@ def test_collectives_in_a_step(
     config = dataclasses.replace(SMALL, **changes)
     strategy = mirrored(2)
     gan = gan_lib.GAN(config, strategy, digits.image_shape, 0)
-    iterator = pipeline.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 0, config.discriminator_steps
+    )
     traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
     graph = traced.graph.as_graph_def()
     nodes = [
@@ -499,7 +509,9 @@ def test_everything_a_model_can_hold_comes_back(
     prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
-    iterator = pipeline.make_iterator(digits, config, strategy, 2)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 2, config.discriminator_steps
+    )
     Step(resumed).run(iterator, tf.constant(4))
     assert differing(resumed) == []
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
@@ -523,7 +535,9 @@ def test_loss_scales_come_back(
     prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
     resumed = gan_lib.GAN(config, strategy, digits.image_shape, 0)
     resumed.checkpoint.restore(prefix).assert_consumed()
-    iterator = pipeline.make_iterator(digits, config, strategy, 2)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 2, config.discriminator_steps
+    )
     Step(resumed).run(iterator, tf.constant(5))
     for expected, got in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -555,7 +569,9 @@ def test_stop_ends_the_loop_after_the_step_that_runs(
     """From another thread, while the main one waits for TensorFlow."""
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(SMALL, strategy, digits.image_shape, 0)
-    iterator = pipeline.make_iterator(digits, SMALL, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), SMALL, strategy, 0, SMALL.discriminator_steps
+    )
     steps = Step(gan)
     steps.run(iterator, tf.constant(1))
     seen: list[int] = []
@@ -590,7 +606,7 @@ def estimate_of(
 ) -> tuple[gan_lib.GAN, memory.Estimate]:
     config = dataclasses.replace(SMALL, **settings)
     gan = gan_lib.GAN(config, mirrored(2), IMAGE_SHAPE, 10)
-    return gan, memory.Estimate(gan, source, 1)
+    return gan, memory.Estimate(gan, sources.Data(source), 1)
 
 
 def test_what_is_proposed_fits_and_is_the_largest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 import re
 from typing import Any
@@ -36,11 +35,14 @@ def begin(name: str, num_replicas: int = 1) -> tuple[gan_lib.GAN, Step, Any]:
         strategy = replicas.mirrored(num_replicas)
     source = sources.open_source(config)
     gan = gan_lib.GAN(config, strategy, source.image_shape, 0)
-    return (
-        gan,
-        Step(gan),
-        functools.partial(pipeline.make_iterator, source, config, strategy),
-    )
+    steps = Step(gan)
+
+    def data_from(number: int) -> Any:
+        return pipeline.make_iterator(
+            sources.Data(source), config, strategy, number, steps.num_draws
+        )
+
+    return gan, steps, data_from
 
 
 def step(name: str, num_replicas: int = 1) -> None:

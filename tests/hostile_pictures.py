@@ -110,7 +110,7 @@ def count_pictures(number: int, seed: int) -> dict[str, int]:
             assert "\n" not in fault.text, fault.text
         outcomes["refused"] += len(faults)
         outcomes["read"] += len(contents) - 1 - len(faults)
-        rest = files.without(faults)
+        rest = checking.without(files, faults)
         size = rest.num_images
         said = attempt(lambda rest=rest, size=size: read(rest, size))
         assert "values out of" in said or not said, said

@@ -701,7 +701,7 @@ def test_workers_that_see_other_images_are_refused(
         path.write_bytes(encoded(GREY, "png"))
     for name in ("a", "a"):
         config = Config(dataset=f"folder:{tmp_path}/{name}")
-        alike.check_images(sources.open_files(config), workers)
+        alike.check_images(sources.open_data(config), workers)
     config = Config(dataset=f"folder:{tmp_path}/b")
     with pytest.raises(UserError, match="the workers see different images"):
-        alike.check_images(sources.open_files(config), workers)
+        alike.check_images(sources.open_data(config), workers)

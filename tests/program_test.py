@@ -186,7 +186,9 @@ def train(
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(config, strategy, source.image_shape, 0)
     step = Step(gan)
-    iterator = pipeline.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, strategy, 0, step.num_draws
+    )
     metrics, verdict = step.run(iterator, tf.constant(num_steps))
     assert int(verdict) == 0
     return gan, {name: value.numpy() for name, value in metrics.items()}

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from dtrain.config import Config
 from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
-from dtrain.gan import loading, phases, reduction
+from dtrain.gan import loading, reduction
 from dtrain.gan import state as gan_lib
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
@@ -224,7 +224,9 @@ def train(
     config: Config, num_replicas: int, source: sources.Source, steps: int = 3
 ) -> gan_lib.GAN:
     gan, strategy = build(config, num_replicas, source)
-    iterator = pipeline.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, strategy, 0, config.discriminator_steps
+    )
     metrics, _ = Step(gan).run(iterator, tf.constant(steps))
     for column in metrics.values():
         assert np.isfinite(column).all()
@@ -282,7 +284,9 @@ def test_collectives_in_a_step(
     """One exchange a phase; BatchNorm, which rides along, needs none."""
     config = dataclasses.replace(SMALL, batch_norm=True)
     gan, strategy = build(config, num_replicas, digits)
-    iterator = pipeline.make_iterator(digits, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(digits), config, strategy, 0, config.discriminator_steps
+    )
     traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
     graph = traced.graph.as_graph_def()
     ops = collections.Counter(
@@ -313,7 +317,13 @@ def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:
             move(self, *statistics)
 
         patch.setattr(batch_norm.BatchNorm, "move", count)
-        iterator = pipeline.make_iterator(digits, config, strategy, 0)
+        iterator = pipeline.make_iterator(
+            sources.Data(digits),
+            config,
+            strategy,
+            0,
+            config.discriminator_steps,
+        )
         Step(gan).run(iterator, tf.constant(1))
     # Two phases, on two replicas.
     assert collections.Counter(moved) == {norm.name: 4 for norm in norms}
@@ -420,7 +430,11 @@ def test_each_image_once_an_epoch_over_changing_replicas(
             strategy = mirrored(num_replicas)
             # Changes within an epoch: twelve steps are one and a half.
             iterator = pipeline.make_iterator(
-                source, SMALL, strategy, 12 * segment
+                sources.Data(source),
+                SMALL,
+                strategy,
+                12 * segment,
+                SMALL.discriminator_steps,
             )
             for _ in range(12):
                 batch = next(iterator).images
@@ -448,7 +462,11 @@ def test_fast_losses_agree_over_changing_replicas(
                 gan.checkpoint.read(str(tmp_path / "ckpt")).assert_consumed()
             steps = 20 // len(replicas)
             iterator = pipeline.make_iterator(
-                digits, config, strategy, segment * steps
+                sources.Data(digits),
+                config,
+                strategy,
+                segment * steps,
+                config.discriminator_steps,
             )
             metrics, _ = Step(gan).run(iterator, tf.constant(steps))
             parts.append(

@@ -29,6 +29,8 @@ from dtrain.run import identity, places
 from dtrain.storage import sealed
 from tests import odd_values, runs
 
+MASKS = identity.Input((8, 8), "int32", 1797, 0, "")
+
 
 def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
     return identity.Description(
@@ -36,6 +38,7 @@ def describe(run_dir: pathlib.Path, **settings: object) -> identity.Description:
         image_shape=(8, 8, 1),
         num_classes=10,
         num_images=1797,
+        inputs={"mask": MASKS},
     )
 
 
@@ -102,6 +105,14 @@ def test_a_run_may_move(
         (
             {"image_shape": (8, 8, 3)},
             "image_shape was (8, 8, 1) and is now (8, 8, 3)",
+        ),
+        (
+            {"inputs": {"mask": MASKS._replace(num_examples=5)}},
+            "mask was 1,797 of 8x8 int32 and is now 5 of 8x8 int32; use",
+        ),
+        (
+            {"inputs": {"mask": MASKS._replace(files="5f")}},
+            "is now 1,797 of 8x8 int32 (a digest of 5f); use",
         ),
     ],
 )

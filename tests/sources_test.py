@@ -336,7 +336,9 @@ from dtrain.data import pipeline, sources
 settings = config.Config(data_dir=sys.argv[1], cache_gib=0.0)
 source = sources.open_source(settings)
 strategy = tf.distribute.get_strategy()
-iterator = pipeline.make_iterator(source, settings, strategy, 0)
+iterator = pipeline.make_iterator(
+    sources.Data(source), settings, strategy, 0, draws_per_step=1
+)
 for _ in range(20):
     next(iterator)
 print("end", flush=True)

@@ -513,6 +513,10 @@ def seen_here(
     [
         (("--dataset=npz:none.npz",), "dataset (npz:none.npz): there is no"),
         (("--dataset=folder:/none",), "there is no /none on this machine"),
+        (
+            ("--paired=a=map:npz:/none.npz#b",),
+            "dataset (npz:/none.npz#b): there is no /none.npz on this machine",
+        ),
         (("--init_from=none/ckpt-1",), "init_from (none/ckpt-1) is not on"),
         (("--model=mine:make",), "model (mine:make): there is no module mine"),
         (("--model=broken:make",), "importing broken raised ZeroDivisionError"),

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain import flags
+from dtrain.config import further
 from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
     MODELS,
@@ -38,6 +39,7 @@ _OF_KINDS = (
     ("skip_damaged", False, ("folder:", "zip:")),
     ("array_layout", "hwc", ("npz:",)),
 )
+_IN_JSON: Mapping[type, Sequence[type]] = {tuple: (list,), float: (int,)}
 # 1, 2, 4 or 8 replicas can then share a batch with the same bits.
 _ORDERED_MICRO_BATCHES = 8
 
@@ -122,7 +124,7 @@ def _check_data(config: DataSettings) -> None:
     """Checks what is said of the form of the images.
 
     Raises:
-        UserError: no image can have it.
+        UserError: no image can have it, or a further data set is malformed.
     """
     if config.channels == 2:
         raise UserError(
@@ -135,9 +137,11 @@ def _check_data(config: DataSettings) -> None:
             raise UserError(
                 f"{name} ({value}) needs --image_size, the height in pixels"
             )
+    datasets = further.datasets(config)
     for name, default, kinds in _OF_KINDS:
         value = getattr(config, name)
-        if value != default and not config.dataset.startswith(kinds):
+        applies = any(dataset.startswith(kinds) for dataset in datasets)
+        if value != default and not applies:
             raise UserError(
                 f"{name} ({value}) is an option of --dataset="
                 f"{'/path or '.join(kinds)}/path; leave it out"
@@ -214,12 +218,24 @@ def from_dict(values: Mapping[str, Any]) -> Config:
                 f"{name} is not a setting of this version of dtrain"
             )
         wanted = type(fields[name].default)
-        exact = type(value) is wanted
-        if not exact and not (wanted is float and type(value) is int):
+        # JSON has neither tuples nor, at times, floats.
+        known = {wanted, *_IN_JSON.get(wanted, ())}
+        if type(value) not in known or not _are_texts(value):
             raise UserError(
                 f"{name} ({value!r}) must be of type {wanted.__name__}"
             )
-    return Config(**values)
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    return Config(**given)
+
+
+def _are_texts(value: Any) -> bool:
+    """Tells whether a list holds texts alone, as that of a flag does."""
+    return not isinstance(value, (list, tuple)) or all(
+        isinstance(each, str) for each in value
+    )
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -241,6 +257,13 @@ def describe(differences: Mapping[str, tuple[Any, Any]]) -> str:
         differences: what `Config.differences` returned.
     """
     return ", ".join(
-        f"{name} was {old} and is now {new}"
+        f"{name} was {_shown(old)} and is now {_shown(new)}"
         for name, (old, new) in differences.items()
     )
+
+
+def _shown(value: Any) -> Any:
+    """Returns what a flag that may be given several times was given."""
+    if type(value) is tuple and _are_texts(value):
+        return " ".join(value) or "nothing"
+    return value

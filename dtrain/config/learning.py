@@ -22,7 +22,20 @@ class DataSettings:
         "digits",
         "digits (embedded), any TFDS image set as name[:config], "
         "folder:/path or zip:/path (pictures, optionally one folder per "
-        "class), idx:/path (MNIST's files) or npz:/path.",
+        "class), idx:/path (MNIST's files) or npz:/path. npz:/path.npz#array "
+        "and name@split#feature name a part of a set.",
+    )
+    paired: tuple[str, ...] = _data(
+        (),
+        "NAME=DATASET, read beside the images as example.inputs[NAME], one "
+        "for each: pictures of the same file names, or an array or a feature "
+        "of the same length. NAME=map:DATASET is of label maps, whose numbers "
+        "stay.",
+    )
+    unpaired: tuple[str, ...] = _data(
+        (),
+        "NAME=DATASET, read beside the images in an order and of a length of "
+        "its own; its labels are NAME_labels.",
     )
     split: str = _data("train", "Split of the data set.")
     data_dir: str = _data(
@@ -102,8 +115,8 @@ class DataSettings:
     )
     cache_gib: float = _data(
         4.0,
-        "Keeps the images in memory if they take at most this many GiB; "
-        "otherwise each is read when it is needed.",
+        "Keeps the images in memory if they take at most this many GiB, with "
+        "those of paired and unpaired; otherwise each is read when needed.",
         minimum=0.0,
         may_change=True,
     )

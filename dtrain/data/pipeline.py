@@ -2,23 +2,27 @@
 
 The images that the discriminator sees in a run are counted by their position
 p = 0, 1, 2, ...: draw d takes batch_size of them, from d * batch_size on, and a
-step takes `discriminator_steps` draws. At position p is image permutation(seed,
-epoch)(p mod n) of the n images, where epoch = p // n. So nothing of the input
-has to be saved, any step is reached at once, and a batch is the same however
-many replicas share it. Whether an image is mirrored follows from the seed and
-its position, too.
+step takes some draws. At position p is image permutation(seed, epoch)(p mod n)
+of the n images, where epoch = p // n. So nothing of the input has to be saved,
+any step is reached at once, and a batch is the same however many replicas share
+it. Whether an image is mirrored follows from the seed and its position, too.
+
+What is paired with the images is read at the same index and mirrored with them.
+What is not is read at the same positions, as from a run of its own: by its own
+length, and by a seed that follows from that of the run and from its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
-from dtrain.data.sources import Source, memory, pictures
+from dtrain.data.sources import IMAGES, Data, Source, memory, pictures
 from dtrain.errors import UserError
 
 # With its default, 4, the indices that RandomIndexShuffle gives to neighbouring
@@ -41,11 +45,14 @@ class Batch(NamedTuple):
         positions: int64 [b], consecutive; of the images in the run.
         images: float32 [b, H, W, C] in [-1, 1].
         labels: int32 [b] in [0, num_classes), or zeros without labels.
+        inputs: what else there is, by name, [b, ...] of `Data.specs`: images
+            as above, label maps int32 [b, H, W], and numbers.
     """
 
     positions: tf.Tensor
     images: tf.Tensor
     labels: tf.Tensor
+    inputs: Mapping[str, tf.Tensor] = {}
 
 
 class Part(NamedTuple):
@@ -139,18 +146,46 @@ def _uint64(value: int) -> tf.Tensor:
     return tf.constant(value, tf.uint64)
 
 
+def _indices(
+    data: Data, positions: tf.Tensor, seed: int
+) -> dict[str, tf.Tensor]:
+    """Returns what each of `data.every` shows at positions."""
+    indices = sample_indices(positions, seed, data.source.num_images)
+    found = dict.fromkeys(data.every, indices)
+    for name, source in data.unpaired.items():
+        own_seed = seed_of(seed, name)
+        found[name] = sample_indices(positions, own_seed, source.num_images)
+    return found
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Returns the seed of an unpaired data set, below 2**64.
+
+    Args:
+        seed: of the run.
+        name: of the data set.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
 def make_iterator(
-    source: Source, config: Config, strategy: tf.distribute.Strategy, step: int
+    data: Data,
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    step: int,
+    draws_per_step: int,
 ) -> Any:
     """Makes the input of a run from a step on. Every worker calls this.
 
     A batch_size that the replicas cannot share is a UserError.
 
     Args:
-        source: of the images.
-        config: `batch_size`, `seed` and `discriminator_steps` count.
+        data: all that is read.
+        config: `batch_size`, `seed` and `mirror` count.
         strategy: whose replicas share the batches.
         step: number of steps already taken.
+        draws_per_step: batches that a step takes.
 
     Returns:
         An iterator for `strategy.run`; each element is one draw, of which
@@ -165,19 +200,18 @@ def make_iterator(
             context.num_input_pipelines,
             context.input_pipeline_id,
         )
-        first_draw = step * config.discriminator_steps
-        return make_dataset_of_part(source, config, part, first_draw)
+        return make_dataset_of_part(data, config, part, step * draws_per_step)
 
     return iter(strategy.distribute_datasets_from_function(make_dataset))
 
 
 def make_dataset_of_part(
-    source: Source, config: Config, part: Part, first_draw: int
+    data: Data, config: Config, part: Part, first_draw: int
 ) -> tf.data.Dataset:
     """Makes the endless input of one worker.
 
     Args:
-        source: of the images.
+        data: all that is read.
         config: `seed` and `mirror` count.
         part: which part of each draw the worker reads.
         first_draw: the draw to start at.
@@ -185,35 +219,34 @@ def make_dataset_of_part(
     Returns:
         Elements of `Batch`, one for each local replica in turn.
     """
+    every, size = data.every, part.replica_batch_size
 
     # AutoGraph is for what a user brings: it takes a second of every start.
     @tf.autograph.experimental.do_not_convert
     def fetch(element: tf.Tensor) -> tuple[tf.Tensor, Any]:
         start = part.first_position(element)
-        size = part.replica_batch_size
         positions = start + tf.range(size, dtype=tf.int64)
-        indices = sample_indices(positions, config.seed, source.num_images)
-        return positions, source.fetch(indices)
+        indices = _indices(data, positions, config.seed)
+        return positions, {
+            name: every[name].fetch(of_it) for name, of_it in indices.items()
+        }
 
     @tf.autograph.experimental.do_not_convert
     def scale(positions: tf.Tensor, read: Any) -> Batch:
-        images, labels = read
-        images = tf.ensure_shape(
-            images, (part.replica_batch_size, *source.image_shape)
-        )
-        labels = tf.ensure_shape(labels, (part.replica_batch_size,))
-        return _as_seen(positions, images, labels, config)
+        return _as_seen(data, config, positions, read)
 
     # Four maps: op determinism lets only one thread at a time run Python, as
     # `fetch` may, but many decode. What is large is decoded one by one.
     elements = tf.data.Dataset.range(
         first_draw * part.local_replicas, tf.int64.max
     )
+    decode = _of_each(data, lambda source, fetched: source.decode(fetched))
+    finish = _of_each(data, lambda source, decoded: source.finish(decoded))
     # One thread is plenty for gathering from memory.
-    threads = None if source.in_memory else pictures.NUM_THREADS
-    dataset = elements.map(fetch, threads)
-    dataset = dataset.map(_of_read(source.decode), threads)
-    dataset = dataset.map(_of_read(source.finish)).map(scale, threads)
+    in_memory = all(source.in_memory for source in every.values())
+    threads = None if in_memory else pictures.NUM_THREADS
+    dataset = elements.map(fetch, threads).map(decode, threads)
+    dataset = dataset.map(finish).map(scale, threads)
     options = tf.data.Options()
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
@@ -221,13 +254,40 @@ def make_dataset_of_part(
     return dataset.prefetch(_PREFETCH).with_options(options)
 
 
+def _of_each(
+    data: Data, action: Callable[[Source, Any], Any]
+) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]:
+    """Makes an action on what was read one that hands the positions on."""
+
+    @tf.autograph.experimental.do_not_convert
+    def act(positions: tf.Tensor, read: Any) -> tuple[tf.Tensor, Any]:
+        return positions, {
+            name: action(data.every[name], of_it)
+            for name, of_it in read.items()
+        }
+
+    return act
+
+
 def _as_seen(
-    positions: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, config: Config
+    data: Data, config: Config, positions: tf.Tensor, read: Any
 ) -> Batch:
-    if config.mirror:
-        is_mirrored = mirrored(positions, config.seed)[:, None, None, None]
-        images = tf.where(is_mirrored, tf.reverse(images, [2]), images)
-    return Batch(positions, tf.cast(images, tf.float32) / 127.5 - 1, labels)
+    """Makes a batch of what was read of each of `data.every`."""
+    size, seen, labels = positions.shape[0], {}, {}
+    is_mirrored = mirrored(positions, config.seed) if config.mirror else None
+    for name, source in data.every.items():
+        stored, labels[name] = read[name]
+        is_turned = is_mirrored
+        if config.mirror and name in data.unpaired:
+            is_turned = mirrored(positions, seed_of(config.seed, name))
+        stored = tf.ensure_shape(stored, (size, *source.stored_shape))
+        seen[name] = source.seen(stored, is_turned)
+        labels[name] = tf.ensure_shape(labels[name], (size,))
+    images, inputs = seen.pop(IMAGES), seen
+    for name, source in data.unpaired.items():
+        if source.num_classes:
+            inputs[f"{name}_labels"] = labels[name]
+    return Batch(positions, images, labels[IMAGES], inputs)
 
 
 def mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
@@ -242,60 +302,53 @@ def mirrored(positions: tf.Tensor, seed: int) -> tf.Tensor:
     return tf.equal(_mix(state) % _uint64(2), _uint64(1))
 
 
-def first_images(source: Source, config: Config, num_images: int) -> tf.Tensor:
-    """Reads the first images of a run as the run sees them.
+def first_batch(data: Data, config: Config, num_examples: int) -> Batch:
+    """Reads the first examples of a run as the run sees them.
+
+    An image that cannot be read is a UserError.
 
     Args:
-        source: of the images.
+        data: all that is read.
         config: `seed` and `mirror` count.
-        num_images: at most so many.
+        num_examples: how many.
 
     Returns:
-        float32 [n, H, W, C] in [-1, 1].
+        Those of the first positions.
+    """
+    # On the host, as the input of a run.
+    with tf.device("CPU:0"):
+        positions = tf.range(num_examples, dtype=tf.int64)
+        read = {
+            name: _read(data.every[name], indices)
+            for name, indices in _indices(data, positions, config.seed).items()
+        }
+        return _as_seen(data, config, positions, read)
+
+
+def _read(source: Source, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Reads examples of one data set.
 
     Raises:
         UserError: one cannot be read.
         OpError: another time it could be.
     """
-    number = min(num_images, source.num_images)
-    # On the host, as the input of a run.
-    with tf.device("CPU:0"):
-        positions = tf.range(number, dtype=tf.int64)
-        indices = sample_indices(positions, config.seed, source.num_images)
-        try:
-            images, labels = _read(source, indices)
-        except tf.errors.OpError as error:
-            fault = source.find_fault(indices.numpy().tolist())
-            if fault is None:
-                raise
-            mistake = source.refusal(fault)
-            raise mistake from error
-        return _as_seen(positions, images, labels, config).images
-
-
-def _read(source: Source, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if source.in_memory:
         return source.read(indices)
     # Photographs take a tenth of a second each.
     each = tf.data.Dataset.from_tensor_slices(indices).batch(1)
-    images, labels = zip(*memory.read(source, each), strict=True)
+    try:
+        images, labels = zip(*memory.read(source, each), strict=True)
+    except tf.errors.OpError as error:
+        fault = source.find_fault(indices.numpy().tolist())
+        if fault is None:
+            raise
+        mistake = source.refusal(fault)
+        raise mistake from error
     return tf.concat(images, 0), tf.concat(labels, 0)
 
 
-def _of_read(
-    action: Callable[[Any], Any],
-) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]]:
-    """Makes an action on what was read one that hands the positions on."""
-
-    @tf.autograph.experimental.do_not_convert
-    def act(positions: tf.Tensor, read: Any) -> tuple[tf.Tensor, Any]:
-        return positions, action(read)
-
-    return act
-
-
 def explain(
-    error: Exception, source: Source, config: Config, step: int
+    error: Exception, data: Data, config: Config, step: int, draws_per_step: int
 ) -> UserError | None:
     """Finds the image that made a step fail; None if it was none.
 
@@ -304,18 +357,23 @@ def explain(
 
     Args:
         error: what running the steps raised.
-        source: of the images.
+        data: all that is read.
         config: of the run.
         step: number of steps taken before the loop that failed.
+        draws_per_step: batches that a step takes.
     """
-    if source.in_memory or not isinstance(error, tf.errors.OpError):
+    if not isinstance(error, tf.errors.OpError):
         return None
-    draws_per_step = config.discriminator_steps
     first = step * draws_per_step * config.batch_size
     # One step more than the loop took, for what was read ahead.
     num_draws = (config.steps_per_loop + 1) * draws_per_step
-    positions = tf.range(first, first + num_draws * config.batch_size)
-    indices = sample_indices(
-        tf.cast(positions, tf.int64), config.seed, source.num_images
+    positions = tf.range(
+        first, first + num_draws * config.batch_size, dtype=tf.int64
     )
-    return source.find_fault(dict.fromkeys(indices.numpy().tolist()))
+    for name, indices in _indices(data, positions, config.seed).items():
+        source = data.every[name]
+        if not source.in_memory:
+            fault = source.find_fault(dict.fromkeys(indices.numpy().tolist()))
+            if fault is not None:
+                return fault
+    return None

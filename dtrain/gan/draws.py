@@ -130,7 +130,7 @@ def given_at(
         labels=batch.labels,
         latents=tf.slice(latents, [start, 0], [size, config.latent_size]),
         uniforms=tf.slice(uniforms, [start], [size]),
-        inputs=dict(getattr(batch, "inputs", {})),
+        inputs=dict(batch.inputs),
     )
     place = Place(_seed(config, _OWN, step, phase), position)
     return Given(arrays, place, num_done, state)

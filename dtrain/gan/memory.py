@@ -65,14 +65,12 @@ class Need(NamedTuple):
 class Estimate:
     """What steps of a GAN take, for any batch."""
 
-    def __init__(
-        self, gan: GAN, source: sources.Source, num_workers: int
-    ) -> None:
+    def __init__(self, gan: GAN, data: sources.Data, num_workers: int) -> None:
         """Traces the networks once, as they are called without training.
 
         Args:
             gan: the state; nothing in it is changed.
-            source: of the images of its batches.
+            data: all that its batches hold.
             num_workers: of the run.
 
         Raises:
@@ -91,11 +89,13 @@ class Estimate:
         # The gradients, and once more packed for the replicas to add.
         self._state_bytes = sum(map(_bytes_of, gan.variables))
         self._state_bytes += 2 * sum(map(_bytes_of, trainable))
-        height, width, channels = source.image_shape
-        self._image_bytes = 4 * height * width * channels
+        # All that there is of one image; four bytes a number.
+        self._image_bytes = 4 * math.prod(data.source.image_shape) + sum(
+            4 * (spec.shape.num_elements() or 0) for spec in data.specs.values()
+        )
         images = gan.config.batch_size // self._num_replicas
         size = images // self._micro_batches
-        self._layer_bytes = _layer_bytes(gan, source.image_shape, size)
+        self._layer_bytes = _layer_bytes(gan, data.source.image_shape, size)
 
     def need(self) -> Need:
         """Estimates the step of the settings."""

@@ -11,7 +11,7 @@ import sys
 
 from dtrain.config import Config
 from dtrain.data import pipeline
-from dtrain.data.sources import Source
+from dtrain.data.sources import Data
 from dtrain.record import drawing, images
 from dtrain.storage import files
 
@@ -21,20 +21,20 @@ def path(run_dir: str) -> str:
     return os.path.join(run_dir, "reals.png")
 
 
-def write(source: Source, config: Config) -> None:
+def write(data: Data, config: Config) -> None:
     """Writes the first images of a run, as the run sees them.
 
     An image that cannot be read is a UserError; that the grid cannot be
     written is a line.
 
     Args:
-        source: of the images.
+        data: all that the run reads.
         config: of the run.
     """
     size = drawing.GRID_SIZE
-    grid = images.make_grid(
-        pipeline.first_images(source, config, size * size), size
-    )
+    number = min(size * size, data.source.num_images)
+    batch = pipeline.first_batch(data, config, number)
+    grid = images.make_grid(batch.images, size)
     try:
         images.write(path(config.run_dir), images.encode_png(grid))
     except OSError as error:

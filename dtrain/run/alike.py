@@ -8,7 +8,7 @@ import zlib
 from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config
-from dtrain.data.sources import Source
+from dtrain.data.sources import Data
 from dtrain.errors import UserError
 
 # Flags that may differ between the workers of a run, as their disks do.
@@ -44,21 +44,22 @@ def check_flags(config: Config, workers: Workers) -> None:
         )
 
 
-def check_images(source: Source, workers: Workers) -> None:
+def check_images(data: Data, workers: Workers) -> None:
     """Checks that all workers see the same images. Every worker calls this.
 
     Args:
-        source: the images of this worker.
+        data: all that this worker reads.
         workers: all of them.
 
     Raises:
         UserError: they do not; on every worker.
     """
-    shape = (source.num_images, source.num_classes, source.image_shape)
-    seen = repr((*shape, source.digest)).encode()
-    if len(set(workers.gather(zlib.crc32(seen)))) > 1:
-        raise UserError(
-            f"the workers see different images in {source.name}: here are "
-            f"{source.num_images:,}, and elsewhere other ones or more or less; "
-            "copy the data set anew"
-        )
+    for source in data.every.values():
+        shape = (source.num_images, source.num_classes, source.image_shape)
+        seen = repr((*shape, source.digest)).encode()
+        if len(set(workers.gather(zlib.crc32(seen)))) > 1:
+            raise UserError(
+                f"the workers see different images in {source.name}: here are "
+                f"{source.num_images:,}, and elsewhere other ones or more or "
+                "less; copy the data set anew"
+            )

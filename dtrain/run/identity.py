@@ -26,17 +26,58 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from dtrain import config as config_lib
 from dtrain.checkpoint import listing, manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.config import Config
+from dtrain.data.sources import Source
 from dtrain.errors import UserError
 from dtrain.run import places
 from dtrain.storage import access, files, sealed
+
+
+class Input(NamedTuple):
+    """What config.json holds of a data set beside the images.
+
+    Attributes:
+        shape: of one example, as a model sees it.
+        dtype: its type, by name: float32 or int32.
+        num_examples: how many there are.
+        num_classes: number of classes; 0 if it gives no labels.
+        files: as that of a `Description`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_examples: int
+    num_classes: int
+    files: str
+
+    def __str__(self) -> str:
+        """Says it in words, for an error."""
+        shape = "x".join(map(str, self.shape)) or "one"
+        return (
+            f"{self.num_examples:,} of {shape} {self.dtype}"
+            + (f", {self.num_classes} classes" if self.num_classes else "")
+            + (f" (a digest of {self.files})" if self.files else "")
+        )
+
+
+def describe_input(source: Source) -> Input:
+    """Returns what config.json holds of a data set."""
+    spec = source.spec
+    return Input(
+        tuple(spec.shape),
+        spec.dtype.name,
+        source.num_images,
+        source.num_classes,
+        source.digest,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +95,7 @@ class Description:
         files: a digest of the names and labels of its pictures; empty where
             these are no files of their own, or the run is of a version that
             did not write it.
+        inputs: the data sets beside the images, by name.
     """
 
     config: Config
@@ -62,6 +104,19 @@ class Description:
     num_images: int
     run_id: str = ""
     files: str = ""
+    inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
+
+    @property
+    def specs(self) -> dict[str, tf.TensorSpec]:
+        """Shape and type of what one example has; as those of `Data`."""
+        return {
+            name: tf.TensorSpec(each.shape, each.dtype)
+            for name, each in self.inputs.items()
+        } | {
+            f"{name}_labels": tf.TensorSpec((), tf.int32)
+            for name, each in self.inputs.items()
+            if each.num_classes
+        }
 
 
 def read(run_dir: str) -> Description:
@@ -129,6 +184,9 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
     names = ""
     if "files" in data:
         names = sealed.field(data, "files", sealed.is_name)
+    inputs = {}
+    if "inputs" in data:
+        inputs = sealed.field(data, "inputs", _are_inputs)
     try:
         return Description(
             config=config_lib.from_dict(settings),
@@ -137,6 +195,10 @@ def _describe(values: Mapping[str, Any], path: str) -> Description:
             num_images=num_images,
             run_id=run_id,
             files=names,
+            inputs={
+                name: Input(**{**each, "shape": tuple(each["shape"])})
+                for name, each in inputs.items()
+            },
         )
     except UserError as error:
         raise UserError(
@@ -150,10 +212,26 @@ def _is_mapping(value: Any) -> bool:
 
 
 def _is_image_shape(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(sealed.is_count(side) and side for side in value)
+    return _is_shape(value) and len(value) == 3
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        sealed.is_count(side) and side for side in value
+    )
+
+
+def _are_inputs(value: Any) -> bool:
+    """Tells whether a value is what `to_dict` makes of `inputs`."""
+    return _is_mapping(value) and all(
+        _is_mapping(each)
+        and set(each) == set(Input._fields)
+        and _is_shape(each["shape"])
+        and each["dtype"] in ("float32", "int32")
+        and sealed.is_count(each["num_examples"])
+        and sealed.is_count(each["num_classes"])
+        and isinstance(each["files"], str)
+        for each in value.values()
     )
 
 
@@ -243,6 +321,11 @@ def _check_same(
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             differences[name] = (old, new)
+    for name in sorted({*before.inputs, *now.inputs}):
+        old, new = before.inputs.get(name), now.inputs.get(name)
+        # Which there are, the flags say.
+        if old and new and old != new:
+            differences[name] = (old, new)
     if differences:
         listed = config_lib.describe(differences)
         raise UserError(
@@ -324,6 +407,11 @@ def to_dict(description: Description) -> dict[str, Any]:
     }
     if description.files:
         data["files"] = description.files
+    if description.inputs:
+        data["inputs"] = {
+            name: {**each._asdict(), "shape": list(each.shape)}
+            for name, each in description.inputs.items()
+        }
     named = {"id": description.run_id} if description.run_id else {}
     return {**named, "config": description.config.to_dict(), "data": data}
 

@@ -53,7 +53,7 @@ class Run(NamedTuple):
     Attributes:
         config: the run's settings.
         workers: all of them, and which this is.
-        source: the real images.
+        data: the real images, and what stands beside them.
         gan: the state.
         step: changes the state.
         estimate: of the memory that steps take.
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
     config: Config
     workers: Workers
-    source: sources.Source
+    data: sources.Data
     gan: GAN
     step: Step
     estimate: Estimate
@@ -112,9 +112,9 @@ def open_run(
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
-    source, description, note = _look_together(config, workers)
-    gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
-    step, estimate = _make_step(gan, source, workers)
+    data, description, note = _look_together(config, workers)
+    gan = _make_gan(config, data, workers)
+    step, estimate = _make_step(gan, data, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, watcher, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
@@ -124,7 +124,7 @@ def open_run(
     run = Run(
         config=config,
         workers=workers,
-        source=source,
+        data=data,
         gan=gan,
         step=step,
         estimate=estimate,
@@ -134,7 +134,7 @@ def open_run(
         progress=Progress(
             config.num_steps, config.batch_size, is_chief=workers.is_chief
         ),
-        periodic=_make_periodic(gan, source, recorder, watcher, workers),
+        periodic=_make_periodic(gan, data, recorder, watcher, workers),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
@@ -143,31 +143,43 @@ def open_run(
     return run, restored._replace(notes=[note, *restored.notes])
 
 
+def _make_gan(config: Config, data: sources.Data, workers: Workers) -> GAN:
+    """Builds the state for what the data is like."""
+    source = data.source
+    return GAN(
+        config,
+        workers.strategy,
+        source.image_shape,
+        source.num_classes,
+        data.specs,
+    )
+
+
 def _make_step(
-    gan: GAN, source: sources.Source, workers: Workers
+    gan: GAN, data: sources.Data, workers: Workers
 ) -> tuple[Step, Estimate]:
     """Arranges the step, and refuses one that no memory here holds."""
     step = Step(gan)
-    estimate = Estimate(gan, source, workers.cluster.num_workers)
+    estimate = Estimate(gan, data, workers.cluster.num_workers)
     workers.together(estimate.check)
     return step, estimate
 
 
 def _make_periodic(
     gan: GAN,
-    source: sources.Source,
+    data: sources.Data,
     recorder: metrics.Recorder,
     watcher: Watcher,
     workers: Workers,
 ) -> tuple[Periodic, ...]:
     """Makes what is done every N steps; a new one gets a row here."""
     draw = Pictures(
-        gan, lambda number: pipeline.first_batch(source, gan.config, number)
+        gan, lambda number: pipeline.first_batch(data, gan.config, number)
     )
     return (
         Samples(
             gan.config,
-            source.num_classes,
+            data.source.num_classes,
             draw,
             recorder,
             lambda: watcher.secs_left,
@@ -175,7 +187,7 @@ def _make_periodic(
         ),
         SampleSpread(
             gan.config,
-            source.num_classes,
+            data.source.num_classes,
             draw,
             is_chief=workers.is_chief,
         ),
@@ -184,7 +196,7 @@ def _make_periodic(
 
 def _look_together(
     config: Config, workers: Workers
-) -> tuple[sources.Source, identity.Description, str]:
+) -> tuple[sources.Data, identity.Description, str]:
     """Looks as `_look`, on all workers alike. Every worker calls this."""
     alike.check_flags(config, workers)
     looked = workers.together(lambda: _look(config, workers))
@@ -194,27 +206,32 @@ def _look_together(
 
 def _look(
     config: Config, workers: Workers
-) -> tuple[sources.Source, identity.Description, str]:
+) -> tuple[sources.Data, identity.Description, str]:
     """Opens the data and looks at the run's directory; changes nothing.
 
     The last value is a note if the directory is damaged, and otherwise empty.
     """
     for name in ("run_dir", "checkpoint_dir", "backup_dir"):
         access.check(name, getattr(config, name))
-    source = sources.open_source(config)
+    data = sources.open_data(config)
+    source = data.source
     description = identity.Description(
         config,
         source.image_shape,
         source.num_classes,
         source.num_images,
         files=source.digest,
+        inputs={
+            name: identity.describe_input(each)
+            for name, each in data.further.items()
+        },
     )
     description, note = identity.check(
         description,
         is_chief=workers.is_chief,
         is_alone=not workers.are_several and not config.backup_dir,
     )
-    return source, description, note
+    return data, description, note
 
 
 def _name(
@@ -372,14 +389,14 @@ def rehearse(config: Config, workers: Workers) -> int:
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
-    source, description, note = _look_together(config, workers)
-    gan = GAN(config, workers.strategy, source.image_shape, source.num_classes)
-    _, estimate = _make_step(gan, source, workers)
+    data, description, note = _look_together(config, workers)
+    gan = _make_gan(config, data, workers)
+    _, estimate = _make_step(gan, data, workers)
     tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
     restored = workers.together(lambda: resuming.look(tiers))
     _check_belongs(restored, description)
     if workers.is_chief:
-        print(_introduction(gan, source, workers, estimate, restored))
+        print(_introduction(gan, data, workers, estimate, restored))
         backup = "nowhere"
         if tiers.backup and config.backup_every_secs:
             backup = tiers.backup.directory.path
@@ -400,31 +417,26 @@ def introduce(run: Run, restored: Restored) -> None:
         UserError: an image cannot be decoded.
         StorageError: the picture cannot be written.
     """
-    workers, source = run.workers, run.source
+    workers = run.workers
     with run.ledger.spending("draw"):
         # On the chief alone, or all of them fail.
         workers.together(
-            lambda: workers.is_chief and reals.write(source, run.config)
+            lambda: workers.is_chief and reals.write(run.data, run.config)
         )
     run.progress.say(
-        _introduction(run.gan, run.source, run.workers, run.estimate, restored)
+        _introduction(run.gan, run.data, run.workers, run.estimate, restored)
     )
     say(restored.notes)
 
 
 def _introduction(
     gan: GAN,
-    source: sources.Source,
+    data: sources.Data,
     workers: Workers,
     estimate: Estimate,
     restored: Restored,
 ) -> str:
     config = gan.config
-    height, width, channels = source.image_shape
-    classes = ""
-    if source.num_classes:
-        plural = "es" if source.num_classes > 1 else ""
-        classes = f", {source.num_classes} class{plural}"
     replicas = workers.strategy.num_replicas_in_sync
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     networks = ", ".join(
@@ -434,9 +446,7 @@ def _introduction(
     prefix = restored.prefix
     start = f"resumed from {prefix}" if prefix else "a fresh start"
     return (
-        f"data      {source.name}: {source.num_images:,} images "
-        f"{height}x{width}x{channels}{classes}\n"
-        + "".join(f"files     {line}\n" for line in source.files)
+        "".join(f"{line}\n" for line in data.said())
         + f"model     {config.model}: {networks} parameters\n"
         f"devices   {config.strategy}: {replicas} "
         f"replica{'s' if replicas > 1 else ''} on "

@@ -56,7 +56,7 @@ def _run(side: int, **settings: Any) -> None:
 
     from dtrain.cluster import environment, strategy
     from dtrain.config import Config
-    from dtrain.data import pipeline
+    from dtrain.data import pipeline, sources
     from dtrain.data.sources import arrays
     from dtrain.gan import memory, state, step
 
@@ -66,8 +66,12 @@ def _run(side: int, **settings: Any) -> None:
     source = arrays.ArraySource(config, images, None)
     gan = state.GAN(config, alone, source.image_shape, 0)
     steps = step.Step(gan)
-    estimated = memory.Estimate(gan, source, 1).need().num_bytes / 2**20
-    iterator = pipeline.make_iterator(source, config, alone, 0)
+    estimated = (
+        memory.Estimate(gan, sources.Data(source), 1).need().num_bytes / 2**20
+    )
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, alone, 0, config.discriminator_steps
+    )
     # The largest from here on, and not of the import.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = _resident_mib("VmRSS")

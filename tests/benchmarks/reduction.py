@@ -52,7 +52,9 @@ def make_turn(
     strategy = mirrored(num_replicas)
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     step = Step(gan)
-    iterator = pipeline.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, strategy, 0, config.discriminator_steps
+    )
     packed: list[int] = []
     pack = reduction.pack
 

@@ -52,7 +52,9 @@ mark("the data")
 gan = GAN(config, made, source.image_shape, source.num_classes)
 step = Step(gan)
 mark("networks, optimizers")
-iterator = pipeline.make_iterator(source, config, made, 0)
+iterator = pipeline.make_iterator(
+    sources.Data(source), config, made, 0, config.discriminator_steps
+)
 mark("the input")
 step._run.get_concrete_function(iterator, tf.constant(1))
 mark("the trace of the step")

@@ -97,7 +97,9 @@ def by_dtrain(
     """Makes dtrain's loop; returns a function that trains for some steps."""
     gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
     step = Step(gan)
-    iterator = pipeline.make_iterator(source, config, strategy, 0)
+    iterator = pipeline.make_iterator(
+        sources.Data(source), config, strategy, 0, config.discriminator_steps
+    )
 
     def turn(num_steps: int) -> None:
         left = num_steps

@@ -15,6 +15,7 @@ from dtrain.config import DataSettings
 from dtrain.data.sources import folder, python_calls, room, source
 from dtrain.data.sources import listing as listing_lib
 from dtrain.data.sources.picture_files import PictureFiles, Store
+from dtrain.data.sources.source import Wanted
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -102,12 +103,15 @@ class Archive(Store):
         return fetched
 
 
-def open_zip(path: str, config: DataSettings) -> PictureFiles:
+def open_zip(
+    path: str, config: DataSettings, wanted: Wanted = source.USUAL
+) -> PictureFiles:
     """Opens an archive of images; each folder in it is a class.
 
     Args:
         path: of the file; gs:// is read into memory.
         config: the fields of the group Data count.
+        wanted: what of it is read.
 
     Raises:
         UserError: there is no such archive, or it is damaged; and as for
@@ -133,7 +137,7 @@ def open_zip(path: str, config: DataSettings) -> PictureFiles:
     }
     store = Archive(path, archive, members)
     return folder.open_store(
-        store, "zip", listing_lib.of_names(members), config
+        store, "zip", listing_lib.of_names(members), config, wanted
     )
 
 

@@ -18,16 +18,20 @@ class ArraySource(Source):
         config: DataSettings,
         images: np.ndarray,
         labels: np.ndarray | None,
+        *,
+        is_map: bool = False,
     ) -> None:
         """Takes over the arrays, which must not change any more.
 
         Args:
             config: `dataset` and the form of the images count.
-            images: uint8 [n, H, W, C].
+            images: uint8 [n, H, W, C]; label maps are uint16 [n, H, W, 1].
             labels: int32 [n], at least 0, or None.
+            is_map: whether they are label maps.
         """
         num_images, *shape = images.shape
-        self._form = conversion.Form.of(config)
+        self.is_map = is_map
+        self._form = conversion.Form.of(config, is_map=is_map)
         super().__init__(
             config.dataset,
             num_images,
@@ -44,7 +48,7 @@ class ArraySource(Source):
         """Bytes that reading one image takes; see `Source`."""
         # As float32, where it is resized.
         raw = int(np.prod(self._images.shape[1:])) * (
-            4 if self._form.height else 1
+            4 if self._form.height else self.stored.size
         )
         return max(raw, super().bytes_of_one)
 
@@ -53,7 +57,7 @@ class ArraySource(Source):
         images, labels = python_calls.numpy_function(
             lambda index: (self._images[index], self._labels[index]),
             [indices],
-            (tf.uint8, tf.int32),
+            (self.stored, tf.int32),
         )
         images.set_shape((None, *self._images.shape[1:]))
         labels.set_shape((None,))

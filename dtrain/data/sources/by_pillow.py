@@ -10,6 +10,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,6 +30,7 @@ _MALFORMED = (
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 _16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_MOST_OF_MAP = 2**16 - 1
 # Its tag in a TIFF.
 _BITS_PER_SAMPLE = 258
 
@@ -52,6 +54,35 @@ def decode(content: bytes, white_level: int, room: pictures.Room) -> np.ndarray:
     Raises:
         PictureError: it is damaged, too large, or of a kind that is not read.
     """
+    return _decoded(content, room, lambda image: _pixels(image, white_level))
+
+
+def decode_map(content: bytes, room: pictures.Room) -> np.ndarray:
+    """Decodes a label map: the numbers of its pixels, or of their palette.
+
+    Args:
+        content: a whole file.
+        room: how much memory it may take.
+
+    Returns:
+        uint16 [H, W, 1].
+
+    Raises:
+        PictureError: it is damaged, too large, or has colours.
+    """
+    return _decoded(content, room, _numbers)
+
+
+def _decoded(
+    content: bytes,
+    room: pictures.Room,
+    pixels: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray:
+    """Decodes a picture by what makes an array of it.
+
+    Raises:
+        PictureError: it is damaged, too large, or of a kind that is not read.
+    """
     try:
         with warnings.catch_warnings():
             # Of what is odd and can be read all the same.
@@ -61,7 +92,7 @@ def decode(content: bytes, white_level: int, room: pictures.Room) -> np.ndarray:
                 why = pictures.too_large(height, width, len(content), room)
                 if why:
                     raise PictureError(why)
-                return _pixels(image, white_level)
+                return pixels(image)
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"it has more than {pictures.MAX_PIXELS:,} pixels"
@@ -92,6 +123,22 @@ def highest(content: bytes, room: pictures.Room) -> int:
     except _MALFORMED:
         # It is told when the picture is decoded.
         return -1
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("1", "L", "P", *_16_BITS) or image.format == "JPEG":
+        raise PictureError(
+            f"a label map has one whole number a pixel, and this is a "
+            f"{image.format} of mode {image.mode}; save it as a grey PNG, or "
+            "as one with a palette"
+        )
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if values.min() < 0 or values.max() > _MOST_OF_MAP:
+        raise PictureError(
+            f"it holds {values.min()} to {values.max()}, and the numbers of a "
+            f"label map lie in [0, {_MOST_OF_MAP}]"
+        )
+    return values.astype(np.uint16)[..., np.newaxis]
 
 
 def _pixels(image: Image.Image, white_level: int) -> np.ndarray:

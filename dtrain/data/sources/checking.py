@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,20 @@ def sound(
         report: called with a line of progress every few seconds.
     """
     found = faults(files, shapes(files, report))
-    return files.without(found) if found else files
+    return without(files, found) if found else files
+
+
+def without(files: PictureFiles, indices: Collection[int]) -> PictureFiles:
+    """Returns a source without some pictures.
+
+    Args:
+        files: all pictures.
+        indices: of what is damaged.
+    """
+    names, left_out = files.listing.names, set(indices)
+    kept = [index for index in range(len(names)) if index not in left_out]
+    damaged = [names[index] for index in sorted(left_out)]
+    return files.only(kept, damaged=damaged)
 
 
 def faults(files: PictureFiles, found: np.ndarray) -> Mapping[int, UserError]:

@@ -31,6 +31,8 @@ class Form(NamedTuple):
             their edges are cut off.
         background: red, green and blue in [0, 255], of borders and behind
             what is transparent.
+        is_map: whether they are label maps: a pixel is taken from the nearest
+            one, for between two classes there is none; borders are 0.
     """
 
     height: int = 0
@@ -38,16 +40,23 @@ class Form(NamedTuple):
     channels: int = 0
     is_padded: bool = False
     background: tuple[int, ...] = (255, 255, 255)
+    is_map: bool = False
 
     @classmethod
-    def of(cls, config: DataSettings) -> Form:
-        """Returns the form that flags ask for."""
+    def of(cls, config: DataSettings, *, is_map: bool = False) -> Form:
+        """Returns the form that flags ask for.
+
+        Args:
+            config: the flags.
+            is_map: whether it is that of label maps.
+        """
         return cls(
             config.image_size,
             config.image_width or config.image_size,
-            config.channels,
+            1 if is_map else config.channels,
             config.image_fit == "pad",
             tuple(bytes.fromhex(config.background)),
+            is_map,
         )
 
     def shape_of(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -63,6 +72,8 @@ class Form(NamedTuple):
 
     def colour(self, channels: int) -> list[int]:
         """Returns the background as a pixel; its alpha, if any, is 0."""
+        if self.is_map:
+            return [0]
         colour = list(self.background)
         if channels < 3:
             parts = zip(_LUMA, colour, strict=True)
@@ -74,14 +85,15 @@ def convert(images: tf.Tensor, form: Form) -> tf.Tensor:
     """Converts channels, crops the middle or adds borders, resizes.
 
     Resizing is bilinear, with antialiasing where it makes images smaller.
-    RGB becomes grey by its luma.
+    RGB becomes grey by its luma. Of label maps the nearest pixel is taken.
 
     Args:
-        images: uint8 [..., H, W, C], of rank 3 or 4; C is known.
+        images: uint8 [..., H, W, C], of rank 3 or 4; C is known. Label maps
+            are uint16 and have one channel.
         form: what they become.
 
     Returns:
-        uint8 [..., height, width, channels].
+        [..., height, width, channels] of the same type.
     """
     images = with_channels(images, form)
     if form.channels:
@@ -153,7 +165,11 @@ def _sides(images: tf.Tensor) -> Any:
     return shape[-3], shape[-2]
 
 
-def _resized(images: tf.Tensor, height: Any, width: Any) -> tf.Tensor:
+def _resized(
+    images: tf.Tensor, height: Any, width: Any, form: Form
+) -> tf.Tensor:
+    if form.is_map:
+        return tf.image.resize(images, (height, width), method="nearest")
     resized = tf.image.resize(images, (height, width), antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)
 
@@ -165,7 +181,7 @@ def _cropped(images: tf.Tensor, form: Form) -> tf.Tensor:
     down, right = tf.maximum(down, 1), tf.maximum(right, 1)
     top, left = (height - down) // 2, (width - right) // 2
     images = images[..., top : top + down, left : left + right, :]
-    return _resized(images, form.height, form.width)
+    return _resized(images, form.height, form.width, form)
 
 
 def _padded(images: tf.Tensor, form: Form) -> tf.Tensor:
@@ -184,11 +200,11 @@ def _padded(images: tf.Tensor, form: Form) -> tf.Tensor:
     borders = [[0, 0]] * (images.shape.rank - 3) + borders
     down, right = tf.cast(down, tf.int32), tf.cast(right, tf.int32)
     channels = images.shape[-1]
-    images = tf.pad(_resized(images, down, right), borders)
+    images = tf.pad(_resized(images, down, right, form), borders)
     images = tf.ensure_shape(
         images, (*images.shape[:-3], form.height, form.width, channels)
     )
-    colour = tf.constant(form.colour(channels), tf.uint8)
+    colour = tf.constant(form.colour(channels), images.dtype)
     return tf.where(inside, images, colour)
 
 

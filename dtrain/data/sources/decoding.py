@@ -69,6 +69,28 @@ class Decoder(NamedTuple):
         """Returns one that decodes pictures of 16 bits whatever they hold."""
         return self._replace(white_level=ALL_BITS)
 
+    def is_for_pillow(self, content: tf.Tensor) -> tf.Tensor:
+        """Tells, bool [], whether a picture is left to Pillow.
+
+        Args:
+            content: string []; a whole file.
+        """
+        return is_for_pillow(content)
+
+    def pixels(self, content: bytes) -> np.ndarray:
+        """Decodes what is for Pillow, outside of a graph.
+
+        Args:
+            content: a whole file.
+
+        Returns:
+            [H, W, C].
+
+        Raises:
+            PictureError: it cannot be decoded; see `by_pillow`.
+        """
+        return by_pillow.decode(content, self.white_level, self.room)
+
     def by_tensorflow(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes what is not for Pillow.
 
@@ -105,18 +127,20 @@ class Decoder(NamedTuple):
 
     def by_pillow(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes what is for Pillow; see `by_tensorflow`."""
+        dtype = tf.uint16 if self.form.is_map else tf.uint8
 
         def decode(content: Any) -> tuple[np.ndarray, bytes]:
             data = content if isinstance(content, bytes) else content.item()
             try:
-                image = by_pillow.decode(data, self.white_level, self.room)
+                image = self.pixels(data)
             except by_pillow.PictureError as error:
                 # TensorFlow would print all of its stack.
-                return np.zeros((1, 1, 1), np.uint8), str(error).encode()
+                nothing = np.zeros((1, 1, 1), dtype.as_numpy_dtype)
+                return nothing, str(error).encode()
             return image, b""
 
         image, why = python_calls.numpy_function(
-            decode, [content], (tf.uint8, tf.string)
+            decode, [content], (dtype, tf.string)
         )
         is_sound = tf.debugging.Assert(tf.equal(why, ""), [why])
         with tf.control_dependencies([] if is_sound is None else [is_sound]):
@@ -151,6 +175,31 @@ class Decoder(NamedTuple):
             ):
                 image = tf.identity(image)
         return conversion.convert(image, form)
+
+
+class MapDecoder(Decoder):
+    """Decodes label maps, all by Pillow: TensorFlow knows no palettes."""
+
+    def is_for_pillow(self, content: tf.Tensor) -> tf.Tensor:
+        """Tells that it is; see `Decoder.is_for_pillow`."""
+        return tf.fill(tf.shape(content), value=True)
+
+    def pixels(self, content: bytes) -> np.ndarray:
+        """Returns uint16 [H, W, 1]; see `Decoder.pixels`.
+
+        Raises:
+            PictureError: it cannot be decoded; see `by_pillow`.
+        """
+        return by_pillow.decode_map(content, self.room)
+
+    def by_tensorflow(self, content: tf.Tensor) -> tf.Tensor:
+        """Fails for what is empty: nothing else comes here."""
+        # Python here would let one thread at a time decode all other pictures.
+        return tf.io.decode_png(content, 1, tf.uint16)
+
+    def decode(self, content: tf.Tensor) -> tf.Tensor:
+        """Decodes any label map; see `Decoder.decode`."""
+        return tf.ensure_shape(self.by_pillow(content), (None, None, 1))
 
 
 def _parts(content: tf.Tensor, dtype: tf.DType) -> list[tf.Tensor]:

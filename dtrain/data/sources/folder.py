@@ -21,6 +21,7 @@ from dtrain.data.sources import listing as listing_lib
 from dtrain.data.sources import source
 from dtrain.data.sources.listing import Listing
 from dtrain.data.sources.picture_files import PictureFiles, Store
+from dtrain.data.sources.source import Wanted
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -68,12 +69,15 @@ class Folder(Store):
         return tf.io.read_file(fetched)
 
 
-def open_folder(path: str, config: DataSettings) -> PictureFiles:
+def open_folder(
+    path: str, config: DataSettings, wanted: Wanted = source.USUAL
+) -> PictureFiles:
     """Opens a folder of images; each folder in it is a class.
 
     Args:
         path: of the folder, which may be gs://.
         config: the fields of the group Data count.
+        wanted: what of it is read.
 
     Raises:
         UserError: there is no such folder, it holds no images or is not laid
@@ -88,11 +92,15 @@ def open_folder(path: str, config: DataSettings) -> PictureFiles:
                 "not one" + source.hint(path, "folder")
             )
         listing = listing_lib.of_folder(path)
-        return open_store(Folder(path), "folder", listing, config)
+        return open_store(Folder(path), "folder", listing, config, wanted)
 
 
 def open_store(
-    store: Store, kind: str, listing: Listing, config: DataSettings
+    store: Store,
+    kind: str,
+    listing: Listing,
+    config: DataSettings,
+    wanted: Wanted,
 ) -> PictureFiles:
     """Opens pictures wherever they are, with the labels that they have.
 
@@ -101,11 +109,12 @@ def open_store(
         kind: as in `folder:/path`.
         listing: of what is there.
         config: the fields of the group Data count.
+        wanted: what of it is read.
 
     Raises:
         UserError: see `open_folder`.
     """
-    store, listing = _of_split(store, listing, config)
+    store, listing = _of_split(store, listing, config, wanted)
     if not listing.names:
         endings = ", ".join(listing_lib.ENDINGS[:6])
         others = listing.others() if listing.passed_over else "none"
@@ -114,11 +123,12 @@ def open_store(
             f"them; files of other kinds: {others}"
             + source.hint(store.path, kind)
         )
-    return PictureFiles(store, listing, _labels(store, listing, config), config)
+    labels = _labels(store, listing, config) if wanted.has_labels else None
+    return PictureFiles(store, listing, labels, config, is_map=wanted.is_map)
 
 
 def _of_split(
-    store: Store, listing: Listing, config: DataSettings
+    store: Store, listing: Listing, config: DataSettings, wanted: Wanted
 ) -> tuple[Store, Listing]:
     """Chooses the folder of a split, where there is one for each.
 
@@ -130,7 +140,8 @@ def _of_split(
         "/" in name for name in listing.names
     )
     if not (has_splits and tops):
-        if split != "train":
+        # Of a further set the user may have named the split's own folder.
+        if split != "train" and not wanted.is_further:
             raise UserError(
                 f"split ({split}) does not apply to {config.dataset}, which "
                 "holds no folders of splits; name the folder of the split "

@@ -22,6 +22,7 @@ import numpy as np
 from dtrain.config import DataSettings
 from dtrain.data.sources import arrays, room, source
 from dtrain.data.sources import labels as labels_lib
+from dtrain.data.sources.source import Wanted
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -32,22 +33,27 @@ _CHUNK_BYTES = 16 * 2**20
 _MAX_RATIO = 1032
 
 
-def open_idx(directory: str, config: DataSettings) -> arrays.ArraySource:
+def open_idx(
+    directory: str, config: DataSettings, wanted: Wanted = source.USUAL
+) -> arrays.ArraySource:
     """Opens a directory of IDX files: grey images, and labels if any.
 
     Args:
         directory: its path, which may be gs://.
         config: `split`, `image_size` and `channels` count.
+        wanted: what of it is read.
 
     Raises:
         UserError: there are no such files, or one is malformed.
         StorageError: the store that they are on does not answer.
     """
     with access.to("dataset", directory):
-        return _open(directory, config)
+        return _open(directory, config, wanted)
 
 
-def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
+def _open(
+    directory: str, config: DataSettings, wanted: Wanted
+) -> arrays.ArraySource:
     prefix = _PREFIXES.get(config.split)
     if prefix is None:
         raise UserError(
@@ -69,7 +75,7 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
         raise UserError(f"{path} holds no images")
     labels = None
     labels_path = _find(directory, f"{prefix}-labels", "idx1-ubyte")
-    if labels_path is not None:
+    if labels_path is not None and wanted.has_labels:
         labels = read_idx(labels_path, 1)
         if len(labels) != len(images):
             raise UserError(
@@ -77,7 +83,9 @@ def _open(directory: str, config: DataSettings) -> arrays.ArraySource:
                 f"{len(labels)} labels; they must be of one set"
             )
         labels = labels_lib.numbered(labels_path, labels, len(images))
-    return arrays.ArraySource(config, images, labels)
+    if wanted.is_map:
+        images = images.astype(np.uint16)
+    return arrays.ArraySource(config, images, labels, is_map=wanted.is_map)
 
 
 def _find(directory: str, stem: str, kind: str) -> str | None:

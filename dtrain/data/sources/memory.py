@@ -34,7 +34,7 @@ class MemorySource(Source):
 
         Args:
             origin: where they were read from.
-            images: uint8 [n, H, W, C], of `aligned`.
+            images: `origin.stored` [n, H, W, C], of `aligned`.
             labels: int32 [n].
         """
         super().__init__(
@@ -44,6 +44,7 @@ class MemorySource(Source):
             origin.num_classes,
         )
         self.files, self.digest = origin.files, origin.digest
+        self.is_map = origin.is_map
         # The input pipeline runs on the host, and the memory of a GPU is dear.
         with tf.device("CPU:0"):
             # Neither DLPack nor a variable copies, while tf.data copies a
@@ -65,21 +66,21 @@ class MemorySource(Source):
         return images, tf.gather(self._labels, fetched)
 
 
-def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Allocates uint8 of a shape that TensorFlow uses without a copy."""
-    size = int(np.prod(shape))
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Allocates an array that TensorFlow uses without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def aligned(images: np.ndarray) -> np.ndarray:
     """Copies images to memory that TensorFlow uses without a copy.
 
     Args:
-        images: uint8 of any shape.
+        images: of any type and shape.
     """
-    copy = _empty(images.shape)
+    copy = _empty(images.shape, images.dtype)
     copy[:] = images
     return copy
 
@@ -116,7 +117,7 @@ def read(origin: Source, indices: tf.data.Dataset) -> tf.data.Dataset:
         indices: int64 [b] in [0, num_images), however many times.
 
     Returns:
-        Images uint8 [b, H, W, C] and labels int32 [b], as often.
+        Images `origin.stored` [b, H, W, C] and labels int32 [b], as often.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -144,13 +145,14 @@ def collect(
 
     Args:
         origin: says how many images there are, and of which shape.
-        batches: of images uint8 [b, H, W, C] and labels int32 [b], in order.
+        batches: of images [b, H, W, C] and labels int32 [b], in order.
         report: called with a line of progress every few seconds.
 
     Raises:
         UserError: an image cannot be read; it is named if it is known.
     """
-    images = _empty((origin.num_images, *origin.image_shape))
+    shape = (origin.num_images, *origin.image_shape)
+    images = _empty(shape, origin.stored.as_numpy_dtype)
     labels = np.empty(origin.num_images, np.int32)
     done = 0
     due = time.monotonic() + _REPORT_EVERY_SECS

@@ -4,7 +4,11 @@ Images are the array `x_<split>`, or else `x` or `images`: [n, H, W] or
 [n, H, W, C] with 1 to 4 channels, or [n, C, H, W] with --array_layout=chw;
 uint8, uint16, or floats in [0, 1] or in [-1, 1] (where no value is negative,
 [0, 1] is meant). Labels are `y_<split>`, or else `y`, `label` or `labels`, in
-any form that `labels` knows; they may be missing.
+any form that `labels` knows; they may be missing. `npz:/path.npz#name` takes
+another array for the images.
+
+Beside the images of a run there may be label maps, [n, H, W] of whole numbers,
+and numbers that are no images; see `values`.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dtrain.config import DataSettings
-from dtrain.data.sources import arrays, conversion, room, source
+from dtrain.data.sources import arrays, conversion, room, source, values
 from dtrain.data.sources import labels as labels_lib
+from dtrain.data.sources.source import Source, Wanted
 from dtrain.errors import UserError
 from dtrain.storage import access, files
 
@@ -31,12 +36,15 @@ _MALFORMED = (
 )
 
 
-def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
+def open_npz(
+    path: str, config: DataSettings, wanted: Wanted = source.USUAL
+) -> Source:
     """Opens an npz file: images, and labels if there are any.
 
     Args:
         path: of the file; gs:// is read into memory.
         config: `split`, `image_size` and `channels` count.
+        wanted: what of it is read.
 
     Raises:
         UserError: there is no such file, it is malformed, or its arrays are
@@ -56,7 +64,9 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
         )
     try:
         with np.load(content, allow_pickle=False) as file:
-            images_name, labels_name = _choose(path, file.files, config.split)
+            images_name, labels_name = _choose(
+                path, file.files, config.split, wanted
+            )
             for name in filter(None, (images_name, labels_name)):
                 _check_member(path, file.zip, name)
             images = file[images_name]
@@ -71,11 +81,33 @@ def open_npz(path: str, config: DataSettings) -> arrays.ArraySource:
         # NumPy returns what is no array as bytes.
         if isinstance(array, bytes):
             raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
-    images = _as_images(f"{images_name} in {path}", images, config)
+    return _make_source(
+        config,
+        wanted,
+        (f"{images_name} in {path}", images),
+        (f"{labels_name} in {path}", labels),
+    )
+
+
+def _make_source(
+    config: DataSettings,
+    wanted: Wanted,
+    named_images: tuple[str, np.ndarray],
+    named_labels: tuple[str, np.ndarray | None],
+) -> Source:
+    """Makes a source of arrays, with their names for an error."""
+    name, images = named_images
+    if wanted.is_further and not wanted.is_map and images.ndim < 3:
+        return values.ValueSource(config.dataset, values.of(name, images))
+    images = _as_images(name, images, config)
+    if wanted.is_map:
+        images = values.numbers_of_map(name, images)
+    else:
+        images = _as_bytes(name, images, config)
+    name, labels = named_labels
     if labels is not None:
-        name = f"{labels_name} in {path}"
         labels = labels_lib.numbered(name, labels, len(images))
-    return arrays.ArraySource(config, images, labels)
+    return arrays.ArraySource(config, images, labels, is_map=wanted.is_map)
 
 
 def _check_member(path: str, archive: zipfile.ZipFile, name: str) -> None:
@@ -121,18 +153,33 @@ def _fetch(path: str) -> io.BytesIO | None:
 
 
 def _choose(
-    path: str, names: Sequence[str], split: str
+    path: str, names: Sequence[str], split: str, wanted: Wanted
 ) -> tuple[str, str | None]:
-    if f"x_{split}" in names:
-        labels = f"y_{split}"
-        return f"x_{split}", labels if labels in names else None
-    images = next((name for name in ("x", "images") if name in names), None)
-    if images is None or split != "train":
+    """Returns the names of the images, and of their labels if there are any.
+
+    Raises:
+        UserError: there are no such images.
+    """
+    held = ", ".join(names) or "nothing"
+    images = wanted.array
+    if images and images not in names:
+        raise UserError(f"{path} holds {held}, but no {images}; name another")
+    if not images:
+        usual = [f"x_{split}", *(("x", "images") if split == "train" else ())]
+        images = next((name for name in usual if name in names), "")
+    if not images:
         raise UserError(
-            f"{path} holds {', '.join(names) or 'nothing'}; --split={split} "
-            f"needs x_{split}" + (", x or images" if split == "train" else "")
+            f"{path} holds {held}; --split={split} needs x_{split}"
+            + (", x or images" if split == "train" else "")
         )
-    labels = ("y", "label", "labels")
+    labels: tuple[str, ...] = ("y", "label", "labels")
+    if images.startswith("x_"):
+        labels = (f"y_{images.removeprefix('x_')}",)
+    elif wanted.is_further and wanted.array:
+        # These may be the labels of another one.
+        labels = ()
+    if not wanted.has_labels:
+        labels = ()
     return images, next((name for name in labels if name in names), None)
 
 
@@ -154,7 +201,7 @@ def _as_images(
         )
     if images.size == 0:
         raise UserError(f"{name} holds no images")
-    return _as_bytes(name, images, config)
+    return images
 
 
 def _as_bytes(

@@ -6,7 +6,8 @@ import abc
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -101,6 +102,8 @@ class PictureFiles(EncodedSource):
         listing: Listing,
         labels: np.ndarray | None,
         config: DataSettings,
+        *,
+        is_map: bool = False,
     ) -> None:
         """Decodes the first sound picture, to learn its shape.
 
@@ -109,13 +112,15 @@ class PictureFiles(EncodedSource):
             listing: of at least one picture.
             labels: int32 [n], or None.
             config: `dataset` and the form of the images count.
+            is_map: whether they are label maps.
         """
         self.store, self.listing, self._config = store, listing, config
         self.first_fault: DamagedError | None = None
-        self._labels = labels
+        self._labels, self.is_map = labels, is_map
         self.room = pictures.Room.of_host()
-        form = conversion.Form.of(config)
-        self.decoder = decoding.Decoder(form, 0, decoding.ALL_BITS, self.room)
+        form = conversion.Form.of(config, is_map=is_map)
+        kind = decoding.MapDecoder if is_map else decoding.Decoder
+        self.decoder = kind(form, 0, decoding.ALL_BITS, self.room)
         self._first, self._first_shape = self._find_first()
         super().__init__(
             config.dataset,
@@ -130,7 +135,8 @@ class PictureFiles(EncodedSource):
         )
         self._make_tensors()
         self.files = listing.said()
-        self.digest = self._digest()
+        level = self.decoder.white_level
+        self.digest = _digest(level, labels, listing.names)
 
     def _make_tensors(self) -> None:
         with tf.device("CPU:0"):
@@ -139,15 +145,6 @@ class PictureFiles(EncodedSource):
             if labels is None:
                 labels = np.zeros(self.num_images, np.int32)
             self._label_numbers = tf.constant(labels)
-
-    def _digest(self) -> str:
-        """Tells another list of files, their labels or their levels apart."""
-        total = hashlib.sha256(f"{self.decoder.white_level}".encode())
-        labels = np.zeros(0) if self._labels is None else self._labels
-        total.update(labels.tobytes())
-        for name in self.listing.names:
-            total.update(os.fsencode(name) + b"\0")
-        return total.hexdigest()[:16]
 
     # One picture.
 
@@ -163,7 +160,7 @@ class PictureFiles(EncodedSource):
 
     def is_for_python(self, content: tf.Tensor) -> tf.Tensor:
         """Tells what is for Pillow; see `EncodedSource`."""
-        return decoding.is_for_pillow(content)
+        return self.decoder.is_for_pillow(content)
 
     def decode_content(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes one file; see `EncodedSource.decode_content`."""
@@ -188,11 +185,11 @@ class PictureFiles(EncodedSource):
         place = self.store.place(self.listing.names[index])
         try:
             content = self.store.content(self.listing.names[index])
-            if decoding.is_for_pillow(tf.constant(content)):
-                image = by_pillow.decode(content, decoding.ALL_BITS, self.room)
+            decoder = self.decoder.of_any_level()
+            if decoder.is_for_pillow(tf.constant(content)):
+                image = decoder.pixels(content)
             else:
                 pictures.check(place, content, self.room)
-                decoder = self.decoder.of_any_level()
                 with tf.device("CPU:0"):
                     image = decoder.by_tensorflow(tf.constant(content))
         except UserError as error:
@@ -319,17 +316,27 @@ class PictureFiles(EncodedSource):
             return fault
         return checking.refusal(self, fault)
 
-    def without(self, indices: Collection[int]) -> PictureFiles:
-        """Returns the source without some pictures.
+    def only(self, indices: Sequence[int], **said: Any) -> PictureFiles:
+        """Returns the source of some pictures, in another order.
 
         Args:
-            indices: of what is damaged.
+            indices: of them.
+            said: what is otherwise in its `listing`.
         """
-        names, left_out = self.listing.names, set(indices)
-        kept = [index for index in range(len(names)) if index not in left_out]
-        listing = self.listing._replace(
-            names=[names[index] for index in kept],
-            damaged=[names[index] for index in sorted(left_out)],
+        names = [self.listing.names[index] for index in indices]
+        listing = self.listing._replace(names=names, **said)
+        labels = None if self._labels is None else self._labels[list(indices)]
+        return PictureFiles(
+            self.store, listing, labels, self._config, is_map=self.is_map
         )
-        labels = None if self._labels is None else self._labels[kept]
-        return PictureFiles(self.store, listing, labels, self._config)
+
+
+def _digest(
+    white_level: int, labels: np.ndarray | None, names: Sequence[str]
+) -> str:
+    """Tells another list of files, their labels or their levels apart."""
+    total = hashlib.sha256(f"{white_level}".encode())
+    total.update((np.zeros(0) if labels is None else labels).tobytes())
+    for name in names:
+        total.update(os.fsencode(name) + b"\0")
+    return total.hexdigest()[:16]

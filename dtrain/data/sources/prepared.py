@@ -4,7 +4,8 @@ A set is prepared as ArrayRecord, which can be read at random. A set that
 somebody has prepared as TFRecord, which cannot, is read into memory. Nothing
 asks the network for anything without --download.
 
-A set is named as TFDS does, name[/config][:version], or as name:config.
+A set is named as TFDS does, name[/config][:version], or as name:config; and
+behind that a split of its own and one of its features, as in pets@test#mask.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dtrain.config import DataSettings
+from dtrain.config import DataSettings, further
 from dtrain.data.sources import (
     conversion,
     memory,
     pictures,
     preparation,
-    python_calls,
+    prepared_numbers,
     source,
+    values,
 )
-from dtrain.data.sources.source import EncodedSource, Images, Source
+from dtrain.data.sources.source import EncodedSource, Images, Source, Wanted
 from dtrain.errors import UserError
 
 _BATCH = 256
@@ -39,7 +41,11 @@ class PreparedSource(EncodedSource):
     """Images of a TFDS data set that is prepared on disk."""
 
     def __init__(
-        self, config: DataSettings, builder: Any, records: Any
+        self,
+        config: DataSettings,
+        builder: Any,
+        records: Any,
+        wanted: Wanted = source.USUAL,
     ) -> None:
         """Learns the features and the shape, or raises UserError.
 
@@ -48,12 +54,13 @@ class PreparedSource(EncodedSource):
             builder: a prepared `tfds.core.DatasetBuilder`.
             records: the serialized examples by index, or None if the format
                 has no random access.
+            wanted: what of it is read.
         """
         self._builder, self._records = builder, records
-        self._split = config.split
-        self._form = conversion.Form.of(config)
+        self._split, self.is_map = config.split, wanted.is_map
+        self._form = conversion.Form.of(config, is_map=wanted.is_map)
         self.room = pictures.Room.of_host()
-        image, label = _choose(config, builder.info.features)
+        image, label = _choose(config, builder.info.features, wanted)
         self._image, self._label = image, label
         # Of an example, only these are parsed.
         features = {
@@ -79,10 +86,7 @@ class PreparedSource(EncodedSource):
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
         """Reads serialized examples; see `Source.fetch`."""
         assert self._records is not None
-        records = python_calls.numpy_function(
-            self._read_records, [indices], tf.string
-        )
-        return tf.ensure_shape(records, (None,))
+        return prepared_numbers.fetch(self._records, indices)
 
     def encoded_one(self, fetched: tf.Tensor) -> Images:
         """Parses one example; see `EncodedSource.encoded_one`."""
@@ -94,6 +98,8 @@ class PreparedSource(EncodedSource):
         """Decodes one image; see `EncodedSource.decode_content`."""
         image = self._features[self._image].decode_example(content)
         image = tf.ensure_shape(image, (None, None, self._first_shape[-1]))
+        if self.is_map:
+            return conversion.convert(tf.cast(image, self.stored), self._form)
         return conversion.convert(self._levels.to_8_bits(image), self._form)
 
     def find_fault(self, indices: Any) -> UserError | None:
@@ -145,6 +151,9 @@ class PreparedSource(EncodedSource):
         """
         dtype = np.dtype(self._features[self._image].np_dtype)
         low, high = 0.0, 0.0
+        if self.is_map:
+            # They are numbers, and no brightness.
+            return conversion.Levels(0.0, float(np.iinfo(np.uint16).max))
         if dtype != np.uint8:
             for index, content in self._some(_NUM_LEVELS):
                 image = self._decoded(index, content)
@@ -197,13 +206,6 @@ class PreparedSource(EncodedSource):
             return content, tf.constant(0, tf.int32)
         return content, tf.cast(example[self._label], tf.int32)
 
-    def _read_records(self, indices: np.ndarray) -> np.ndarray:
-        try:
-            records = self._records.__getitems__(indices.tolist())
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise tf.errors.DataLossError(None, None, str(error)) from error
-        return np.array(records, object)
-
     def _shape(self, index: int) -> tuple[int, int, int]:
         image = self._decoded(index, self._content(index))
         height, width, channels = image.shape
@@ -244,18 +246,24 @@ class _Listed(list):
         return [self[index] for index in indices]
 
 
-def open_prepared(config: DataSettings, report: memory.Report) -> Source:
+def open_prepared(
+    config: DataSettings,
+    report: memory.Report,
+    wanted: Wanted = source.USUAL,
+) -> Source:
     """Opens a data set of TFDS, in memory where its format asks for it.
 
     Args:
         config: the fields of the group Data count.
         report: called with a line of progress every few seconds.
+        wanted: what of it is read.
 
     Raises:
         UserError: TFDS knows no such set, or it is not prepared, has no
             images, or does not fit the memory it would need.
     """
-    builder = preparation.prepared_builder(config, _tfds_name(config.dataset))
+    name = _tfds_name(further.part_of(config.dataset).dataset)
+    builder = preparation.prepared_builder(config, name)
     is_mocked = preparation.is_mocked(builder)
     if not is_mocked:
         _check_split(config, builder)
@@ -267,8 +275,14 @@ def open_prepared(config: DataSettings, report: memory.Report) -> Source:
         )
         if is_mocked:
             records = _Listed(records[index] for index in range(len(records)))
-        return PreparedSource(config, builder, records)
-    origin = PreparedSource(config, builder, None)
+    else:
+        records = None
+    if prepared_numbers.are_meant(builder.info.features, wanted):
+        numbers = prepared_numbers.read(config, builder, records, wanted.array)
+        return values.ValueSource(config.dataset, numbers)
+    if records is not None:
+        return PreparedSource(config, builder, records, wanted)
+    origin = PreparedSource(config, builder, None, wanted)
     if not memory.fits(origin, config.cache_gib):
         raise UserError(
             f"{builder.data_dir} is prepared as "
@@ -309,24 +323,47 @@ def _check_split(config: DataSettings, builder: Any) -> None:
         )
 
 
-def _choose(config: DataSettings, features: Any) -> tuple[str, str | None]:
+def _choose(
+    config: DataSettings, features: Any, wanted: Wanted
+) -> tuple[str, str | None]:
+    """Returns the features that are the image, and its label if there is one.
+
+    Raises:
+        UserError: there is no such image, or it cannot be told which.
+    """
     # By exact type: some that are no pictures inherit from Image.
     images = [
         name for name in features if type(features[name]) is tfds.features.Image
     ]
     if "image" in images:
         images = ["image"]
+    if wanted.array:
+        images = [name for name in features if name == wanted.array]
+        if not images or not isinstance(
+            features[images[0]], tfds.features.Image
+        ):
+            raise UserError(
+                f"{config.dataset} has no images {wanted.array}; its features "
+                f"are {', '.join(features)}"
+            )
     if len(images) != 1:
         raise UserError(
             f"dataset ({config.dataset}) must have one image in an example; "
             f"it has {', '.join(images) or 'none'} among "
-            f"{', '.join(features)}"
+            f"{', '.join(features)}; name one behind a #"
+        )
+    shape = features[images[0]].shape
+    if wanted.is_map and shape[-1] != 1:
+        raise UserError(
+            f"{images[0]} of {config.dataset} is {source.shown(shape)}; label "
+            "maps must have one channel"
         )
     labels = [
         name
         for name in features
         if isinstance(features[name], tfds.features.ClassLabel)
         and features[name].num_classes
+        and wanted.has_labels
     ]
     if "label" in labels:
         labels = ["label"]

@@ -6,7 +6,7 @@ import abc
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -20,21 +20,46 @@ Images = tuple[tf.Tensor, tf.Tensor]
 _IDX = re.compile(r"-(images|labels)[-.]idx[13]-ubyte(\.gz)?$")
 
 
+class Wanted(NamedTuple):
+    """What of a data set is read, and as what.
+
+    Attributes:
+        array: name of an array of an npz file, or of a feature of a TFDS set;
+            empty is the usual one.
+        is_map: whether it is label maps, a whole number for each pixel.
+        has_labels: whether its labels are read, where it has some.
+        is_further: whether it stands beside the images of a run: then it may
+            be of numbers that are no images.
+    """
+
+    array: str = ""
+    is_map: bool = False
+    has_labels: bool = True
+    is_further: bool = False
+
+
+# The images of a run, and their labels.
+USUAL = Wanted()
+
+
 class Source(abc.ABC):
     """Images of one shape, each reached by its index at the same cost.
 
     Attributes:
         name: the data set as the user named it.
         num_images: how many there are; at least 1.
-        image_shape: height, width and channels of each.
+        image_shape: height, width and channels of each; 1, 1 and their number
+            of numbers that are no images.
         num_classes: labels lie in [0, num_classes); 0 means no labels.
         in_memory: whether reading one touches no file.
+        is_map: whether they are label maps, of one channel.
         files: what is said of its files at a start, in lines.
         digest: of the names and labels of its files, where it has such; a run
             goes on with the same alone.
     """
 
     in_memory = False
+    is_map = False
     files: tuple[str, ...] = ()
     digest = ""
 
@@ -51,16 +76,45 @@ class Source(abc.ABC):
         self.num_classes = num_classes
 
     @property
+    def stored(self) -> tf.DType:
+        """Type of the images as they are read."""
+        return tf.uint16 if self.is_map else tf.uint8
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one image as it is read."""
+        return self.image_shape
+
+    @property
+    def spec(self) -> tf.TensorSpec:
+        """One image as a model sees it; see `seen`."""
+        if self.is_map:
+            return tf.TensorSpec(self.image_shape[:2], tf.int32)
+        return tf.TensorSpec(self.image_shape, tf.float32)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes that all the images take in memory, as uint8."""
-        height, width, channels = self.image_shape
-        return self.num_images * height * width * channels
+        """Bytes that all the images take in memory, as they are read."""
+        return self.num_images * self._stored_bytes
 
     @property
     def bytes_of_one(self) -> int:
         """Bytes that reading one image takes, at about."""
+        return self._stored_bytes
+
+    @property
+    def _stored_bytes(self) -> int:
         height, width, channels = self.image_shape
-        return height * width * channels
+        return height * width * channels * self.stored.size
+
+    def said(self) -> str:
+        """Says how many there are, and of which form."""
+        kind = "label maps" if self.is_map else "images"
+        classes = ""
+        if self.num_classes:
+            plural = "es" if self.num_classes > 1 else ""
+            classes = f", {self.num_classes} class{plural}"
+        return f"{self.num_images:,} {kind} {shown(self.image_shape)}{classes}"
 
     @abc.abstractmethod
     def fetch(self, indices: tf.Tensor) -> Any:
@@ -90,10 +144,29 @@ class Source(abc.ABC):
             decoded: what `decode` returned.
 
         Returns:
-            Images uint8 [b, H, W, C], and labels int32 [b] in
+            Images `stored` [b, H, W, C], and labels int32 [b] in
             [0, num_classes), zeros without labels.
         """
         return decoded
+
+    def seen(
+        self, images: tf.Tensor, is_mirrored: tf.Tensor | None
+    ) -> tf.Tensor:
+        """Makes what a model sees of what was read.
+
+        Args:
+            images: `stored` [b, H, W, C].
+            is_mirrored: bool [b], of each; None mirrors none.
+
+        Returns:
+            float32 [b, H, W, C] in [-1, 1]; of label maps int32 [b, H, W].
+        """
+        if is_mirrored is not None:
+            is_mirrored = is_mirrored[:, None, None, None]
+            images = tf.where(is_mirrored, tf.reverse(images, [2]), images)
+        if self.is_map:
+            return tf.cast(images[..., 0], tf.int32)
+        return tf.cast(images, tf.float32) / 127.5 - 1
 
     def read(self, indices: tf.Tensor) -> Images:
         """Fetches and decodes images, in a tf.data map or eagerly.
@@ -161,7 +234,7 @@ class EncodedSource(Source):
 
     @abc.abstractmethod
     def decode_content(self, content: tf.Tensor) -> tf.Tensor:
-        """Decodes one image; returns uint8 [H, W, C] of `image_shape`.
+        """Decodes one image; returns `stored` [H, W, C] of `image_shape`.
 
         Args:
             content: string []; a whole file, and not one for Python.
@@ -186,7 +259,7 @@ class EncodedSource(Source):
             lambda one: self.decode_one(*self.encoded_one(one)),
             fetched,
             fn_output_signature=(
-                tf.TensorSpec(self.image_shape, tf.uint8),
+                tf.TensorSpec(self.image_shape, self.stored),
                 tf.TensorSpec((), tf.int32),
                 tf.TensorSpec((), tf.string),
             ),
@@ -206,7 +279,7 @@ class EncodedSource(Source):
         is_late = self.is_late(content)
         image = tf.cond(
             is_late,
-            lambda: tf.zeros(self.image_shape, tf.uint8),
+            lambda: tf.zeros(self.image_shape, self.stored),
             lambda: self._of_shape(self.decode_content(content)),
         )
         return image, label, tf.where(is_late, content, "")
@@ -249,7 +322,9 @@ class EncodedSource(Source):
                 one,
                 (images, late),
                 parallel_iterations=1,
-                fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
+                fn_output_signature=tf.TensorSpec(
+                    self.image_shape, self.stored
+                ),
             ),
         )
         return images, labels
