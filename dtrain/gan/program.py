@@ -120,6 +120,8 @@ class Program:
             latents, and the labels if conditional.
         needs: values that settings must have, by the flag's name, and
             `image_shape` and `num_classes`.
+        is_simple: whether it was made of `Networks`, each of which is called
+            with one thing, and the labels if conditional.
     """
 
     networks: Mapping[str, keras.Model]
@@ -132,16 +134,7 @@ class Program:
     prepare: Callable[[Example], Example] | None = None
     draw: Callable[[Any, Example], tf.Tensor] | None = None
     needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_simple(self) -> bool:
-        """Whether it says no more than `Networks` can."""
-        return (
-            set(self.networks) == {GENERATOR, DISCRIMINATOR}
-            and not self.state
-            and self.prepare is None
-            and self.draw is None
-        )
+    is_simple: bool = False
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -192,4 +185,5 @@ def of_networks(networks: Networks, phases: Sequence[Phase]) -> Program:
             if optimizer is not None
         },
         averaged=(GENERATOR,),
+        is_simple=True,
     )

@@ -83,10 +83,7 @@ class GAN:
             )
             self.networks = types.SimpleNamespace(**self.program.networks)
             self.optimizers = self._build_optimizers()
-            scaled = self.optimizers if _has_scale(config) else ()
-            self.loss_scales = {
-                name: optimizers.LossScale(name) for name in scaled
-            }
+            self.loss_scales = self._make_loss_scales()
             self.state = {
                 name: _variable(value, tf.float32, name)
                 for name, value in self.program.state.items()
@@ -142,6 +139,12 @@ class GAN:
             optimizers.expect_reduced_gradients(optimizer)
             built[first] = optimizer
         return built
+
+    def _make_loss_scales(self) -> dict[str, optimizers.LossScale]:
+        """Makes them where gradients would vanish without."""
+        is_scaled = self.config.precision == "mixed_float16"
+        names = self.optimizers if is_scaled else ()
+        return {name: optimizers.LossScale(name) for name in names}
 
     def _make_checkpoint(self) -> tf.train.Checkpoint:
         parts: dict[str, Any] = {"step": self.step, **self.program.networks}
@@ -227,11 +230,6 @@ class GAN:
                 args=values if weight.trainable else values[:1],
                 group=False,
             )
-
-
-def _has_scale(config: Config) -> bool:
-    """Tells whether gradients would vanish without a loss scale."""
-    return config.precision == "mixed_float16"
 
 
 def _move_average(

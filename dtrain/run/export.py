@@ -93,7 +93,8 @@ def restore(run_dir: str, step: int | None = None, model: str = "") -> Trained:
     )
     image_shape, num_classes = description.image_shape, description.num_classes
     alone = strategy.make(config, environment.ALONE)
-    gan = state.GAN(config, alone, image_shape, num_classes, description.specs)
+    specs = description.specs
+    gan = state.GAN(config, alone, image_shape, num_classes, specs)
     resuming.restore_step(gan.checkpoint, config, step, description.run_id)
     return Trained(gan, config, num_classes)
 

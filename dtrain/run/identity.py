@@ -34,7 +34,7 @@ import tensorflow as tf
 from dtrain import config as config_lib
 from dtrain.checkpoint import listing, manifest
 from dtrain.checkpoint.directory import CheckpointDirectory
-from dtrain.config import Config
+from dtrain.config import Config, further
 from dtrain.data.sources import Source
 from dtrain.errors import UserError
 from dtrain.run import places
@@ -109,13 +109,16 @@ class Description:
     @property
     def specs(self) -> dict[str, tf.TensorSpec]:
         """Shape and type of what one example has; as those of `Data`."""
+        own = {
+            each.name for each in further.of(self.config) if not each.is_paired
+        }
         return {
             name: tf.TensorSpec(each.shape, each.dtype)
             for name, each in self.inputs.items()
         } | {
             f"{name}_labels": tf.TensorSpec((), tf.int32)
             for name, each in self.inputs.items()
-            if each.num_classes
+            if each.num_classes and name in own
         }
 
 

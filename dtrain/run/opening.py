@@ -14,10 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
 from dtrain.data import pipeline, sources
@@ -39,6 +35,7 @@ from dtrain.run import (
     checkpointer,
     identity,
     init_from,
+    introduction,
     places,
     resuming,
 )
@@ -144,7 +141,6 @@ def open_run(
 
 
 def _make_gan(config: Config, data: sources.Data, workers: Workers) -> GAN:
-    """Builds the state for what the data is like."""
     source = data.source
     return GAN(
         config,
@@ -396,7 +392,7 @@ def rehearse(config: Config, workers: Workers) -> int:
     restored = workers.together(lambda: resuming.look(tiers))
     _check_belongs(restored, description)
     if workers.is_chief:
-        print(_introduction(gan, data, workers, estimate, restored))
+        print(introduction.text(gan, data, workers, estimate, restored))
         backup = "nowhere"
         if tiers.backup and config.backup_every_secs:
             backup = tiers.backup.directory.path
@@ -424,41 +420,8 @@ def introduce(run: Run, restored: Restored) -> None:
             lambda: workers.is_chief and reals.write(run.data, run.config)
         )
     run.progress.say(
-        _introduction(run.gan, run.data, run.workers, run.estimate, restored)
+        introduction.text(
+            run.gan, run.data, run.workers, run.estimate, restored
+        )
     )
     say(restored.notes)
-
-
-def _introduction(
-    gan: GAN,
-    data: sources.Data,
-    workers: Workers,
-    estimate: Estimate,
-    restored: Restored,
-) -> str:
-    config = gan.config
-    replicas = workers.strategy.num_replicas_in_sync
-    kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
-    networks = ", ".join(
-        f"{name} {_count(network)}"
-        for name, network in gan.program.networks.items()
-    )
-    prefix = restored.prefix
-    start = f"resumed from {prefix}" if prefix else "a fresh start"
-    return (
-        "".join(f"{line}\n" for line in data.said())
-        + f"model     {config.model}: {networks} parameters\n"
-        f"devices   {config.strategy}: {replicas} "
-        f"replica{'s' if replicas > 1 else ''} on "
-        f"{kind}, batch {config.batch_size}, {config.precision}, "
-        f"about {estimate.need()}\n"
-        f"run       {config.run_dir}: {start}, "
-        f"{config.num_steps:,} steps in all"
-    )
-
-
-def _count(network: keras.Model) -> str:
-    count = sum(
-        int(np.prod(weight.shape)) for weight in network.trainable_weights
-    )
-    return f"{count:,}"

@@ -41,7 +41,7 @@ def make_generator(
     maps = keras.Input([height, columns, NUM_LABELS])
     features = layers.Dense(small[0] * small[1] * width)(codes)
     features = layers.Reshape((*small, width))(features)
-    coarse = layers.AveragePooling2D()(maps)
+    coarse = layers.AveragePooling2D(2)(maps)
     inner = layers.Conv2D(width, 3, padding="same")(
         spade(features, coarse, width)
     )

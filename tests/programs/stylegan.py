@@ -103,7 +103,7 @@ def make_discriminator(
         if features is None:
             features = layers.Conv2D(width, 1, name=f"{name}_in")(images)
         elif side == sizes[-2]:
-            smaller = layers.AveragePooling2D()(images)
+            smaller = layers.AveragePooling2D(2)(images)
             smaller = layers.Conv2D(width, 1, name=f"{name}_in")(smaller)
             share = layers.Reshape((1, 1, 1))(alpha)
             features = smaller + share * (features - smaller)
@@ -111,7 +111,7 @@ def make_discriminator(
             width, 3, padding="same", activation="leaky_relu", name=name
         )(features)
         if side > sizes[0]:
-            features = layers.AveragePooling2D()(features)
+            features = layers.AveragePooling2D(2)(features)
     logits = layers.Dense(1, name="head")(layers.Flatten()(features))
     return keras.Model([images, alpha], logits, name="discriminator")
 

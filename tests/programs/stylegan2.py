@@ -33,7 +33,7 @@ class ModulatedConv(layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Makes the kernel, and the affine map of the styles."""
-        (*_, self.inputs), (*_, num_styles) = input_shape
+        (*_, self.inputs), (*_, num_styles), _ = input_shape
         self.kernel = self.add_weight(
             shape=(3, 3, self.inputs, self.channels),
             initializer="random_normal",
@@ -86,7 +86,7 @@ def make_synthesis(
     )
     features = constant(0.0 * first)
     features = layers.Reshape((*sides, width))(features)
-    coarse = layers.AveragePooling2D()(noise[..., :1])
+    coarse = layers.AveragePooling2D(2)(noise[..., :1])
     features = ModulatedConv(width)([features, first, coarse])
     image = layers.Conv2D(channels, 1)(features)
     features = layers.UpSampling2D(interpolation="bilinear")(features)
@@ -108,7 +108,7 @@ def make_discriminator(
     inner = layers.Conv2D(
         width, 3, strides=2, padding="same", activation="leaky_relu"
     )(inner)
-    skipped = layers.Conv2D(width, 1)(layers.AveragePooling2D()(features))
+    skipped = layers.Conv2D(width, 1)(layers.AveragePooling2D(2)(features))
     features = layers.Flatten()((inner + skipped) / math.sqrt(2.0))
     features = layers.Dense(width, activation="leaky_relu")(features)
     return keras.Model(images, layers.Dense(1)(features))
