@@ -143,8 +143,9 @@ def test_keras_knows_the_layers_of_dtrain_where_they_are_imported(
     restored = export.restore(f"{place}/classes")
     export.save(restored, f"{tmp_path}/gan.keras")
     loaded: Any = keras.models.load_model(f"{tmp_path}/gan.keras")
-    again = restored._replace(generator=loaded)
-    assert expected(again, 7).tobytes() == expected(restored, 7).tobytes()
+    drawn = expected(restored, 7).tobytes()
+    restored.gan.averages["generator"] = loaded
+    assert expected(restored, 7).tobytes() == drawn
 
 
 def test_each_step_has_its_generator(place: pathlib.Path) -> None:

@@ -75,7 +75,11 @@ class Config(
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by name, as they are written to config.json."""
-        return dataclasses.asdict(self)
+        return {
+            # As JSON has it.
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
         """Returns the values in `self` and `other` by the name of the field.
