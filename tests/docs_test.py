@@ -28,7 +28,8 @@ HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
 SMALLER = {"follow", "help", "output", "num_images", "wait", "write"}
 SMALLER |= {"faults", "move_to", "num_kills", "rounds", "secs"}
 SMALLER |= {"again_code", "is_encoded", "log_dir"}
-TOOL = {"dry_run", "edits", "filter", "into", "map", "no_values", "partial"}
+TOOL = {"dry_run", "edits", "filter", "into", "map", "network", "no_values"}
+TOOL |= {"partial"}
 OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}
 
 

@@ -86,8 +86,27 @@ def sound_pictures() -> list[bytes]:
     return made
 
 
-def damaged_pictures(number: int, seed: int) -> Iterator[bytes]:
-    sounds = sound_pictures()
+def sound_maps() -> list[bytes]:
+    numbers = PIXELS[..., 0]
+    grey, palette = Image.fromarray(numbers), Image.fromarray(numbers)
+    palette.putpalette(range(255, -1, -1))
+    deep = Image.fromarray(numbers.astype(np.uint16) * 200)
+    kinds = [
+        *(("png", grey, {}), ("png", palette, {}), ("png", deep, {})),
+        *(("bmp", palette, {}), ("gif", palette, {}), ("tiff", deep, {})),
+        *(("tiff", palette, {"compression": "lzma"}), ("ppm", grey, {})),
+    ]
+    made = []
+    for kind, picture, options in kinds:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        made.append(file.getvalue())
+    return made
+
+
+def damaged_pictures(
+    sounds: list[bytes], number: int, seed: int
+) -> Iterator[bytes]:
     makers = [
         mutations(sound, number, seed + place)
         for place, sound in enumerate(sounds)
@@ -96,15 +115,20 @@ def damaged_pictures(number: int, seed: int) -> Iterator[bytes]:
         yield next(makers[place % len(makers)])
 
 
-def count_pictures(number: int, seed: int) -> dict[str, int]:
+def count_pictures(
+    number: int, seed: int, *, is_map: bool = False
+) -> dict[str, int]:
     outcomes = {"read": 0, "refused": 0}
-    left = list(damaged_pictures(number, seed))
+    sounds = sound_maps() if is_map else sound_pictures()
+    left = list(damaged_pictures(sounds, number, seed))
     for start in range(0, number, _CHUNK):
         # The first is sound, and says what the others are converted to.
-        contents = [sound_pictures()[0], *left[start : start + _CHUNK]]
+        contents = [sounds[0], *left[start : start + _CHUNK]]
         names = [str(place) for place in range(len(contents))]
         config = Config(dataset="held", image_size=4, channels=3)
-        files = PictureFiles(Held(contents), Listing(names, {}), None, config)
+        files = PictureFiles(
+            Held(contents), Listing(names, {}), None, config, is_map=is_map
+        )
         faults = checking.faults(files, checking.shapes(files, _silent))
         for fault in faults.values():
             assert "\n" not in fault.text, fault.text
@@ -181,6 +205,7 @@ def main(number: int, seed: int) -> None:
     pictures.Room.of_host = lambda: room
     outcomes = {
         "pictures": count_pictures(number, seed),
+        "label maps": count_pictures(number, seed, is_map=True),
         "zip": count_zips(number, seed),
         "labels": count_tables(number, seed),
     }
