@@ -292,7 +292,7 @@ def test_what_does_not_fit_is_refused(tmp_path: pathlib.Path) -> None:
 def test_directory_in_use_is_refused(tmp_path: pathlib.Path) -> None:
     with (
         claim.claim(str(tmp_path)),
-        pytest.raises(errors.UserError, match="another process"),
+        pytest.raises(errors.UserError, match="this process saves"),
     ):
         fit(dtrain.BackupAndRestore(tmp_path))
     # What is refused holds on to nothing.

@@ -207,7 +207,7 @@ def test_a_failed_save_is_told_of(tmp_path: pathlib.Path) -> None:
         manager.close()
 
 
-def test_another_process_saves_there(tmp_path: pathlib.Path) -> None:
+def test_two_managers_of_one_directory(tmp_path: pathlib.Path) -> None:
     """It may restore, and changes nothing; what it saves would be lost."""
     state = make_state()
     with (
@@ -220,9 +220,9 @@ def test_another_process_saves_there(tmp_path: pathlib.Path) -> None:
         pending.touch()
         assert another.restore() == 1
         assert pending.exists()
-        with pytest.raises(errors.UserError, match="another process trains in"):
+        with pytest.raises(errors.UserError, match="this process saves in"):
             another.save(2)
-        with pytest.raises(errors.UserError, match="another process trains in"):
+        with pytest.raises(errors.UserError, match="this process saves in"):
             checkpoint_tool.run(["prune", str(tmp_path), "--max_to_keep=1"])
         manager.close()
         another.save(2, wait=True)

@@ -267,7 +267,7 @@ def test_close_lets_another_process_have_the_directory(
     backup = dtrain.BackupAndRestore(tmp_path, 1)
     small_fit.fit(small_fit.make(), backup, cut_after=7)
     with (
-        pytest.raises(errors.UserError, match="another process"),
+        pytest.raises(errors.UserError, match="this process saves"),
         claim.claim(str(tmp_path)),
     ):
         pass

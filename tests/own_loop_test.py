@@ -164,6 +164,11 @@ def test_initialize_is_for_a_start_alone(tmp_path: pathlib.Path) -> None:
             manager.save(step + 1)
             manager.steps()
     assert calls == [1]
+    with CheckpointManager(state, str(tmp_path)) as manager:
+        begin: Any = manager.restore_or_initialize
+        for other in (3, None, "ckpt"):
+            with pytest.raises(UserError, match=r"initialize \(.*\) must be"):
+                begin(other)
 
 
 def saved_steps(

@@ -57,6 +57,23 @@ def step(value: Any) -> int:
     return int(number)
 
 
+def function(name: str, value: Any) -> None:
+    """Refuses what cannot be called.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not callable(value):
+        raise UserError(
+            f"{name} ({value!r:.80}) must be a function without arguments; of "
+            "a step, call restore(step)"
+        )
+
+
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Returns one of several words.
 

@@ -165,9 +165,11 @@ class CheckpointManager:
             The steps that were done, 0 for a start.
 
         Raises:
-            UserError: something was saved, and none of it verifies or fits.
+            UserError: something was saved, and none of it verifies or fits; or
+                `initialize` is no function.
             StorageError: the disk or the store failed.
         """
+        arguments.function("initialize", initialize)
         with files.storage_errors(self.directory.path):
             self._writer.drain()
             is_empty = not (

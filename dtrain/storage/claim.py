@@ -17,7 +17,7 @@ from typing import Protocol
 
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import access, files, locks
-from dtrain.storage.holder import Holder
+from dtrain.storage.holder import Holder, refusal
 from dtrain.storage.lease import LEASE_SECS, Clock, Lease, Seen, Watch
 
 # As long as a step and a save to a slow disk may take.
@@ -146,7 +146,8 @@ class _Lock:
             is_orphan = holder is not None and holder.is_orphan()
             waited = time.monotonic() - began
             if not (is_orphan or (is_supervised and waited < _ORPHAN_SECS)):
-                raise self._refusal(holder)
+                failure = refusal(self._name, self._run_dir, holder, "lock")
+                raise failure
             if not has_said:
                 report(
                     f"another process trains in {self._name} "
@@ -180,13 +181,6 @@ class _Lock:
         is_late = waited > _ORPHAN_SECS
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan.pid, signal.SIGKILL if is_late else signal.SIGCONT)
-
-    def _refusal(self, holder: Holder | None) -> UserError:
-        who = f": {holder} holds its lock" if holder else ""
-        return UserError(
-            f"another process trains in {self._name} ({self._run_dir}){who}; "
-            f"stop it, or name another {self._name}"
-        )
 
     def _is_there(self) -> bool:
         """Tells whether the path still names what is locked."""

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from dtrain.errors import UserError
+
 _NUMBERS = ("pid", "user", "supervisor")
 
 
@@ -94,6 +96,14 @@ class Holder(NamedTuple):
         """Returns what `decode` reads."""
         return (json.dumps(self._asdict()) + "\n").encode()
 
+    def is_this(self) -> bool:
+        """Says whether it is this process."""
+        return (
+            self._is_here()
+            and self.pid == os.getpid()
+            and self.started == started(self.pid)
+        )
+
     def is_gone(self) -> bool:
         """Says whether the process is known to have ended."""
         return self._is_here() and _is_gone(self.pid, self.started)
@@ -114,6 +124,29 @@ class Holder(NamedTuple):
 
     def _is_here(self) -> bool:
         return bool(self.machine) and self.machine == machine()
+
+
+def refusal(
+    name: str, run_dir: str, holder: Holder | None, by: str
+) -> UserError:
+    """Says that a directory is taken.
+
+    Args:
+        name: of the setting that names it.
+        run_dir: the directory.
+        holder: who has it; None if that is unknown.
+        by: what is held there, a lock or a lease.
+    """
+    if holder and holder.is_this():
+        return UserError(
+            f"this process saves in {name} ({run_dir}) already; close what "
+            f"does, or name another {name}"
+        )
+    who = f": {holder} holds its {by}" if holder else ""
+    return UserError(
+        f"another process trains in {name} ({run_dir}){who}; stop it, or name "
+        f"another {name}"
+    )
 
 
 def machine() -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import access, files
-from dtrain.storage.holder import Holder
+from dtrain.storage.holder import Holder, refusal
 
 LEASE_SECS = 30.0
 _SETTLE_SECS = 1.0
@@ -227,11 +227,8 @@ class Lease:
                 raise self._refusal(lease)
 
     def _refusal(self, lease: _Written | None) -> UserError:
-        who = lease.holder if lease and lease.holder else "an unknown process"
-        return UserError(
-            f"another process trains in {self._name} ({self._run_dir}): {who} "
-            f"holds its lease; stop it, or name another {self._name}"
-        )
+        holder = lease.holder if lease else None
+        return refusal(self._name, self._run_dir, holder, "lease")
 
     def _try(self, action: Callable[[], Any]) -> Any:
         """Does something with the store, again if it fails.
