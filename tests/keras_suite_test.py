@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import dtrain
 from dtrain import errors
@@ -66,7 +67,7 @@ def run(
     optimizer: Any = "sgd",
     cut_after: int | None = None,
     epochs: int = 5,
-    x: np.ndarray | None = None,
+    x: Any = None,
     **options: Any,
 ) -> tuple[keras.Model, keras.callbacks.History]:
     keras.utils.set_random_seed(1)
@@ -238,6 +239,62 @@ def test_a_nan_in_the_first_epoch(kind: Any, tmp_path: pathlib.Path) -> None:
     model = small_fit.make()
     assert small_fit.fit(model, kind(tmp_path)).batches[0] == (0, 0)
     assert np.isfinite(model.get_weights()[0]).all()
+
+
+WORDS = np.array([["a"], ["b"], ["a"], ["c"], ["d"]] * 2)
+LEARNED: dict[str, tuple[Any, np.ndarray]] = {
+    "padded": (
+        lambda: layers.TextVectorization(
+            6, output_mode="tf_idf", pad_to_max_tokens=True
+        ),
+        WORDS,
+    ),
+    "weights": (lambda: layers.TextVectorization(output_mode="tf_idf"), WORDS),
+    "counts": (lambda: layers.StringLookup(output_mode="count"), WORDS),
+    "bins": (
+        lambda: layers.Discretization(num_bins=3, output_mode="one_hot"),
+        np.arange(10, dtype="float32").reshape(10, 1),
+    ),
+}
+
+
+class Reading(keras.Model):
+    """Has no `Input`, whose shape would have to be known before."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer, self.dense = layer, layers.Dense(1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(self.layer(inputs))
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_a_layer_that_was_adapted_before_the_weights_were_made(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    """Nothing has variables until what was learned tells their shapes."""
+    make_layer, data = LEARNED[kind]
+
+    def make_model(is_adapted: bool) -> keras.Model:
+        keras.utils.set_random_seed(1)
+        layer = make_layer()
+        if is_adapted:
+            layer.adapt(data)
+        if kind != "padded":
+            return Reading(layer)
+        text = keras.Input((1,), dtype="string")
+        return keras.Model(text, layers.Dense(1)(layer(text)))
+
+    x = tf.constant(data)
+    whole, _ = run(make_model(is_adapted=True), x=x, epochs=2)
+    backup = dtrain.BackupAndRestore(tmp_path, 1)
+    run(make_model(is_adapted=True), backup, x=x, epochs=2, cut_after=4)
+    small_fit.settle()
+    again = dtrain.BackupAndRestore(tmp_path, 1)
+    model, history = run(make_model(is_adapted=False), again, x=x, epochs=2)
+    assert history.epoch == [1]
+    np.testing.assert_array_equal(model(x), whole(x))
 
 
 def test_a_layer_that_is_not_adapted_again(tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import dtrain
-from dtrain.bundle import keras_state, tensors
+from dtrain.bundle import learned, tensors
 from dtrain.checkpoint import retention
 from dtrain.checkpoint.manager import CheckpointManager
 from dtrain.errors import UserError
@@ -410,6 +411,29 @@ LAYERS = {
         WORDS,
     ),
     "text": (adapted(layers.TextVectorization, ["a b a", "c a"]), ["b a"]),
+    "text by weight": (
+        adapted(
+            lambda: layers.TextVectorization(output_mode="tf_idf"),
+            ["a b a", "c a"],
+        ),
+        ["b a"],
+    ),
+    "strings by weight": (
+        adapted(
+            lambda: layers.StringLookup(
+                output_mode="tf_idf", max_tokens=9, pad_to_max_tokens=True
+            ),
+            WORDS,
+        ),
+        WORDS,
+    ),
+    "integers by weight": (
+        adapted(
+            lambda: layers.IntegerLookup(output_mode="tf_idf"),
+            np.array([[7], [9], [9]]),
+        ),
+        [[9], [7], [1]],
+    ),
 }
 
 
@@ -423,6 +447,7 @@ def test_layers_that_are_not_adapted_again(
         layer = make_layer(is_adapted)
         if name == "normalization" and not layer.built:
             layer.build((None, 2))
+        # TensorFlow does not look into this one.
         return layer, keras.Sequential([layer])
 
     layer, model = model_of(is_adapted=True)
@@ -437,6 +462,162 @@ def test_layers_that_are_not_adapted_again(
         assert manager.restore() == 1
     given = tf.constant(data)
     np.testing.assert_array_equal(again(given), layer(given))
+    # But into this.
+    state = tf.train.Checkpoint(layer=layer)
+    with CheckpointManager(state, tmp_path / "seen") as manager:
+        manager.save(1)
+    seen = make_layer(False)
+    state = tf.train.Checkpoint(layer=seen)
+    with CheckpointManager(state, tmp_path / "seen") as manager:
+        assert manager.restore() == 1
+    np.testing.assert_array_equal(seen(given), layer(given))
+
+
+def test_a_layer_that_was_adapted_to_other_data(
+    tmp_path: pathlib.Path,
+) -> None:
+    """What was saved counts, be it of another size."""
+
+    def lookup(words: list[list[str]]) -> Any:
+        layer = layers.StringLookup(output_mode="count")
+        layer.adapt(tf.constant(words))
+        return layer
+
+    layer, other = lookup(WORDS), lookup([["fish"]])
+    with CheckpointManager(tf.train.Checkpoint(l=layer), tmp_path) as manager:
+        manager.save(1)
+    with CheckpointManager(tf.train.Checkpoint(l=other), tmp_path) as manager:
+        manager.restore()
+    np.testing.assert_array_equal(
+        other(tf.constant(WORDS)), layer(tf.constant(WORDS))
+    )
+
+
+VOCABULARIES: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "strings": (lambda v: layers.StringLookup(vocabulary=v), ["p", "q"]),
+    "inverse": (
+        lambda v: layers.StringLookup(vocabulary=v, invert=True),
+        ["p", "q"],
+    ),
+    "integers": (lambda v: layers.IntegerLookup(vocabulary=v), [7, 9]),
+    "text": (lambda v: layers.TextVectorization(vocabulary=v), ["p", "q"]),
+}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_vocabulary_that_the_program_gives(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    """Another order is another program; what comes behind it is not."""
+    make_layer, words = VOCABULARIES[name]
+    more = [*words, max(words) * 2]
+
+    def manager(words: list[Any]) -> CheckpointManager:
+        state = tf.train.Checkpoint(
+            net=keras.Sequential([layer := make_layer(words)]),
+            layer=layer,
+            v=tf.Variable(float(len(words))),
+        )
+        state.net.built = True
+        return CheckpointManager(state, tmp_path)
+
+    with manager(words) as first:
+        first.save(1)
+    with manager(more) as longer:
+        assert longer.restore() == 1
+    for other in (words[::-1], words[:1]):
+        with manager(other) as wrong:
+            with pytest.raises(UserError, match=r"token \d of .* is .* there"):
+                wrong.restore()
+            # No variable is changed.
+            assert wrong._checkpoint.v.numpy() == len(other)
+
+
+def test_a_vocabulary_that_was_not_saved_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the program gives was in no checkpoint of an older dtrain."""
+
+    def state() -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(
+            words=layers.StringLookup(vocabulary=["p", "q"]), v=tf.Variable(1.0)
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learned, "LOOKUPS", ())
+        with CheckpointManager(state(), tmp_path) as manager:
+            manager.save(1)
+    with CheckpointManager(state(), tmp_path) as manager:
+        assert manager.restore() == 1
+
+
+def test_a_layer_that_is_not_built(tmp_path: pathlib.Path) -> None:
+    """To drop its values, and be rid of the error, is no remedy."""
+
+    def state(is_built: bool) -> tf.train.Checkpoint:
+        model = Listing()
+        model(tf.zeros([1, 2]))
+        parts = {
+            "dense": layers.Dense(2),
+            "images": layers.Normalization(axis=(1, 2)),
+        }
+        if is_built:
+            parts["dense"].build((None, 3))
+            parts["images"].adapt(np.ones([2, 3, 4], "float32"))
+            model.spare[0].build((None, 2))
+        return tf.train.Checkpoint(model=model, parts=parts)
+
+    with CheckpointManager(state(is_built=True), tmp_path) as manager:
+        manager.save(1)
+    with (
+        CheckpointManager(state(is_built=False), tmp_path) as manager,
+        pytest.raises(UserError, match="left over; parts/dense") as why,
+    ):
+        manager.restore()
+    told = str(why.value)
+    assert "(Dense), parts/images (Normalization), model.dense" in told
+    assert "are not built: adapt each, or call each once, before" in told
+    assert "--" not in told
+
+
+@pytest.mark.parametrize("axis", [-1, None])
+def test_a_normalization_is_built_by_what_was_saved(
+    axis: int | None, tmp_path: pathlib.Path
+) -> None:
+    layer = layers.Normalization(axis=axis)
+    images = np.arange(24, dtype=np.float32).reshape(2, 2, 2, 3)
+    layer.adapt(images)
+    with CheckpointManager(tf.train.Checkpoint(l=layer), tmp_path) as manager:
+        manager.save(1)
+    again = layers.Normalization(axis=axis)
+    with CheckpointManager(tf.train.Checkpoint(l=again), tmp_path) as manager:
+        assert manager.restore() == 1
+        assert manager.restore() == 1
+    np.testing.assert_array_equal(again(images), layer(images))
+
+
+def test_a_save_of_what_is_not_built(tmp_path: pathlib.Path) -> None:
+    """TensorFlow says nothing: there are no variables."""
+    model = keras.Sequential([layers.Dense(2), layers.Dropout(0.5, seed=1)])
+    with pytest.raises(UserError, match="model is a model that is not built"):
+        CheckpointManager(tf.train.Checkpoint(model=model), tmp_path)
+    module = Module()
+    module.add, module.dense = layers.Add(), layers.Dense(2)
+    module.given = layers.Normalization(mean=0.0, variance=1.0)
+    with CheckpointManager(
+        tf.train.Checkpoint(module=module), tmp_path
+    ) as manager:
+        with pytest.warns(
+            UserWarning, match=r"^module\.dense \(Dense\) is not built: build"
+        ):
+            manager.save(1)
+        module.dense.build((None, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            manager.save(2, wait=True)
+    assert "module/dense/_kernel" in {
+        key.partition("/.")[0] for key in foreign.keys(f"{tmp_path}/ckpt-2")
+    }
 
 
 def test_what_is_deep_in_lists_and_modules(tmp_path: pathlib.Path) -> None:
@@ -466,7 +647,7 @@ def test_a_vocabulary_that_is_none(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a checkpoint from outside."""
-    monkeypatch.setattr(keras_state.Vocabulary, "serialize", lambda _: "5")
+    monkeypatch.setattr(learned.Vocabulary, "serialize", lambda _: "5")
     model = keras.Sequential([layers.StringLookup()])
     model.built = True
     state = tf.train.Checkpoint(model=model, v=tf.Variable(1.0))

@@ -6,87 +6,27 @@ layer computes of its variables, or that an optimizer has none yet.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from dtrain.bundle import objects
+from dtrain.bundle import learned, objects
 from dtrain.errors import UserError
 
-_LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup)
+# What overrides `build` and makes no variables of its own there.
+_STATELESS: tuple[type, ...] = (
+    # Of Add, Concatenate and the like.
+    keras.layers.Add.__base__ or keras.layers.Add,
+    keras.layers.TextVectorization,
+    keras.layers.Wrapper,
+    keras.Model,
+)
 
 
 class Untracked(tf.train.Checkpoint):
     """What a save of a program's own objects would leave out."""
-
-
-class Vocabulary(tf.train.experimental.PythonState):
-    """What a lookup layer has learned from data; no variable has it.
-
-    TensorFlow restores only the tables that can be changed, which this is not.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        """Takes a `StringLookup` or an `IntegerLookup`."""
-        self._layer = layer
-        self._table: Any = None
-        self._text = ""
-
-    def serialize(self) -> str:
-        """Returns the tokens as JSON."""
-        table = self._layer.lookup_table
-        if table is not self._table:
-            tokens = self._layer.get_vocabulary(include_special_tokens=False)
-            is_text = self._layer.vocabulary_dtype == "string"
-            values = [str(each) if is_text else int(each) for each in tokens]
-            self._text = json.dumps(values)
-            self._table = table
-        return self._text
-
-    def deserialize(self, string_value: bytes) -> None:
-        """Gives the layer the vocabulary, if it has another one.
-
-        Raises:
-            ValueError: it is none.
-        """
-        tokens = json.loads(string_value)
-        if not isinstance(tokens, list):
-            raise ValueError("a vocabulary is no list")
-        layer = self._layer
-        # Nothing was learned when it was saved, or it is the same.
-        if tokens and tokens != json.loads(self.serialize()):
-            values = tf.constant(tokens, layer.vocabulary_dtype)
-            # Not by `set_vocabulary`, which makes other weights, too.
-            layer.lookup_table = layer._lookup_table_from_tokens(values)
-            layer._record_vocabulary_size()
-
-
-class Boundaries(tf.train.experimental.PythonState):
-    """What a `Discretization` has learned from data; no variable has it."""
-
-    def __init__(self, layer: Any) -> None:
-        """Takes the layer, which was given a number of bins."""
-        self._layer = layer
-
-    def serialize(self) -> str:
-        """Returns the boundaries as JSON, exactly; null before `adapt`."""
-        boundaries = self._layer.bin_boundaries
-        if boundaries is None:
-            return "null"
-        return json.dumps([float(each) for each in boundaries])
-
-    def deserialize(self, string_value: bytes) -> None:
-        """Gives the layer the boundaries.
-
-        Raises:
-            ValueError: they are none.
-        """
-        boundaries = json.loads(string_value)
-        if boundaries is not None:
-            self._layer.bin_boundaries = [float(each) for each in boundaries]
 
 
 def untracked(parts: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +41,7 @@ def untracked(parts: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         tf.Variable by the name of its part and its position in the part; a
-        `Vocabulary` or `Boundaries` by those of its layer.
+        `learned.Learned` by those of its layer.
     """
     root = tf.train.Checkpoint(**parts)
     reached = set()
@@ -115,19 +55,17 @@ def untracked(parts: dict[str, Any]) -> dict[str, Any]:
                 reached.add(id(variable))
                 left_out[f"{part}_{position}"] = variable.value
         for position, layer in enumerate(layers_of(owner)):
-            # One that was given its vocabulary has it from the program.
-            if (
-                isinstance(layer, _LOOKUPS)
-                and id(layer) not in lookups
-                and not layer._has_input_vocabulary
-            ):
+            if isinstance(layer, learned.LOOKUPS) and id(layer) not in lookups:
                 lookups.add(id(layer))
                 name = f"{part}_vocabulary_{position}"
-                left_out[name] = Vocabulary(layer)
+                left_out[name] = learned.Vocabulary(layer)
+                if layer.output_mode == "tf_idf" and id(layer) not in reached:
+                    name = f"{part}_weights_{position}"
+                    left_out[name] = learned.Weights(layer)
             is_bins = isinstance(layer, keras.layers.Discretization)
             if is_bins and layer.num_bins is not None:
                 name = f"{part}_boundaries_{position}"
-                left_out[name] = Boundaries(layer)
+                left_out[name] = learned.Boundaries(layer)
     return left_out
 
 
@@ -190,12 +128,89 @@ def refuse_unbuilt(checkpoint: tf.train.Checkpoint) -> None:
                 f"{name} is an optimizer that is not built: it has no state "
                 f"yet; call {name}.build(model.trainable_variables) before"
             )
-        is_model = isinstance(part, keras.Model)
-        if is_model and not part.built and not part.variables:
+        if isinstance(part, keras.Model) and is_unbuilt(part):
             raise UserError(
                 f"{name} is a model that is not built: it has no variables "
                 "yet; call it once, or give it an Input"
             )
+
+
+def is_unbuilt(part: Any) -> bool:
+    """Tells whether this is a layer that makes variables when it is called.
+
+    A model that was never called may be of others, which are built.
+
+    Args:
+        part: anything; only a layer of Keras, or a model, can be one.
+    """
+    if not isinstance(part, keras.Layer) or part.built:
+        return False
+    if isinstance(part, keras.Model) and not part.variables:
+        return True
+    # Those that are there may be seeds.
+    return not part.trainable_variables and any(
+        _makes_variables(each) and not each.built for each in layers_of(part)
+    )
+
+
+def _makes_variables(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.Normalization):
+        return layer.input_mean is None
+    overrides = type(layer).build is not keras.Layer.build
+    return overrides and not isinstance(layer, _STATELESS)
+
+
+def unbuilt_layers(checkpoint: tf.train.Checkpoint) -> dict[str, keras.Layer]:
+    """Finds layers of which a save has nothing yet, by name.
+
+    A layer that a model which was called has not called is no mistake.
+    """
+    parts = list(_named(checkpoint))
+    inside = {
+        id(inner)
+        for _, part in parts
+        for inner in layers_of(part)
+        if inner is not part
+    }
+    return {
+        name: part
+        for name, part in parts
+        if id(part) not in inside and is_unbuilt(part)
+    }
+
+
+def unseen_unbuilt(checkpoint: tf.train.Checkpoint) -> dict[str, keras.Layer]:
+    """Finds likewise those that TensorFlow does not find, as in a list."""
+    parts = list(_named(checkpoint))
+    seen = {id(part) for _, part in parts}
+    return {
+        f"{name}.{layer.name}": layer
+        for name, part in parts
+        for layer in layers_of(part)
+        if id(layer) not in seen and is_unbuilt(layer)
+    }
+
+
+def unbuilt_said(found: Mapping[str, keras.Layer]) -> str:
+    """Says which layers are not built, and what builds them.
+
+    Args:
+        found: at least one, by name.
+    """
+    named = [
+        f"{name} ({type(layer).__name__})" for name, layer in found.items()
+    ]
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    which, verb = ("it", "is") if len(named) == 1 else ("each", "are")
+    normalizes = any(
+        isinstance(layer, keras.layers.Normalization)
+        for layer in found.values()
+    )
+    way = f"adapt {which}" if normalizes else f"build {which}"
+    return (
+        f"{', '.join(named[:3])}{more} {verb} not built: {way}, or call "
+        f"{which} once"
+    )
 
 
 def _optimizers_of(model: keras.Model) -> list[Any]:
@@ -235,10 +250,7 @@ def settle(checkpoint: tf.train.Checkpoint) -> None:
     """Lets layers compute anew what they keep of variables that changed."""
     for _, part in _named(checkpoint):
         for layer in layers_of(part):
-            if isinstance(layer, keras.layers.Normalization) and layer.built:
-                layer.finalize_state()
-            if isinstance(layer, _LOOKUPS) and hasattr(layer, "idf_weights"):
-                layer.idf_weights_const = layer.idf_weights.value()
+            learned.settle(layer)
 
 
 def _named(checkpoint: tf.train.Checkpoint) -> Iterator[tuple[str, Any]]:

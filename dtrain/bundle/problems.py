@@ -57,6 +57,15 @@ def find_problems(have: Tree, want: Tree) -> Problems:
     return problems
 
 
+def matched(have: Tree, want: Tree) -> dict[int, int]:
+    """Returns which object of a checkpoint goes to which of a program.
+
+    Returns:
+        The number in `have` by the number in `want`, from the root down.
+    """
+    return _matched(have, want)[0]
+
+
 def _check(name: str, have: Tensor, want: Tensor, problems: Problems) -> None:
     """Notes a tensor that is of another shape or dtype."""
     if "variant" in (have.dtype, want.dtype):

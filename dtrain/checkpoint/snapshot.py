@@ -10,6 +10,7 @@ makes a variable inside a `tf.function`).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -179,6 +180,8 @@ class LiveTaker:
         """
         self._checkpoint = checkpoint
         self._taker: SnapshotTaker | None = None
+        self._has_saved = False
+        self._warned: set[str] = set()
         self.update()
 
     def update(self) -> SnapshotTaker:
@@ -201,7 +204,28 @@ class LiveTaker:
         Raises:
             UserError: see `update`.
         """
-        return self.update().take(step)
+        before = self._taker
+        taker = self.update()
+        if not self._has_saved or taker is not before:
+            self._warn_of_unbuilt()
+            self._has_saved = True
+        return taker.take(step)
+
+    def _warn_of_unbuilt(self) -> None:
+        """Says once of each layer that is not built that nothing is saved."""
+        found = keras_state.unbuilt_layers(self._checkpoint)
+        new = {
+            name: layer
+            for name, layer in found.items()
+            if name not in self._warned
+        }
+        if new:
+            self._warned |= new.keys()
+            warnings.warn(
+                f"{keras_state.unbuilt_said(new)}; what is saved before has "
+                "nothing of that",
+                stacklevel=4,
+            )
 
 
 def _not_finite(

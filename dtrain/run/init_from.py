@@ -223,7 +223,9 @@ class _Part(NamedTuple):
         top, _, rest = name.partition("/")
         if top == _UNTRACKED:
             # As in generator_3 and generator_vocabulary_0.
-            top = re.sub(r"(_vocabulary|_boundaries)?_\d+(/.*)?$", "", rest)
+            top = re.sub(
+                r"(_vocabulary|_weights|_boundaries)?_\d+(/.*)?$", "", rest
+            )
         return hasattr(self.target, top)
 
 
