@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from dtrain import checkpoint_tool, errors
 from dtrain.bundle import reader
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
+from dtrain.toolbox import commands
 from tests import checkpoint_test, foreign, runs
 
 Tool = Callable[..., str]
@@ -398,6 +400,46 @@ def test_keep_what_was_edited(
     assert_same(loaded, original)
 
 
+def test_what_another_program_keeps(
+    prefix: str, tool: Tool, tmp_path: pathlib.Path
+) -> None:
+    """Nothing is removed, and no file of dtrain's is put there."""
+    assert_nothing_is_kept(prefix, tool, tmp_path)
+
+
+def assert_nothing_is_kept(
+    prefix: str, tool: Tool, tmp_path: pathlib.Path
+) -> None:
+    directory = pathlib.Path(prefix).parent
+    before = sorted(directory.rglob("*"))
+    for words, text in (
+        (("prune", str(directory), "--max_to_keep=1"), "are not removed"),
+        (("pin", prefix, "paper"), "knows of no pins; copy it: edit "),
+        (
+            ("unpin", str(directory), "paper"),
+            "is pinned as paper; pinned: ",
+        ),
+        (
+            ("export", prefix, f"--output={tmp_path}/net.keras"),
+            "is of no run of dtrain",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(text)) as why:
+            tool(*words)
+        assert "\n" not in str(why.value)
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_each_command_is_run_on_each_program() -> None:
+    code = "".join(
+        inspect.getsource(function)
+        for function in globals().values()
+        if "prefix" in getattr(function, "__annotations__", ())
+    )
+    used = {*re.findall(r'(?:tool|words)?\(\s*"([a-z]+)"', code)}
+    assert used >= {*commands.COMMANDS, "list"}
+
+
 # Keeping, of what dtrain saved.
 
 
@@ -475,6 +517,10 @@ def test_what_was_edited_is_a_checkpoint_of_its_step(
         ("edit CKPT --output=CKPT --drop=scale", "it exists; name another"),
         ("edit CKPT --dry_run --rename=scale", "must be NAME=VALUE"),
         ("edit CKPT --dry_run --set_step=x", "must be a whole number"),
+        ("edit CKPT --dry_run --scale=scale=nan", "must be a finite number"),
+        ("edit CKPT --dry_run --scale=scale=1e999", "must be a finite number"),
+        ("edit CKPT --dry_run --fill=scale=nan", "nan is no number"),
+        ("edit CKPT --dry_run --set=scale=NaN", "nan is no number"),
         ("edit CKPT --dry_run --edits=NEW", "there is no file"),
         ("edit CKPT --dry_run --copy=scale=NEW", "there is no checkpoint"),
         ("edit CKPT --dri_run", "see python -m dtrain.checkpoint_tool"),
@@ -492,7 +538,7 @@ def test_what_was_edited_is_a_checkpoint_of_its_step(
         ("prune DIR --max_to_keep=1", "holds no checkpoints of dtrain"),
         ("prune DIR --max_to_keep=-1", "must be a whole number of at least 1"),
         ("list NEW", "holds no checkpoints"),
-        ("pin CKPT x", "holds no checkpoint of step 3"),
+        ("pin CKPT x", "was not saved by dtrain"),
         ("unpin DIR x", "nothing in"),
         ("export CKPT --output=NEW.keras", "is of no run of dtrain"),
         ("export CKPT --output=NEW.h5", "cannot be written as .h5; use .keras"),

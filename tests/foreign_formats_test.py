@@ -11,8 +11,14 @@ import pytest
 import tensorflow as tf
 
 from dtrain.errors import UserError
+from dtrain.toolbox import commands
 from tests import foreign_formats
-from tests.checkpoint_tool_test import Tool, runner, values
+from tests.checkpoint_tool_test import (
+    Tool,
+    assert_nothing_is_kept,
+    runner,
+    values,
+)
 
 
 @pytest.fixture
@@ -27,7 +33,11 @@ def test_every_command_on_what_others_have_saved(
     """TensorFlow 1, Keras 2, SavedModels, and state that is no variable."""
     source = str(tmp_path / "source")
     prefix, expected = foreign_formats.FORMATS[kind](source)
-    if kind != "saved_model":
+    tool, used = noted(tool)
+    if kind == "saved_model":
+        with pytest.raises(UserError, match="source holds no checkpoints"):
+            tool("list", source)
+    else:
         assert len(tool("list", source).splitlines()) == 2
     told = json.loads(tool("inspect", prefix, "--json"))
     names = {each["name"] for each in told["tensors"]}
@@ -35,11 +45,7 @@ def test_every_command_on_what_others_have_saved(
     assert tool("verify", prefix).startswith("ok       ")
     assert len(tool("digest", prefix).split()[0]) == 64
     for name, value in expected.items():
-        told = tool("cat", prefix, name).replace("[", "").replace("]", "")
-        read = np.array([float(each) for each in told.split()])
-        np.testing.assert_array_equal(
-            read.astype(value.dtype), value.ravel(), name
-        )
+        assert_printed(tool("cat", prefix, name), value)
     # A copy, of which only the state of an iterator is not one.
     edits = ["--drop=data"] if kind == "iterator" else []
     copy = f"{tmp_path}/copy/ckpt-{1000 if 'global_step' in names else 0}"
@@ -67,8 +73,41 @@ def test_every_command_on_what_others_have_saved(
         result = f"{tmp_path}/{place}/ckpt-{step}"
         tool(command, *arguments, f"--output={result}")
         assert tool("diff", copy, result).startswith("0 differ")
+    # What another program has saved stays as it is; a copy is dtrain's.
+    assert_nothing_is_kept(prefix, tool, tmp_path)
+    assert_copies_are_kept(copy, names, tool)
+    assert used == {*commands.COMMANDS, "list"}
+
+
+def assert_printed(told: str, value: np.ndarray) -> None:
+    told = told.replace("[", "").replace("]", "")
+    read = np.array([float(each) for each in told.split()])
+    np.testing.assert_array_equal(read.astype(value.dtype), value.ravel())
+
+
+def assert_copies_are_kept(copy: str, names: set[str], tool: Tool) -> None:
+    copies, _, step = copy.rpartition("/ckpt-")
+    later = int(step) + 1
+    counts = [f"--set_step={later}"] if "global_step" in names else []
+    tool("edit", copy, f"--output={copies}/ckpt-{later}", *counts)
     tool("pin", copy, "kept")
-    assert "kept" in tool("list", str(tmp_path / "copy"))
+    assert "kept" in tool("list", copies)
+    tool("prune", copies, "--max_to_keep=1")
+    assert len(tool("list", copies).splitlines()) == 3
+    tool("unpin", copies, "kept")
+    tool("prune", copies, "--max_to_keep=1")
+    assert len(tool("list", copies).splitlines()) == 2
+
+
+def noted(tool: Tool) -> tuple[Tool, set[str]]:
+    """Returns what runs a command, and which have been run by it."""
+    used: set[str] = set()
+
+    def run(*arguments: str, **options: int) -> str:
+        used.add(arguments[0])
+        return tool(*arguments, **options)
+
+    return run, used
 
 
 def test_a_name_with_others_below_it(

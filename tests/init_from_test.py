@@ -170,6 +170,19 @@ def test_from_a_program_of_tensorflow_1(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(dense.kernel, kernel)
 
 
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5", "m.npz"])
+def test_a_file_of_tensors_is_imported_first(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / name
+    path.touch()
+    config = dataclasses.replace(CONFIG, init_from=str(path))
+    with pytest.raises(
+        UserError, match=f"checkpoint_tool import {path} --into"
+    ):
+        init_from.find(config)
+
+
 @pytest.mark.parametrize("has_average", [True, False])
 def test_layers_that_a_model_holds_in_a_list(
     has_average: bool, tmp_path: pathlib.Path

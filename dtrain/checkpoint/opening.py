@@ -15,6 +15,7 @@ from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.errors import UserError
 from dtrain.storage import files, temporary
+from dtrain.tensorfiles import containers
 
 _NUMBERED = re.compile(r"(?:(.*)/)?ckpt-(\d+)")
 
@@ -58,6 +59,13 @@ def resolve(path: str) -> str:
         if files.size(f"{variables}.index") is not None:
             return variables
         newest = listing.newest(path.rstrip("/"))
+        is_file = path.endswith(containers.SUFFIXES) and files.exists(path)
+    if newest is None and is_file:
+        raise UserError(
+            f"{path} is a file of tensors, and here a checkpoint is needed; "
+            f"make one: python -m dtrain.checkpoint_tool import {path} "
+            "--into=CKPT --output=DIR/ckpt-0"
+        )
     if newest is None:
         raise UserError(
             f"there is no checkpoint {path}; name it by its path without "

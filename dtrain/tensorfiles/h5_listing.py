@@ -85,9 +85,19 @@ def listing(path: str, unpacked: str) -> dict[str, Any]:
             raise RefusedError(f"it has more than {_MAX_DATASETS} datasets")
 
     with open(unpacked, "wb") as copies, h5py.File(path, "r") as file:
-        # It follows no link out of the file, and visits nothing twice.
+        # Neither follows a link out of the file, or visits anything twice.
+        outside = file.visititems_links(_outside)
+        if outside:
+            raise RefusedError(outside)
         file.visititems(visit)
     return {"datasets": datasets, "names": names}
+
+
+def _outside(name: str | bytes, link: object) -> str | None:
+    """Says where a link leads, if that is another file; else None."""
+    if not isinstance(link, h5py.ExternalLink):
+        return None
+    return f"{name[:80]!r} is in another file, {link.filename[:80]!r}"
 
 
 def _describe(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -186,8 +187,16 @@ def scale(pattern: str, factor: float) -> Edit:
 
     Args:
         pattern: see `matching`; all its tensors have to have fractions.
-        factor: any number.
+        factor: a finite number.
+
+    Raises:
+        UserError: it is not finite.
     """
+    if not math.isfinite(factor):
+        raise UserError(
+            f"scale ({pattern}={factor}) must be a finite number, or nothing "
+            "goes on from the result"
+        )
 
     def scaled(value: np.ndarray) -> np.ndarray:
         return (value * np.asarray(factor, value.dtype)).astype(value.dtype)
@@ -275,6 +284,11 @@ def _as_array(option: str, value: Any, dtype: str) -> np.ndarray:
     )
     if array.dtype.kind not in "biufc" or not is_kept:
         raise UserError(f"{option}: {value!r} is no {dtype}")
+    # An infinity may be a mask.
+    if np.isnan(array).any():
+        raise UserError(
+            f"{option}: {value!r} is no number, and nothing goes on from one"
+        )
     return converted
 
 

@@ -28,6 +28,14 @@ def prune(arguments: argparse.Namespace) -> int:
         )
     path = _of_checkpoints(arguments.directory)
     directory = CheckpointDirectory(path)
+    with files.storage_errors(path):
+        has_any = bool(directory.steps())
+    if not has_any:
+        # Before a lock is left there.
+        raise UserError(
+            f"{path} holds no checkpoints of dtrain, and those of another "
+            "program are not removed; CheckpointManager.restore takes them over"
+        )
     with files.storage_errors(path), writing.claimed(path):
         saved = []
         for step in directory.steps():
@@ -36,8 +44,6 @@ def prune(arguments: argparse.Namespace) -> int:
             saved.append(
                 retention.Saved(step, manifest.saved_at, manifest.metrics)
             )
-        if not saved:
-            raise UserError(f"{path} holds no checkpoints of dtrain")
         with _damage(f"{path}/pins.json"):
             pinned = frozenset(pins.read(path).values())
         kept = retention.kept(saved, (*policies, retention.Pinned(pinned)))
@@ -85,8 +91,18 @@ def _damage(path: str) -> Iterator[None]:
 
 
 def pin(arguments: argparse.Namespace) -> int:
-    """Keeps a checkpoint for ever."""
+    """Keeps a checkpoint for ever.
+
+    Raises:
+        UserError: there is none, or another program saved it, which knows of
+            no pins.
+    """
     prefix = opening.resolve(arguments.checkpoint)
+    if not opening.manifest_of(prefix):
+        raise UserError(
+            f"{prefix} was not saved by dtrain, and who saved it knows of no "
+            f"pins; copy it: edit {prefix} --output=kept/ckpt-0"
+        )
     path, step = opening.target(prefix)
     with files.storage_errors(path), _damage(f"{path}/pins.json"):
         pins.add(path, step, arguments.name)
