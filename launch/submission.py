@@ -264,7 +264,7 @@ def find(directory: str) -> list[str]:
             raise UserError(f"{directory} is no directory; use --run_dir=DIR")
         run_dirs = sorted(
             os.path.join(directory, name)
-            for name, is_directory in files.entries(directory)
+            for name, is_directory, _ in files.entries(directory)
             if is_directory
         )
     return [directory, *run_dirs]

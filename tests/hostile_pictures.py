@@ -175,7 +175,7 @@ def read_zip(path: pathlib.Path) -> None:
 def read_table(name: str, data: bytes) -> None:
     names = ["a/0.png", "a/1.png"]
     found = labels.of_pictures(name, data, names)
-    assert found is None or found.shape == (2,)
+    assert found.labels is None or found.labels.shape == (2,)
 
 
 def count_zips(number: int, seed: int) -> dict[str, int]:

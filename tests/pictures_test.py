@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import struct
 import zipfile
 import zlib
@@ -161,6 +162,12 @@ def test_16_bits_of_an_array(tmp_path: pathlib.Path) -> None:
         sources.open_source(Config(dataset=dataset, white_level=4000))
 
 
+def test_floats_are_no_picture(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "0.ppm").write_bytes(b"Pf\n1 1\n-1.0\n" + bytes(4))
+    line = error_line(tmp_path)
+    assert "0.ppm cannot be decoded: floats are not read; save it as" in line
+
+
 # What is transparent.
 
 
@@ -296,14 +303,22 @@ def test_all_below_a_folder_is_used_or_told(tmp_path: pathlib.Path) -> None:
     (tmp_path / "dog/a/circle").symlink_to(tmp_path / "dog")
     # To read it would be to wait for ever.
     os.mkfifo(tmp_path / "dog/pipe.png")
+    (tmp_path / "dog/lost.png").symlink_to(tmp_path / "gone.png")
     source = open_source(tmp_path)
     assert read_all(source)[1].tolist() == [0, 0, 1]
     assert source.num_classes == 2
     assert source.files == (
         "used 3: 3 .png",
-        "passed over 12: 3 hidden, 1 .heic, 1 .txt, 1 @eaDir/, 1 Thumbs.db, "
-        "1 __MACOSX/, 1 desktop.ini, 1 links in a circle, 2 kinds more",
+        "passed over 14: 3 hidden, 1 .heic, 1 .txt, 1 @eaDir/, 1 Thumbs.db, "
+        "1 __MACOSX/, 1 desktop.ini, 1 links in a circle, 4 kinds more",
     )
+    (tmp_path / "dog/a/circle").unlink()
+    (tmp_path / "README").unlink()
+    (tmp_path / "notes.txt").unlink()
+    told = open_source(tmp_path).files[1]
+    assert "1 links to nothing, " in told
+    shutil.rmtree(tmp_path / "lost+found")
+    assert "1 pipes or devices" in open_source(tmp_path).files[1]
 
 
 def test_deeper_than_the_classes(tmp_path: pathlib.Path) -> None:
@@ -316,6 +331,8 @@ def test_deeper_than_the_classes(tmp_path: pathlib.Path) -> None:
     assert found.names == ["a/10.png", "a/2.png", "a/a/1.png", "a-b/1.png"]
     assert found == listing.of_names(reversed(names))
     assert labels.of_folders(found.names).tolist() == [0, 0, 0, 1]
+    odd = listing.of_names(["a/1.png", "a/../../2.png", ".b/3.png"])
+    assert odd.passed_over == {"outside of it": 1, "hidden": 1}
 
 
 # Labels.
@@ -348,8 +365,8 @@ def test_labels_of_every_form(given: Any, wanted: list[int]) -> None:
         (3, "is one number"),
         ([1, 2], "y is 2; there must be one label for each of the 3 images"),
         ([[1, 1], [0, 1], [1, 0]], "y is 3x2"),
-        ([1.5, 0, 0], "is of type float64"),
-        ([np.nan, 0, 0], "is of type float64"),
+        ([1.5, 0, 0], "y has 1.5; labels must be whole numbers"),
+        ([np.nan, 0, 0], "y has nan; labels must be whole numbers"),
         ([np.inf, 0, 0], "lies in [0, 100000]"),
         ([-1, 0, 0], "lies in [-1, 0]"),
         ([1j, 0, 0], "is of type complex128"),
@@ -394,6 +411,8 @@ STYLEGAN = {"labels": [[name, 5 - n] for n, name in enumerate(PLACES)]}
         ("t.csv", "t_csv", "id,breed\na,pug\nb,collie\nc,pug\n", [1, 0, 1]),
         ("t.csv", "t_csv", "00000\\a.png;1\n./00000/b.png;2\nc;2", [0, 1, 1]),
         ("t.csv", "t_csv", "\ufeffa\t7\r\n\r\nb\t0\r\nc\t0\r\nd\t9", [7, 0, 0]),
+        ("t.csv", "t_csv", "a,1.0\nb,0.0\nc,2.0", [1, 0, 2]),
+        ("t.csv", "t_csv", "IN/00000/a.png,0\nIN/00000/b,1\nc,1", [0, 1, 1]),
     ],
 )
 def test_a_table_of_labels(
@@ -403,7 +422,7 @@ def test_a_table_of_labels(
     wanted: list[int] | None,
     tmp_path: pathlib.Path,
 ) -> None:
-    write_places(tmp_path, **{name: text})
+    write_places(tmp_path, **{name: text.replace("IN", str(tmp_path))})
     made = labels_of(tmp_path, flag)
     assert made == (wanted or [0, 0, 0])
 
@@ -431,6 +450,8 @@ def test_one_hot_in_a_table(tmp_path: pathlib.Path) -> None:
         ("t.json", "[" * 10**5, "is no table of labels: "),
         ("t.json", '{"a": 1, "b": [], "c": "x"}', "labels must be whole"),
         ("t.json", '{"a": 1e400, "b": 0, "c": 1}', "labels must be whole"),
+        ("t.csv", "a,0.0\nb,0.5\nc,1.0", "has 0.5; labels must be whole"),
+        ("t.csv", "a,-1\nb,-1\nc,-1", "lies in [-1, -1]; labels must count"),
     ],
 )
 def test_a_table_that_is_wrong(
@@ -441,6 +462,18 @@ def test_a_table_that_is_wrong(
     line = error_line(tmp_path, labels=name)
     assert said in line
     assert f"{tmp_path}/{name}" in line
+
+
+def test_a_table_of_more_or_of_the_same_names(tmp_path: pathlib.Path) -> None:
+    """What of it is not used is told, and what it leaves open."""
+    rows = "file,label\na,1\nb,0\nc,0\nd,1\n00009/e.png,5\n"
+    write_places(tmp_path, t_csv=rows)
+    source = open_source(tmp_path, labels="t.csv")
+    assert source.files[-1] == "not there 2 that have labels"
+    (tmp_path / "00001/a.png").write_bytes(encoded(GREY, "png"))
+    line = error_line(tmp_path, labels="t.csv")
+    assert "has no label for 2 of 4 pictures, such as 00000/a.png" in line
+    assert "several have that name: write it with its folder" in line
 
 
 def test_images_beside_folders_without_labels(tmp_path: pathlib.Path) -> None:

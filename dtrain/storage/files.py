@@ -135,18 +135,27 @@ def names(directory: str) -> list[str]:
     try:
         if not is_remote(directory):
             return sorted(os.listdir(directory))
-        return sorted({name for name, _ in entries(directory)})
+        return sorted({item.name for item in entries(directory)})
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def entries(directory: str) -> Iterator[tuple[str, bool]]:
-    """Yields the names of files and directories in a directory.
+class Item(NamedTuple):
+    """What is in a directory.
 
-    Pipes, sockets and devices are left out.
+    Attributes:
+        name: without the directory.
+        is_directory: whether it is a directory.
+        odd: what else it is, in words, than a file or a directory; or empty.
+    """
 
-    Yields:
-        The name, and whether it is a directory.
+    name: str
+    is_directory: bool
+    odd: str = ""
+
+
+def entries(directory: str) -> Iterator[Item]:
+    """Yields what is in a directory.
 
     Raises:
         OSError: the directory is not there, or cannot be listed.
@@ -154,17 +163,19 @@ def entries(directory: str) -> Iterator[tuple[str, bool]]:
     if not is_remote(directory):
         with os.scandir(directory) as listed:
             for entry in listed:
-                is_directory = entry.is_dir()
-                # To open a pipe would be to wait for ever.
-                if is_directory or entry.is_file() or entry.is_symlink():
-                    yield entry.name, is_directory
+                is_directory, odd = entry.is_dir(), ""
+                if not is_directory and not entry.is_file():
+                    # To open a pipe would be to wait for ever.
+                    is_lost = not os.path.exists(entry.path)
+                    odd = "links to nothing" if is_lost else "pipes or devices"
+                yield Item(entry.name, is_directory, odd)
         return
     with _store() as store:
         remote_names = store.listdir(directory)
     for name in remote_names:
         # A store may list the directory itself, without a name.
         if name.rstrip("/"):
-            yield name.rstrip("/"), name.endswith("/")
+            yield Item(name.rstrip("/"), name.endswith("/"))
 
 
 def exists(path: str) -> bool:

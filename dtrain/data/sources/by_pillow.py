@@ -143,11 +143,10 @@ def _numbers(image: Image.Image) -> np.ndarray:
 
 def _pixels(image: Image.Image, white_level: int) -> np.ndarray:
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
-    if image.mode == "F" or (len(bits) > 1 and max(bits) > 8):
-        raise PictureError(
-            f"{max(bits)} bits a channel in colour, or floats, are not read; "
-            "save it as PNG"
-        )
+    is_deep = len(bits) > 1 and max(bits) > 8
+    if image.mode == "F" or is_deep:
+        what = f"{max(bits)} bits a channel in colour" if is_deep else "floats"
+        raise PictureError(f"{what} are not read; save it as PNG")
     kind = image.format
     image = ImageOps.exif_transpose(image)
     if image.mode in _16_BITS:

@@ -123,8 +123,13 @@ def open_store(
             f"them; files of other kinds: {others}"
             + source.hint(store.path, kind)
         )
-    labels = _labels(store, listing, config) if wanted.has_labels else None
-    return PictureFiles(store, listing, labels, config, is_map=wanted.is_map)
+    found = labels_lib.Labelled(None)
+    if wanted.has_labels:
+        found = _labels(store, listing, config)
+        listing = listing._replace(num_labels_left=found.num_others)
+    return PictureFiles(
+        store, listing, found.labels, config, is_map=wanted.is_map
+    )
 
 
 def _of_split(
@@ -158,24 +163,24 @@ def _of_split(
 
 def _labels(
     store: Store, listing: Listing, config: DataSettings
-) -> np.ndarray | None:
-    """Finds the labels of the pictures; None if they have none.
+) -> labels_lib.Labelled:
+    """Finds the labels of the pictures.
 
     Raises:
         UserError: there is no such table, or it is malformed; or it cannot be
             told what is a class.
     """
     if config.labels == "none":
-        return None
+        return labels_lib.Labelled(None)
     if config.labels == "auto":
         content = store.read(_TABLE)
         path = store.place(_TABLE)
-        found = None
         if content is not None:
             found = labels_lib.of_pictures(path, content, listing.names)
-        return _of_folders(store, listing) if found is None else found
-    if config.labels == "folders":
-        return _of_folders(store, listing)
+            if found.labels is not None:
+                return found
+    if config.labels in ("auto", "folders"):
+        return labels_lib.Labelled(_of_folders(store, listing))
     path, content = store.place(config.labels), store.read(config.labels)
     if content is None:
         path = flags.expand_home(config.labels)
@@ -185,7 +190,7 @@ def _labels(
             f"labels ({config.labels}) must be auto, folders, none, or a CSV "
             f"or JSON file, in {store.path} or as a path of its own"
         )
-    return labels_lib.of_pictures(path, content, listing.names)
+    return labels_lib.of_pictures(path, content, listing.names, store.path)
 
 
 def _of_folders(store: Store, listing: Listing) -> np.ndarray | None:

@@ -8,12 +8,15 @@ and label, or a CSV of two columns.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import csv
 import io
 import json
+import os
 import posixpath
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +24,18 @@ from dtrain.data.sources import source
 from dtrain.errors import UserError
 
 _MAX_CLASSES = 100_000
+
+
+class Labelled(NamedTuple):
+    """What a table says of pictures.
+
+    Attributes:
+        labels: int32 [n]; None where it says that there are none.
+        num_others: how many more pictures it names, which are not there.
+    """
+
+    labels: np.ndarray | None
+    num_others: int = 0
 
 
 def numbered(name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
@@ -54,9 +69,11 @@ def numbered(name: str, labels: np.ndarray, num_images: int) -> np.ndarray:
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.clip(-1, _MAX_CLASSES).astype(np.int64)
     if labels.dtype.kind not in "iub":
+        other = f"is of type {labels.dtype}"
+        if labels.dtype.kind == "f":
+            other = f"has {labels[labels != np.rint(labels)][0]:g}"
         raise UserError(
-            f"{name} is of type {labels.dtype}; labels must be whole numbers, "
-            "names or one-hot"
+            f"{name} {other}; labels must be whole numbers, names or one-hot"
         )
     labels = labels.astype(np.int64)
     if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
@@ -79,23 +96,26 @@ def _is_one_hot(labels: np.ndarray) -> bool:
 def _of_texts(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "latin-1")
-    if np.char.isdecimal(labels).all() and labels.dtype.itemsize <= 4 * 9:
+    are_decimal = np.char.isdecimal(labels).all()
+    if are_decimal and labels.dtype.itemsize <= 4 * 9:
         return labels.astype(np.int64)
+    if not are_decimal:
+        # A class has another name than 0.5 or -1.
+        with contextlib.suppress(ValueError):
+            return labels.astype(np.float64)
     return np.unique(labels, return_inverse=True)[1]
 
 
 def of_pictures(
-    path: str, content: bytes, names: Sequence[str]
-) -> np.ndarray | None:
+    path: str, content: bytes, names: Sequence[str], root: str = ""
+) -> Labelled:
     """Reads a table of labels.
 
     Args:
         path: of the table, whose ending tells its form.
         content: of the table.
         names: of the pictures, as class/a.png.
-
-    Returns:
-        int32 [n]; None for a `dataset.json` that says that there are none.
+        root: path of the folder that they are in.
 
     Raises:
         UserError: it is no such table, or has no label for a picture.
@@ -106,22 +126,35 @@ def of_pictures(
             rows = _rows_of_json(json.loads(text))
         else:
             rows = _rows_of_csv(text)
-        found = {} if rows is None else _find(rows, names)
+        if rows is None:
+            return Labelled(None)
+        table = _table(rows, root)
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(
             f"{path} is no table of labels: {source.reason(error)}"
         ) from error
-    if rows is None:
-        return None
-    missing = [name for name in names if name not in found]
+    keys = _keys(table, names)
+    missing = [name for name in names if name not in keys]
     if missing:
+        base = posixpath.basename(missing[0])
+        is_vague = {base, posixpath.splitext(base)[0]} & table.keys()
         raise UserError(
             f"{path} has no label for {len(missing):,} of {len(names):,} "
-            f"pictures, such as {missing[0]}; add them, move these pictures "
-            "away, or give --labels=none"
+            f"pictures, such as {missing[0]}; "
+            + (
+                "several have that name: write it with its folder"
+                if is_vague
+                else "add them, move these pictures away, or give --labels=none"
+            )
         )
-    labels = [found[name] for name in names]
-    return numbered(f"the labels in {path}", _as_array(labels), len(names))
+    labels = _as_array([table[keys[name]] for name in names])
+    used = {*keys.values()}
+    others = [key for key in table if key not in used]
+    if others[:1] == [next(iter(table), None)] and not path.endswith(".json"):
+        # A header is the first row, of no picture.
+        del others[0]
+    numbers = numbered(f"the labels in {path}", labels, len(names))
+    return Labelled(numbers, len(others))
 
 
 def _rows_of_json(table: Any) -> Iterable[tuple[str, Any]] | None:
@@ -153,35 +186,50 @@ def _rows_of_csv(text: str) -> Iterable[tuple[str, Any]]:
     return [(row[0].strip(), row[1].strip()) for row in rows if row]
 
 
-def _find(
-    rows: Iterable[tuple[str, Any]], names: Sequence[str]
-) -> dict[str, Any]:
-    """Returns the label by the name of the picture.
-
-    A table may name pictures without their ending, or without their folder
-    where that is enough.
+def _table(rows: Iterable[tuple[str, Any]], root: str) -> dict[str, Any]:
+    """Returns the labels by the names in a table, as those in the folder.
 
     Raises:
         ValueError: one has two labels, or an empty one.
     """
+    above = {posixpath.normpath(each) + "/" for each in _paths(root)}
     table: dict[str, Any] = {}
     for name, label in rows:
         key = posixpath.normpath(name.replace("\\", "/"))
+        key = next(
+            (key[len(each) :] for each in above if key.startswith(each)), key
+        )
         if label == "":
             raise ValueError(f"{name} has an empty label")
         if table.setdefault(key, label) != label:
             raise ValueError(f"{name} has two labels")
+    return table
+
+
+def _paths(root: str) -> set[str]:
+    """Returns what a table may call the folder: from /, or from here."""
+    if not root or "://" in root:
+        return {root} - {""}
+    return {root, os.path.abspath(root), os.path.relpath(root)} - {"."}
+
+
+def _keys(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """Finds what a table calls each picture; without those that it has not.
+
+    It may name pictures without their ending, or without their folder where
+    that is enough.
+    """
     bases = [posixpath.basename(name) for name in names]
-    has_unique_bases = len(set(bases)) == len(bases)
-    found = {}
+    counts = collections.Counter(bases)
+    keys = {}
     for name, base in zip(names, bases, strict=True):
-        keys = [name, posixpath.splitext(name)[0]]
-        if has_unique_bases:
-            keys += [base, posixpath.splitext(base)[0]]
-        key = next((key for key in keys if key in table), None)
+        tried = [name, posixpath.splitext(name)[0]]
+        if counts[base] == 1:
+            tried += [base, posixpath.splitext(base)[0]]
+        key = next((key for key in tried if key in table), None)
         if key is not None:
-            found[name] = table[key]
-    return found
+            keys[name] = key
+    return keys
 
 
 def _as_array(labels: Sequence[Any]) -> np.ndarray:

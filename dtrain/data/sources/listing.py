@@ -39,12 +39,14 @@ class Listing(NamedTuple):
         passed_over: how many of what else there is, by what it is.
         empty: folders of the first level without a picture.
         damaged: names of pictures that are left out.
+        num_labels_left: labels of pictures that are not there.
     """
 
     names: Sequence[str]
     passed_over: Mapping[str, int]
     empty: Sequence[str] = ()
     damaged: Sequence[str] = ()
+    num_labels_left: int = 0
 
     def below(self, folder: str) -> Listing:
         """Returns what is in one folder of the first level.
@@ -75,6 +77,8 @@ class Listing(NamedTuple):
             named = ", ".join(self.damaged[:3])
             more = ", ..." if len(self.damaged) > 3 else ""
             lines.append(f"damaged {len(self.damaged):,}: {named}{more}")
+        if self.num_labels_left:
+            lines.append(f"not there {self.num_labels_left:,} that have labels")
         return tuple(map(printable, lines))
 
     def used(self) -> str:
@@ -106,6 +110,8 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def _why_not(name: str, *, is_folder: bool) -> str:
     """Says why what has a name is passed over; empty if it is not."""
+    if name == "..":
+        return "outside of it"
     if name.startswith("."):
         return "hidden"
     if name.lower() in _JUNK:
@@ -148,8 +154,8 @@ def of_folder(path: str) -> Listing:
     left = [("", frozenset((_identity(path),)))]
     while left:
         below, above = left.pop()
-        for name, is_folder in _entries(posixpath.join(path, below)):
-            why = _why_not(name, is_folder=is_folder)
+        for name, is_folder, odd in _entries(posixpath.join(path, below)):
+            why = odd or _why_not(name, is_folder=is_folder)
             if is_folder and not why:
                 inner = f"{below}{name}/"
                 identity = _identity(posixpath.join(path, inner))
@@ -176,7 +182,7 @@ def _identity(path: str) -> str:
     return path if files.is_remote(path) else os.path.realpath(path)
 
 
-def _entries(path: str) -> Collection[tuple[str, bool]]:
+def _entries(path: str) -> Collection[files.Item]:
     try:
         return list(files.entries(path.rstrip("/") or path))
     except files.StoreError:
