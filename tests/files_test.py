@@ -202,6 +202,27 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(
     assert not os.path.exists(made)
 
 
+def test_what_is_swept_while_it_is_made_is_made_anew(
+    place: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has swept before there was a lock."""
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def make_and_sweep(**options: str) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            temporary.sweep()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_sweep)
+    with temporary.directory("a") as path:
+        assert [path] == made[1:]
+        assert [each.name for each in place.iterdir()] == [
+            os.path.basename(path)
+        ]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
 def test_a_strangers_directory_is_in_nobodys_way(place: pathlib.Path) -> None:
     theirs = place / f"dtrain-{os.getuid()}-a-x"

@@ -66,9 +66,13 @@ def _make(start: str, parent: str) -> tuple[str, int]:
     """Makes and locks a directory; returns its path and its descriptor."""
     while True:
         path = tempfile.mkdtemp(prefix=start, dir=parent)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Before it is locked, somebody may sweep it.
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            continue
         locks.take(descriptor, shared=True, wait=True)
-        # Before it was locked, somebody may have swept it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 return path, descriptor
