@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 import sys
@@ -550,3 +551,57 @@ def test_phases_of_conditional_dcgan(loss: str) -> None:
         )
         for gradient in gradients:
             assert np.isfinite(tf.convert_to_tensor(gradient)).all()
+
+
+# Settings of a model.
+
+
+def _sized(
+    config: Any,
+    image_shape: Any,
+    num_classes: int,
+    width: int = 4,
+    scale: float = 1.0,
+    *,
+    deep: bool = False,
+    name: str = "plain",
+) -> Any:
+    del config, image_shape, num_classes
+    _SEEN.append((width, scale, deep, name))
+    return _generator(), _discriminator()
+
+
+_SEEN: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ((), (4, 1.0, False, "plain")),
+        (("width=8", "deep=True"), (8, 1.0, True, "plain")),
+        (("scale=2", "name=a=b", "deep=false"), (4, 2.0, False, "a=b")),
+    ],
+)
+def test_settings_of_a_model(told: tuple[str, ...], expected: Any) -> None:
+    settings = dataclasses.replace(SETTINGS, model_flag=told)
+    loading.build(_sized, settings, SHAPE, 10)
+    assert _SEEN[-1] == expected
+    assert config.from_dict(json.loads(json.dumps(settings.to_dict())))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("width", "must be NAME=VALUE, each name once"),
+        ("width=a", "must be a whole number"),
+        ("scale=a", "must be a number"),
+        ("deep=2", "must be true or false"),
+        ("depth=2", "has no argument depth with a default; it has width, sc"),
+        ("num_classes=2", "has no argument num_classes with a default"),
+    ],
+)
+def test_settings_that_a_model_does_not_have(told: str, said: str) -> None:
+    settings = dataclasses.replace(SETTINGS, model_flag=(told,))
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        loading.build(_sized, settings, SHAPE, 10)
+    assert f"model_flag ({told})" in str(error.value)

@@ -129,6 +129,11 @@ class ModelSettings:
     model: str = _model(
         "dcgan", f"{', '.join(MODELS)}, or your own as package.module:make."
     )
+    model_flag: tuple[str, ...] = _model(
+        (),
+        "NAME=VALUE, an argument of your own make beyond the three that it is "
+        "always given.",
+    )
     latent_size: int = _model(
         64,
         "Numbers in the latent vector of an image.",

@@ -28,6 +28,7 @@ from dtrain.gan import (
     describing,
     draws,
     full_form,
+    model_flags,
     phases,
     program,
     simple_form,
@@ -36,7 +37,9 @@ from dtrain.gan import (
 from dtrain.gan.program import Program
 from dtrain.models import dcgan
 
-Make = Callable[[Config, tuple[int, int, int], int], Any]
+# Of the settings, the shape of an image, the number of classes, and whatever
+# else it has by `--model_flag`.
+Make = Callable[..., Any]
 
 # `config.learning.MODELS` has their names.
 _BUILT_IN: dict[str, Make] = {"dcgan": dcgan.make}
@@ -143,8 +146,9 @@ def build(
             "none; leave out --conditional"
         )
     subject = f"model ({config.model})"
+    more = model_flags.read(subject, make, config.model_flag)
     with describing.in_one_line(subject, make):
-        returned = make(config, image_shape, num_classes)
+        returned = make(config, image_shape, num_classes, **more)
     if isinstance(returned, Program):
         facts = {"image_shape": image_shape, "num_classes": num_classes}
         made = full_form.check(subject, returned, config, facts)
