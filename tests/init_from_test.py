@@ -83,6 +83,9 @@ def test_what_is_taken_and_what_stays(
     )
     told = init_from.take(gan.checkpoint, config, init_from.find(config))
     assert (told.step, told.parts) == (10, taken)
+    wholes = {"step", "divergence", *NETWORKS, *OPTIMIZERS}
+    assert set(told.left) == wholes - set(taken)
+    assert f"; not taken: {', '.join(sorted(told.left))}" in str(told)
     after = state(gan)
     for name, value in after.items():
         expected = there if name.partition("/")[0] in taken else before
@@ -418,6 +421,8 @@ def test_a_run_grows_from_a_smaller_one(
         expected = small[name] if is_old else before[name]
         np.testing.assert_array_equal(live[name].read(), expected, name)
         taken += is_old
+    assert "generator/head_1" in told.left
+    assert "new: generator/block_1" in str(told)
     assert taken >= {"generator": 4, "networks": 6, "all": 14}[parts]
 
 
@@ -426,7 +431,7 @@ def test_a_run_grows_from_a_smaller_one(
     [
         ("", "does not fit this run"),
         ("generator/block_1", "does not have discriminator/block_1/bias and"),
-        ("block_7", r"init_new (block_7) names nothing of this run; its"),
+        ("block_7", r"init_new (block_7) names nothing that is taken; that"),
     ],
 )
 def test_what_is_new_must_be_named(

@@ -21,6 +21,7 @@ from dtrain.bundle import (
     keras_state,
     objects,
     placing,
+    problems,
     restore,
     tensors,
 )
@@ -64,6 +65,8 @@ class Taken(NamedTuple):
         digest: of all its variables, as `checkpoint_tool digest` prints it.
         parts: of the new run that have their values from it.
         renamed: the name of a part in the new run, by that in the checkpoint.
+        left: what of the checkpoint is not taken, a name for all below it.
+        new: what the checkpoint does not have, as `--init_new` says.
     """
 
     checkpoint: str
@@ -71,10 +74,17 @@ class Taken(NamedTuple):
     digest: str
     parts: tuple[str, ...]
     renamed: dict[str, str]
+    left: tuple[str, ...]
+    new: tuple[str, ...]
 
     def __str__(self) -> str:
         """Returns a line for the start of a run."""
-        return f"init      {', '.join(self.parts)} of {self.checkpoint}"
+        lines = [f"init      {', '.join(self.parts)} of {self.checkpoint}"]
+        for words, names in (("not taken", self.left), ("new", self.new)):
+            if names:
+                more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+                lines.append(f"{words}: {', '.join(names[:8])}{more}")
+        return "; ".join(lines)
 
     def write(self, run_dir: str) -> None:
         """Writes `init_from.json`; the chief calls this.
@@ -148,7 +158,7 @@ def take(
     """
     renamed = _parse_map(config.init_map)
     parts = _parts_of(checkpoint, config.init_parts)
-    new = [name for name in config.init_new.split(",") if name]
+    new = tuple(filter(None, config.init_new.split(",")))
     with opening.opened(source.checkpoint) as opened:
         digest = tensors.digest(opened.local)
         if source.digest not in ("", digest):
@@ -158,19 +168,28 @@ def take(
                 "it back, or name another run_dir to start over"
             )
         tree = opened.tree.renamed(renamed)
-        averages = [
-            name
-            for name in parts
-            if name.startswith(_EMA) and not tree.below(name)
-        ]
+        averages = [part for part in parts if _lacks_average(tree, part)]
         taken = [name for name in parts if name not in averages]
         part = _Part.of(checkpoint, taken, taken)
+        _check_new(new, part)
         _restore(tree, part, opened.prefix, new)
         if averages:
             names = [name.removeprefix(_EMA) for name in averages]
             average = _Part.of(checkpoint, averages, names)
             _restore(tree, average, opened.prefix, new)
-        return Taken(opened.prefix, opened.tree.step, digest, parts, renamed)
+        return Taken(
+            checkpoint=opened.prefix,
+            step=opened.tree.step,
+            digest=digest,
+            parts=parts,
+            renamed=renamed,
+            left=_left(tree, part, new),
+            new=new,
+        )
+
+
+def _lacks_average(tree: Tree, part: str) -> bool:
+    return part.startswith(_EMA) and not tree.below(part)
 
 
 class _Part(NamedTuple):
@@ -282,21 +301,46 @@ def _fitting(tree: Tree, program: Tree, part: _Part) -> Tree:
     return tree
 
 
+def _check_new(new: Sequence[str], part: _Part) -> None:
+    """Refuses names of blocks that are not there.
+
+    Raises:
+        UserError: nothing has one of these names.
+    """
+    program = fit.of_objects(part.target)
+    for name in new:
+        if not any(_is_of(tensor, name) for tensor in program):
+            raise UserError(
+                f"init_new ({name}) names nothing that is taken; that is "
+                + ", ".join(program.top()[:8])
+            )
+
+
+def _left(tree: Tree, part: _Part, new: Sequence[str]) -> tuple[str, ...]:
+    """Names what is not taken, but for what counts saves."""
+    if new:
+        program = fit.of_objects(part.target)
+        sources = {part.sources.get(name, name) for name in program}
+        rest = [
+            name
+            for name in tree
+            if name not in sources or any(_is_of(name, each) for each in new)
+        ]
+    else:
+        rest = [name for name in tree if not part.has(name)]
+    return tuple(
+        problems.tops([name for name in rest if name != "save_counter"], tree)
+    )
+
+
 def _grown(
     tree: Tree, program: Tree, part: _Part, new: Sequence[str], prefix: str
 ) -> Tree:
     """Puts what is new in the program, as it was made, to what is taken.
 
     Raises:
-        UserError: something else is missing or of another shape, or nothing
-            has one of these names.
+        UserError: something else is missing, or of another shape.
     """
-    for name in new:
-        if not any(_is_of(tensor, name) for tensor in program):
-            raise UserError(
-                f"init_new ({name}) names nothing of this run; its parts are "
-                + ", ".join(program.top()[:8])
-            )
     fresh = {
         tensor
         for tensor in program
