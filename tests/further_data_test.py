@@ -324,20 +324,21 @@ def test_what_does_not_fit_in_memory_stays_on_disk(
 
 
 def test_first_batch_has_all(rooms: str) -> None:
-    data = open_data(
-        dataset="digits",
+    config = Config(
         paired=("twin=digits",),
         unpaired=("other=digits", f"ids=map:{rooms}#ids"),
+        mirror=True,
     )
+    data = sources.open_data(config)
     described = {
         name: identity.describe_input(each)
         for name, each in data.further.items()
     }
     description = identity.Description(
-        Config(), (8, 8, 1), 10, 1797, inputs=described
+        config, (8, 8, 1), 10, 1797, inputs=described
     )
     assert description.specs == data.specs
-    batch = pipeline.first_batch(data, Config(mirror=True), 3)
+    batch = pipeline.first_batch(data, config, 3)
     shapes = {name: tuple(x.shape) for name, x in batch.inputs.items()}
     assert shapes == {
         "twin": (3, 8, 8, 1),
@@ -346,7 +347,7 @@ def test_first_batch_has_all(rooms: str) -> None:
         "other_labels": (3,),
     }
     [draw] = pipeline.make_dataset_of_part(
-        data, Config(mirror=True), pipeline.Part(3, 1, 1, 0), 0
+        data, config, pipeline.Part(3, 1, 1, 0), 0
     ).take(1)
     tf.nest.map_structure(np.testing.assert_array_equal, batch, draw)
 
