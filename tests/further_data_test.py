@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pathlib
+import struct
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -198,9 +200,43 @@ def test_label_maps_keep_their_numbers(
         assert not found[:, 0].any()
 
 
+def png_of_bits(bits: int, rows: bytes) -> bytes:
+    """Makes a grey PNG of one byte a row."""
+    head = struct.pack(">IIBBBBB", 8 // bits, len(rows), bits, 0, 0, 0, 0)
+    packed = zlib.compress(b"".join(b"\0" + bytes([row]) for row in rows))
+    chunks = ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "numbers"),
+    [
+        (png_of_bits(1, b"\x31"), [[0, 0, 1, 1, 0, 0, 0, 1]]),
+        (png_of_bits(2, b"\x1b"), [[0, 1, 2, 3]]),
+        (png_of_bits(4, b"\x7f\x01"), [[7, 15], [0, 1]]),
+        (b"P5 2 1 255 \x07\x01", [[7, 1]]),
+        (b"P5 2 1 65535 \x01\x07\x00\x01", [[263, 1]]),
+    ],
+)
+def test_numbers_of_few_bits_are_not_spread(
+    content: bytes, numbers: list[list[int]], tmp_path: pathlib.Path
+) -> None:
+    place = fill(tmp_path, {"a.png": content})
+    data = open_data(unpaired=(f"mask=map:{place}",))
+    assert read(data.unpaired["mask"]).tolist() == [numbers]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        (b"P5 2 1 7 \x07\x01", "must be binary, with the white 255"),
+        (b"P2 2 1 7 7 1", "must be binary, with the white 255"),
         (picture(np.zeros((4, 4, 3), np.uint8)), "is a PNG of mode RGB"),
         (picture(GREY[0], "jpeg"), "is a JPEG of mode L; save it as a grey"),
         (b"\x89PNG", "no picture"),

@@ -11,6 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,6 +32,8 @@ _MALFORMED = (
 )
 _16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _MOST_OF_MAP = 2**16 - 1
+# By the end of what Pillow calls the bits of a grey value.
+_SPREAD = (("L;2", 85), ("L;4", 17))
 # Its tag in a TIFF.
 _BITS_PER_SAMPLE = 258
 
@@ -132,13 +135,30 @@ def _numbers(image: Image.Image) -> np.ndarray:
             f"{image.format} of mode {image.mode}; save it as a grey PNG, or "
             "as one with a palette"
         )
-    values = np.asarray(ImageOps.exif_transpose(image))
+    spread = _spread(image)
+    values = np.asarray(ImageOps.exif_transpose(image)) // spread
     if values.min() < 0 or values.max() > _MOST_OF_MAP:
         raise PictureError(
             f"it holds {values.min()} to {values.max()}, and the numbers of a "
             f"label map lie in [0, {_MOST_OF_MAP}]"
         )
     return values.astype(np.uint16)[..., np.newaxis]
+
+
+def _spread(image: Any) -> int:
+    """Returns what Pillow multiplies grey values of 2 or 4 bits by.
+
+    Raises:
+        PictureError: it multiplies them by another number.
+    """
+    codec, _, _, how = image.tile[0]
+    rawmode = how[0] if isinstance(how, tuple) else how
+    if image.format == "PPM" and codec != "raw":
+        raise PictureError(
+            "a label map in PGM must be binary, with the white 255 or 65535; "
+            "save it as PNG"
+        )
+    return next((by for end, by in _SPREAD if str(rawmode).endswith(end)), 1)
 
 
 def _pixels(image: Image.Image, white_level: int) -> np.ndarray:
