@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from dtrain import errors
-from dtrain.bundle import tensors
-from tests import runs
+from dtrain import config, errors
+from dtrain.bundle import fit, tensors
+from dtrain.data import pipeline, sources
+from dtrain.gan import state as gan_lib
+from dtrain.gan.step import Step
+from tests import replicas, runs
 from tests.resume_test import STRATEGIES
 
 NUM_STEPS = 6
@@ -158,3 +163,46 @@ def _check_pictures_and_exports(
     code, output = runs.run("dtrain.checkpoint_tool", "inspect", str(run_dir))
     assert code == errors.FINISHED, output
     assert network in output
+
+
+@pytest.fixture
+def sums_as_written() -> Iterator[None]:
+    """What `cluster.strategy` sets for --reduction=ordered."""
+    options = tf.config.optimizer
+    options.set_experimental_options({"arithmetic_optimization": False})
+    yield
+    options.set_experimental_options({"arithmetic_optimization": True})
+
+
+def state_after(
+    name: str, num_replicas: int, place: pathlib.Path
+) -> dict[str, bytes]:
+    """Trains in ordered mode; returns all of the state."""
+    told = [*flags(name, place), "--reduction=ordered", "--batch_size=8"]
+    settings = config.parse(["main", *told, "--run_dir=nowhere"])
+    data = sources.open_data(settings)
+    strategy, source = replicas.mirrored(num_replicas), data.source
+    gan = gan_lib.GAN(
+        *(settings, strategy, source.image_shape, source.num_classes),
+        data.specs,
+    )
+    step = Step(gan)
+    iterator = pipeline.make_iterator(
+        data, settings, strategy, 0, step.num_draws
+    )
+    step.run(iterator, tf.constant(3))
+    live = fit.of_objects(gan.checkpoint).tensors
+    return {key: live[key].read().tobytes() for key in live}
+
+
+ORDERED = ["ada", *(("cyclegan", "stylegan2") if IS_LONG else ())]
+
+
+@pytest.mark.usefixtures("sums_as_written")
+@pytest.mark.parametrize("name", ORDERED)
+def test_ordered_reduction_gives_the_same_bits_on_any_replicas(
+    name: str, place: pathlib.Path
+) -> None:
+    alone = state_after(name, 1, place)
+    for num_replicas in (2, 4) if IS_LONG else (2,):
+        assert state_after(name, num_replicas, place) == alone
