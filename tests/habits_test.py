@@ -80,11 +80,6 @@ def test_replicas_that_differ_are_told_after_the_first_step(
 
 
 @pytest.mark.parametrize("name", habits.RIGHT)
-def test_what_is_right_is_let_alone(name: str) -> None:
-    step(name)
-
-
-@pytest.mark.parametrize("name", habits.RIGHT)
 def test_what_is_right_goes_on_to_the_same_bits(
     name: str, tmp_path: pathlib.Path
 ) -> None:

@@ -220,9 +220,7 @@ def test_a_lazy_phase_is_run_in_each_nth_step(digits: sources.Source) -> None:
     assert float(gan.state["lazy_runs"].numpy()) == 3.0
 
 
-@pytest.mark.parametrize(
-    ("num_replicas", "micro_batches"), [(1, 4), (2, 0), (2, 4), (4, 0)]
-)
+@pytest.mark.parametrize(("num_replicas", "micro_batches"), [(2, 4), (4, 0)])
 def test_replicas_and_micro_batches_change_nothing(
     num_replicas: int, micro_batches: int, digits: sources.Source
 ) -> None:
@@ -246,13 +244,11 @@ def sums_as_written() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("sums_as_written")
-@pytest.mark.parametrize("num_replicas", [2, 4])
 def test_ordered_reduction_gives_the_same_bits(
-    num_replicas: int, digits: sources.Source
+    digits: sources.Source,
 ) -> None:
     (one, first), (other, second) = (
-        train(digits, 5, number, reduction="ordered")
-        for number in (1, num_replicas)
+        train(digits, 5, number, reduction="ordered") for number in (1, 4)
     )
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
