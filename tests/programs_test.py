@@ -22,10 +22,9 @@ from dtrain.bundle import fit, tensors
 from dtrain.data import pipeline, sources
 from dtrain.gan import state as gan_lib
 from dtrain.gan.step import Step
-from tests import replicas, runs
-from tests.resume_test import STRATEGIES
+from tests import replicas, resume_test, runs
 
-NUM_STEPS = 6
+NUM_STEPS = 24
 IS_LONG = bool(os.environ.get("DTRAIN_ALL_PROGRAMS"))
 
 
@@ -93,7 +92,10 @@ def flags(name: str, place: pathlib.Path) -> list[str]:
     return [
         *("--batch_size=4", "--base_channels=2", "--latent_size=4"),
         *("--steps_per_loop=1", f"--num_steps={NUM_STEPS}"),
-        *("--sample_every_steps=3", "--checkpoint_every_steps=0"),
+        *(
+            f"--sample_every_steps={NUM_STEPS // 2}",
+            "--checkpoint_every_steps=0",
+        ),
         *("--backup_every_secs=0.001", f"--model=tests.programs.{name}:make"),
         *(flag.replace("PLACE", str(place)) for flag in PROGRAMS[name].flags),
     ]
@@ -101,7 +103,9 @@ def flags(name: str, place: pathlib.Path) -> list[str]:
 
 def cases() -> list[tuple[str, str]]:
     if IS_LONG:
-        return [(name, way) for name in PROGRAMS for way in STRATEGIES]
+        return [
+            (name, way) for name in PROGRAMS for way in resume_test.STRATEGIES
+        ]
     return [("stylegan2", "default")]
 
 
@@ -109,7 +113,7 @@ def cases() -> list[tuple[str, str]]:
 def test_a_killed_program_ends_with_the_same_bits(
     name: str, strategy: str, place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    module, *more = STRATEGIES[strategy]
+    module, *more = resume_test.STRATEGIES[strategy]
     told = [*more, *flags(name, place)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, output = runs.run(module, *told, f"--run_dir={whole}")
@@ -120,10 +124,11 @@ def test_a_killed_program_ends_with_the_same_bits(
         )
         assert code not in (errors.FINISHED, errors.USER_ERROR), output
     else:
-        # Of several workers, stopped in the middle: what each has is saved.
-        told_less = [*told, "--num_steps=3"]
-        code, output = runs.run(module, *told_less, f"--run_dir={killed}")
-        assert code == errors.FINISHED, output
+        process = runs.start_anew(module, *told, f"--run_dir={killed}")
+        resume_test.wait_for_backup(killed)
+        # With both workers.
+        resume_test.kill_with_children(process.pid)
+        runs.finish(process)
     code, output = runs.run(module, *told, f"--run_dir={killed}")
     assert code == errors.FINISHED, output
     assert "resumed from" in output
