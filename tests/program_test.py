@@ -373,8 +373,16 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         ),
     ),
     (
-        "of the encoder, raised AttributeError",
+        "raised AttributeError: there is no network coder; there are encoder",
         lambda: only(lambda networks, _: networks.coder),
+    ),
+    (
+        "no metric can be called step, which dtrain writes itself",
+        lambda: only(lambda _, each: (each.uniforms, {"step": each.uniforms})),
+    ),
+    (
+        "its loss of encoder is int32; it must be float32",
+        lambda: only(lambda _, each: (each.labels, {})),
     ),
     (
         "its draw returned float32 [2, 64]; it must return pictures",
@@ -437,3 +445,29 @@ def test_a_program_that_is_whole_is_taken() -> None:
     critics = [dtrain.Phase("encoder", shrink)] * 5
     program = autoencoder(phases=[*critics, dtrain.Phase("judge", shrink)])
     assert program.draws == (0, 1, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_xla_is_given_the_same_numbers(
+    micro_batches: int, digits: sources.Source
+) -> None:
+    """It would draw others by itself."""
+    _, expected = train(digits, 2, micro_batches=micro_batches)
+    _, metrics = train(digits, 2, micro_batches=micro_batches, jit_compile="on")
+    for name, values in expected.items():
+        np.testing.assert_allclose(metrics[name], values, 1e-4, 1e-6)
+
+
+def test_two_metrics_of_one_name(
+    digits: sources.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(networks: Any, examples: Example) -> Any:
+        return shrink(networks, examples)
+
+    phases = [dtrain.Phase("encoder", each) for each in (shrink, other)]
+    monkeypatch.setattr(
+        "tests.program_test.make",
+        lambda *_: autoencoder(phases=phases, optimizers={}),
+    )
+    with pytest.raises(UserError, match="an earlier phase has a metric away"):
+        train(digits, 1)

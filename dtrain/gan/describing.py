@@ -29,6 +29,9 @@ def describe(error: Exception, own: Callable[..., Any] | None) -> str:
         # What Keras adds to an error in a call; the inputs are told anyway.
         "Arguments received by"
     )
+    if text.startswith("in user code:"):
+        # Of AutoGraph, which puts all frames before what was said.
+        *_, text = text.rpartition(f"{type(error).__name__}: ")
     message = " ".join(text.split())
     if len(message) > _MAX_ERROR_LENGTH:
         message = message[:_MAX_ERROR_LENGTH] + "..."
@@ -39,10 +42,18 @@ def describe(error: Exception, own: Callable[..., Any] | None) -> str:
 def _line_of(error: Exception, own: Callable[..., Any] | None) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
+    # AutoGraph runs a copy, and knows which lines it was made of.
+    metadata = getattr(error, "ag_error_metadata", None)
+    translated = getattr(metadata, "translated_stack", ())
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")
+        for frame in (
+            *traceback.extract_tb(error.__traceback__),
+            # The innermost is its first.
+            *reversed(translated),
+        )
+        if "__autograph_generated" not in frame.filename
+        and not frame.filename.startswith("<")
         and os.path.dirname(frame.filename) != _HERE
     ]
     code = getattr(own, "__code__", None)

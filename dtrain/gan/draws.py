@@ -7,14 +7,14 @@ number of replicas sees the same global batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from dtrain.config import Config
 from dtrain.data import pipeline
-from dtrain.gan.example import Example, Place
+from dtrain.gan.example import Draw, Example, Place, draw_at
 
 # What a random draw is for, folded into its seed.
 _LATENTS = 0
@@ -32,6 +32,7 @@ class Arrays(NamedTuple):
         latents: likewise.
         uniforms: likewise.
         inputs: likewise.
+        drawn: likewise.
     """
 
     real_images: tf.Tensor
@@ -39,6 +40,7 @@ class Arrays(NamedTuple):
     latents: tf.Tensor
     uniforms: tf.Tensor
     inputs: dict[str, tf.Tensor]
+    drawn: tuple[tf.Tensor, ...] = ()
 
 
 class Given(NamedTuple):
@@ -69,13 +71,26 @@ class Given(NamedTuple):
         place = self.place._replace(start=self.place.start + start)
         return self._replace(arrays=arrays, place=place)
 
-    def example(self) -> Example:
-        """Makes them what an objective is given."""
+    def with_draws(self, plan: Sequence[Draw]) -> Given:
+        """Draws what an objective will ask for, where nothing is compiled."""
+        drawn = tuple(
+            draw_at(self.place, number, draw, self.size)
+            for number, draw in enumerate(plan)
+        )
+        return self._replace(arrays=self.arrays._replace(drawn=drawn))
+
+    def example(self, record: list[Draw] | None = None) -> Example:
+        """Makes them what an objective is given.
+
+        Args:
+            record: takes down what is drawn.
+        """
         return Example(
             **self.arrays._asdict(),
             step=self.step,
             state=dict(self.state),
             place=self.place,
+            record=record,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,6 +20,26 @@ import tensorflow as tf
 # of 32 bits: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 _PHILOX = 1
 _NUMBERS_PER_COUNT = 4
+
+
+# What is drawn, of which dtype, by its name in `Draw`.
+_KINDS = {
+    "normal": (tf.raw_ops.StatelessRandomNormalV2, tf.float32),
+    "uniform": (tf.raw_ops.StatelessRandomUniformV2, tf.float32),
+    "seeds": (tf.raw_ops.StatelessRandomUniformFullIntV2, tf.int32),
+}
+
+
+class Draw(NamedTuple):
+    """Numbers that an objective draws for each example.
+
+    Attributes:
+        kind: normal, uniform or seeds.
+        shape: of the numbers of one example.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
 
 
 class Place(NamedTuple):
@@ -50,6 +70,8 @@ class Example:
         inputs: what else the data has of each example, by name, [b, ...].
         state: of the program, by name, as it was before this step.
         place: of the examples; None for those that draw nothing.
+        drawn: what was drawn before, in the order in which it is asked for.
+        record: takes down what is drawn.
     """
 
     real_images: tf.Tensor
@@ -60,6 +82,8 @@ class Example:
     inputs: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     state: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     place: Place | None = None
+    drawn: Sequence[tf.Tensor] = ()
+    record: list[Draw] | None = None
     # Handed on by `replace`, so that no two draws are alike.
     _numbers: Iterator[int] = dataclasses.field(
         default_factory=itertools.count, repr=False
@@ -78,7 +102,7 @@ class Example:
         Returns:
             float32 [b, *shape].
         """
-        return self._draw(tf.raw_ops.StatelessRandomNormalV2, shape)
+        return self._next(Draw("normal", tuple(shape)))
 
     def uniform(self, shape: tuple[int, ...] | list[int] = ()) -> tf.Tensor:
         """Draws numbers between 0 and 1, others at each call.
@@ -89,7 +113,7 @@ class Example:
         Returns:
             float32 [b, *shape] in [0, 1).
         """
-        return self._draw(tf.raw_ops.StatelessRandomUniformV2, shape)
+        return self._next(Draw("uniform", tuple(shape)))
 
     def seeds(self) -> tf.Tensor:
         """Draws a seed for each example, for `tf.random.stateless_*`.
@@ -97,32 +121,47 @@ class Example:
         Returns:
             int32 [b, 2].
         """
-        return self._draw(
-            tf.raw_ops.StatelessRandomUniformFullIntV2, (2,), tf.int32
-        )
+        return self._next(Draw("seeds", (2,)))
 
-    @tf.autograph.experimental.do_not_convert
-    def _draw(
-        self,
-        operation: Any,
-        shape: tuple[int, ...] | list[int],
-        dtype: tf.DType = tf.float32,
-    ) -> tf.Tensor:
-        """Draws what the whole batch would have at these positions."""
+    def _next(self, draw: Draw) -> tf.Tensor:
+        number = next(self._numbers)
+        if self.record is not None:
+            self.record.append(draw)
+        if number < len(self.drawn):
+            return self.drawn[number]
         assert self.place is not None, "these examples draw nothing"
-        number = tf.constant(next(self._numbers), tf.int64)
-        seed = tf.random.fold_in(self.place.seed, number)
-        each = math.prod(shape)
-        # Whole counts for each example, for any of them may come first.
-        counts = -(-each // _NUMBERS_PER_COUNT)
-        size = self.latents.shape[0]
-        key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-        skipped = tf.cast(self.place.start * counts, tf.uint64)
-        drawn = operation(
-            shape=[size, counts * _NUMBERS_PER_COUNT],
-            key=key,
-            counter=tf.stack([counter[0] + skipped, counter[1]]),
-            alg=_PHILOX,
-            dtype=dtype,
-        )
-        return tf.reshape(drawn[:, :each], [size, *shape])
+        return draw_at(self.place, number, draw, self.latents.shape[0])
+
+
+@tf.autograph.experimental.do_not_convert
+def draw_at(
+    place: Place, number: int, draw: Draw, num_examples: int
+) -> tf.Tensor:
+    """Draws what the whole batch would have at these positions.
+
+    XLA draws others than TensorFlow: call it where nothing is compiled.
+
+    Args:
+        place: of the examples.
+        number: how many draws were made of them before.
+        draw: what is drawn.
+        num_examples: for how many examples.
+
+    Returns:
+        [num_examples, *draw.shape], in the dtype of its kind.
+    """
+    seed = tf.random.fold_in(place.seed, tf.constant(number, tf.int64))
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    each = math.prod(draw.shape)
+    # Whole counts for each example, for any of them may come first.
+    counts = -(-each // _NUMBERS_PER_COUNT)
+    skipped = tf.cast(place.start * counts, tf.uint64)
+    operation, dtype = _KINDS[draw.kind]
+    drawn = operation(
+        shape=[num_examples, counts * _NUMBERS_PER_COUNT],
+        key=key,
+        counter=tf.stack([counter[0] + skipped, counter[1]]),
+        alg=_PHILOX,
+        dtype=dtype,
+    )
+    return tf.reshape(drawn[:, :each], [num_examples, *draw.shape])

@@ -11,7 +11,7 @@ from dtrain.config import ModelSettings
 from dtrain.errors import UserError
 from dtrain.gan.describing import type_name
 from dtrain.gan.draws import Given
-from dtrain.gan.example import Example
+from dtrain.gan.example import Draw, Example
 from dtrain.gan.program import Phase, Program
 
 # Converts what a user wrote, as `tf.function` would, and nothing of dtrain's.
@@ -40,13 +40,20 @@ def convert(function: Any) -> Any:
     return _autograph.tf_convert(function, enabled)
 
 
-def prepared(program: Program, given: Given) -> Example:
+def prepared(
+    program: Program, given: Given, record: list[Draw] | None = None
+) -> Example:
     """Makes the examples what the objectives and `draw` of a program see.
+
+    Args:
+        program: its `prepare` counts.
+        given: the examples.
+        record: takes down what is drawn of them.
 
     Raises:
         UserError: `prepare` returns something else.
     """
-    example = given.example()
+    example = given.example(record)
     if program.prepare is None:
         return example
     made = convert(program.prepare)(example)
@@ -100,13 +107,8 @@ def call(
             f"{of}: its objective returned losses of {', '.join(losses)}; it "
             "must return one for each network that it trains"
         )
-    size = example.latents.shape[0]
-    for name, value in {**losses, **metrics}.items():
-        what = f"metric {name}" if name in metrics else "loss"
-        _check_shape(f"{of}: its {what}", value, [size])
-    for name, value in further.items():
-        shape = tf.convert_to_tensor(value).shape.as_list()
-        _check_shape(f"{of}: its value {name}", value, [size, *shape[1:]])
+    _check_names(of, phase, metrics)
+    _check_values(of, example, Returned(dict(losses), metrics, further))
     if phase.update is None and further:
         raise UserError(
             f"{of}: its objective returned {', '.join(further)} beside losses "
@@ -116,6 +118,41 @@ def call(
     same = {id(loss): tf.cast(loss, tf.float32) for loss in losses.values()}
     losses = {name: same[id(loss)] for name, loss in losses.items()}
     return Returned(losses, dict(metrics), dict(further))
+
+
+def _check_values(of: str, example: Example, returned: Returned) -> None:
+    """Checks that there is a loss, and each metric, for each example.
+
+    Raises:
+        UserError: there is another number of them, or a loss is no float.
+    """
+    size = example.latents.shape[0]
+    for name, loss in returned.losses.items():
+        dtype = tf.convert_to_tensor(loss).dtype
+        if not dtype.is_floating:
+            raise UserError(
+                f"{of}: its loss of {name} is {dtype.name}; it must be float32"
+            )
+        _check_shape(f"{of}: its loss", loss, [size])
+    for name, value in returned.metrics.items():
+        _check_shape(f"{of}: its metric {name}", value, [size])
+    for name, value in returned.further.items():
+        shape = tf.convert_to_tensor(value).shape.as_list()
+        _check_shape(f"{of}: its value {name}", value, [size, *shape[1:]])
+
+
+def _check_names(of: str, phase: Phase, metrics: Mapping[str, Any]) -> None:
+    """Refuses metrics whose names stand for something else.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in metrics:
+        if name in ("step", *(f"{each}_gradient_norm" for each in phase.names)):
+            raise UserError(
+                f"{of}: no metric can be called {name}, which dtrain writes "
+                "itself; give it another name"
+            )
 
 
 def _check_shape(what: str, value: Any, wanted: list[int]) -> None:

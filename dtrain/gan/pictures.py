@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -10,6 +9,7 @@ import tensorflow as tf
 from dtrain.data import pipeline
 from dtrain.gan import draws, objectives
 from dtrain.gan.example import Place
+from dtrain.gan.program import Named
 from dtrain.gan.state import GAN
 
 # Examples of the data that pictures are made of, where they are; further ones
@@ -36,9 +36,7 @@ class Pictures:
         self._gan = gan
         self._read = examples
         self._examples: pipeline.Batch | None = None
-        self._networks = types.SimpleNamespace(
-            **{**gan.program.networks, **gan.averages}
-        )
+        self._networks = Named(**{**gan.program.networks, **gan.averages})
         self._draw = gan.program.draw or objectives.draw_by_generator(
             gan.config
         )

@@ -17,6 +17,7 @@ optimizer or the state: so a run that was killed goes on to the same bits.
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,20 @@ Objective = Callable[[Any, Example], Any]
 StateUpdate = Callable[
     [Mapping[str, tf.Tensor], Mapping[str, tf.Tensor]], Mapping[str, Any]
 ]
+
+
+class Named(types.SimpleNamespace):
+    """Networks as attributes, by their names."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Says which there are, where there is none of a name.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            f"there is no network {name}; there are {', '.join(vars(self))}"
+        )
 
 
 class Phase(NamedTuple):

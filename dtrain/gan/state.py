@@ -8,7 +8,6 @@ checkpoint of `GAN.checkpoint` brings it back.
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from dtrain.gan import (
     replicas,
     trial,
 )
-from dtrain.gan.program import Program
+from dtrain.gan.program import Named, Program
 
 
 class GAN:
@@ -81,7 +80,7 @@ class GAN:
             self.averages = self._averages_of(
                 loading.build(make, config, *data, is_tried=True)
             )
-            self.networks = types.SimpleNamespace(**self.program.networks)
+            self.networks = Named(**self.program.networks)
             self.optimizers = self._build_optimizers()
             self.loss_scales = self._make_loss_scales()
             self.state = {

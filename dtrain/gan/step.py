@@ -142,7 +142,9 @@ class Step:
             loss_scale.update(tf.reduce_all(applies))
         self._update_state(outcomes)
         gan.update_average()
-        verdict = gan.divergence.judge(gan.step, *self._largest(outcomes))
+        verdict = gan.divergence.judge(
+            gan.step, *_largest(gan.program.trained, outcomes)
+        )
         metrics = self._metrics(outcomes)
         gan.step.assign_add(1)
         last = max(self._always)
@@ -244,43 +246,61 @@ class Step:
             gan.state[name].assign(value)
 
     def _metrics(self, outcomes: Sequence[Outcome]) -> dict[str, tf.Tensor]:
-        """Joins the metrics of all phases; the last of one name counts."""
+        """Joins the metrics of all phases, and what is a number of the state.
+
+        Raises:
+            UserError: different phases have a metric of one name.
+        """
+        phases = self._gan.program.phases
         metrics: dict[str, tf.Tensor] = {}
+        origins: dict[str, Any] = {}
         for number, outcome in enumerate(outcomes):
             is_due = self._is_due(self._gan.program.phases[number].every_steps)
             for name, value in outcome.metrics.items():
+                origin = origins.setdefault(name, phases[number].objective)
+                is_own = not name.endswith("_gradient_norm")
+                if is_own and origin != phases[number].objective:
+                    raise UserError(
+                        f"{objectives.title(phases[number], number)}: an "
+                        f"earlier phase has a metric {name}, too; give one of "
+                        "them another name"
+                    )
                 # One that is not run leaves what there is, as of the norm.
                 before = metrics.get(name, value)
                 is_kept = number not in self._always and name in metrics
                 metrics[name] = (
                     tf.where(is_due, value, before) if is_kept else value
                 )
+        for name, variable in self._gan.state.items():
+            if not variable.shape.rank:
+                metrics.setdefault(name, variable.read_value())
         return metrics
-
-    def _largest(
-        self, outcomes: Sequence[Outcome]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Sums up a step for its judge; see `Divergence.judge`."""
-        zero, names = tf.constant(0.0), self._gan.program.trained
-        losses = dict.fromkeys(names, zero)
-        norms = dict.fromkeys(names, zero)
-        is_finite = tf.constant(True)
-        for outcome in outcomes:
-            for name, loss in outcome.losses.items():
-                norm = outcome.norms[name]
-                is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
-                losses[name] = tf.maximum(losses[name], tf.abs(loss))
-                norms[name] = tf.maximum(norms[name], norm)
-        return (
-            is_finite,
-            tf.stack([losses[name] for name in names]),
-            tf.stack([norms[name] for name in names]),
-        )
 
     def _check_traced(self) -> None:
         """Refuses what a resumed run would not do again, in this graph."""
         graph = tf.compat.v1.get_default_graph()
         traced.check(graph, self._gan.checkpoint, [self._stop])
+
+
+def _largest(
+    names: Sequence[str], outcomes: Sequence[Outcome]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Sums up a step for its judge; see `Divergence.judge`."""
+    zero = tf.constant(0.0)
+    losses = dict.fromkeys(names, zero)
+    norms = dict.fromkeys(names, zero)
+    is_finite = tf.constant(True)
+    for outcome in outcomes:
+        for name, loss in outcome.losses.items():
+            norm = outcome.norms[name]
+            is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
+            losses[name] = tf.maximum(losses[name], tf.abs(loss))
+            norms[name] = tf.maximum(norms[name], norm)
+    return (
+        is_finite,
+        tf.stack([losses[name] for name in names]),
+        tf.stack([norms[name] for name in names]),
+    )
 
 
 def _rounds(program: Program) -> list[_Round]:

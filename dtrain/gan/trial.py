@@ -6,7 +6,6 @@ mistakes while nothing is written yet. Nothing is computed.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,8 @@ import tensorflow as tf
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.gan import describing, draws, objectives
-from dtrain.gan.example import Place
-from dtrain.gan.program import Phase, Program
+from dtrain.gan.example import Draw, Place
+from dtrain.gan.program import Named, Phase, Program
 
 
 def specs(
@@ -74,9 +73,26 @@ def trace(subject: str, program: Program, given: draws.Given) -> list[tf.Graph]:
     """
     numbers = {phase: n for n, phase in enumerate(program.phases)}
     return [
-        _trace_phase(subject, program, phase, number, given)
+        _trace_phase(subject, program, phase, number, given, [])
         for phase, number in numbers.items()
     ]
+
+
+def plan(
+    subject: str, program: Program, number: int, given: draws.Given
+) -> list[Draw]:
+    """Finds out what the objective of a phase draws, in its order.
+
+    Args:
+        subject: the model, in the words of an error.
+        program: whose networks are called.
+        number: of the phase.
+        given: of `specs`.
+    """
+    record: list[Draw] = []
+    phase = program.phases[number]
+    _trace_phase(subject, program, phase, number, given, record)
+    return record
 
 
 def _trace_phase(
@@ -85,11 +101,12 @@ def _trace_phase(
     phase: Phase,
     number: int,
     given: draws.Given,
+    record: list[Draw],
 ) -> tf.Graph:
-    networks = types.SimpleNamespace(**program.networks)
+    networks = Named(**program.networks)
 
     def call(given: draws.Given) -> Any:
-        example = objectives.prepared(program, given)
+        example = objectives.prepared(program, given, record)
         return objectives.call(phase, number, networks, example)._asdict()
 
     title = f"{subject}: {objectives.title(phase, number)},"
@@ -112,7 +129,7 @@ def trace_draw(
     Raises:
         UserError: `draw` raises an error, or makes no pictures.
     """
-    networks = types.SimpleNamespace(**program.networks)
+    networks = Named(**program.networks)
     draw = program.draw or objectives.draw_by_generator(config)
 
     def call(given: draws.Given) -> Any:

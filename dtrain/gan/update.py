@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from dtrain.data import pipeline
-from dtrain.gan import draws, objectives, reduction
+from dtrain.gan import draws, objectives, reduction, trial
 from dtrain.gan.draws import Given
+from dtrain.gan.example import Draw
 from dtrain.gan.objectives import Returned
 from dtrain.gan.program import Phase
 from dtrain.gan.state import GAN
@@ -113,6 +114,7 @@ class Update:
         self._part_of_micro_batch: Any = self._differentiate
         # How XLA fuses, and so rounds, follows from what it compiles at once:
         # in ordered mode a micro-batch, which is the same on any replicas.
+        self._plan = _planned(gan, number) if jit_compile else []
         if jit_compile and self._ordered:
             self._part_of_micro_batch = _compiled(self._differentiate)
         elif jit_compile:
@@ -134,7 +136,7 @@ class Update:
             gan.strategy.num_replicas_in_sync,
             gan.step.read_value(),
             gan.state_values(),
-        )
+        ).with_draws(self._plan)
         scales = {
             name: gan.loss_scales[name].read()
             for name in self._optimized
@@ -313,6 +315,14 @@ class Update:
         for name, total in sorted(statistics.items()):
             layer = self._norms[int(name.partition(":")[2])]
             layer.move(*tf.unstack(total / self._gan.config.micro_batches))
+
+
+def _planned(gan: GAN, number: int) -> list[Draw]:
+    """Finds out what a phase draws: not by XLA, which draws other numbers."""
+    config, program = gan.config, gan.program
+    given = trial.specs(config, program, gan.image_shape, gan.inputs, 2)
+    with gan.strategy.scope():
+        return trial.plan(f"model ({config.model})", program, number, given)
 
 
 def _gradients(

@@ -314,6 +314,11 @@ def export(arguments: argparse.Namespace) -> int:
         )
     if not output.endswith((".safetensors", ".npz")):
         return _export_model(arguments)
+    if arguments.network:
+        raise UserError(
+            f"network ({arguments.network}) is for models; of a file of "
+            f"tensors, choose by --filter='{arguments.network}/*'"
+        )
     with interchange.opened(arguments.checkpoint) as checkpoint:
         names = _chosen(checkpoint.tree, arguments.filter)
         total = sum(checkpoint.tree[name].num_bytes for name in names)
