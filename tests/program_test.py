@@ -336,6 +336,17 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         "the optimizer of judge is of type str",
         lambda: {"optimizers": {"judge": "adam"}},
     ),
+    ("optimizers is of type SGD; it must", lambda: {"optimizers": _sgd()}),
+    ("needs is of type list; it must be a", lambda: {"needs": ["a"]}),
+    ("averaged is of type int; it must name", lambda: {"averaged": 3}),
+    (
+        "reads example.inputs['map'], and the data has nothing beside the",
+        lambda: only(lambda _, each: (each.inputs["map"], {})),
+    ),
+    (
+        "raised ValueError: no (",
+        lambda: {"prepare": lambda _: _raise()},
+    ),
     ("draw is of type int; it must be a function", lambda: {"draw": 3}),
     ("has no network that is called generator", lambda: {"draw": None}),
     (
@@ -394,6 +405,10 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         lambda: {"prepare": lambda _: None},
     ),
 ]
+
+
+def _sgd() -> keras.Optimizer:
+    return keras.optimizers.SGD()
 
 
 def _raise() -> None:

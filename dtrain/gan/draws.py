@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dtrain.config import Config
 from dtrain.data import pipeline
-from dtrain.gan.example import Draw, Example, Place, draw_at
+from dtrain.gan.example import Draw, Example, Inputs, Place, draw_at
 
 # What a random draw is for, folded into its seed.
 _LATENTS = 0
@@ -85,8 +85,9 @@ class Given(NamedTuple):
         Args:
             record: takes down what is drawn.
         """
+        arrays = self.arrays._replace(inputs=Inputs(self.arrays.inputs))
         return Example(
-            **self.arrays._asdict(),
+            **arrays._asdict(),
             step=self.step,
             state=dict(self.state),
             place=self.place,

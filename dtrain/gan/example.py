@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from dtrain.errors import UserError
+
 # TensorFlow's number of the Philox generator, whose counter counts four numbers
 # of 32 bits: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 _PHILOX = 1
@@ -40,6 +42,22 @@ class Draw(NamedTuple):
 
     kind: str
     shape: tuple[int, ...]
+
+
+class Inputs(dict[str, tf.Tensor]):
+    """What the data has of each example beside its image, by name."""
+
+    def __missing__(self, name: str) -> tf.Tensor:
+        """Says by which flag it would be there.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"the program reads example.inputs[{name!r}], and the data has "
+            f"{', '.join(self) or 'nothing'} beside the images; give "
+            f"--paired={name}=DATASET, or --unpaired={name}=DATASET"
+        )
 
 
 class Place(NamedTuple):

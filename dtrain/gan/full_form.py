@@ -39,6 +39,12 @@ def check(
         UserError: it contradicts itself, the settings or the data.
     """
     names = _check_networks(subject, program.networks)
+    for field in ("optimizers", "needs"):
+        value = getattr(program, field)
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"{subject}: {field} is {type_name(value)}; it must be a dict"
+            )
     program = dataclasses.replace(
         program,
         phases=check_phases(subject, program.phases, names),
@@ -161,6 +167,10 @@ def _averaged(subject: str, program: Program) -> tuple[str, ...]:
         )
     if isinstance(names, str):
         names = (names,)
+    if not isinstance(names, Collection):
+        raise UserError(
+            f"{subject}: averaged is {type_name(names)}; it must name networks"
+        )
     for name in names:
         if name not in program.networks:
             raise UserError(
