@@ -9,6 +9,7 @@ import pathlib
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -137,3 +138,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             "a test module runs a TensorFlow operation while it is imported; "
             "move it into a fixture or a test"
         ) from error
+
+
+@pytest.fixture
+def sums_as_written() -> Iterator[None]:
+    """What `cluster.strategy` sets for --reduction=ordered."""
+    import tensorflow as tf
+
+    options = tf.config.optimizer
+    options.set_experimental_options({"arithmetic_optimization": False})
+    yield
+    options.set_experimental_options({"arithmetic_optimization": True})

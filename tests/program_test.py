@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -232,15 +232,6 @@ def test_replicas_and_micro_batches_change_nothing(
         np.testing.assert_allclose(
             other.state[name].numpy(), variable.numpy(), 2e-4, 1e-6
         )
-
-
-@pytest.fixture
-def sums_as_written() -> Iterator[None]:
-    """What `cluster.strategy` sets for --reduction=ordered."""
-    options = tf.config.optimizer
-    options.set_experimental_options({"arithmetic_optimization": False})
-    yield
-    options.set_experimental_options({"arithmetic_optimization": True})
 
 
 @pytest.mark.usefixtures("sums_as_written")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -168,15 +167,6 @@ def _check_pictures_and_exports(
     code, output = runs.run("dtrain.checkpoint_tool", "inspect", str(run_dir))
     assert code == errors.FINISHED, output
     assert network in output
-
-
-@pytest.fixture
-def sums_as_written() -> Iterator[None]:
-    """What `cluster.strategy` sets for --reduction=ordered."""
-    options = tf.config.optimizer
-    options.set_experimental_options({"arithmetic_optimization": False})
-    yield
-    options.set_experimental_options({"arithmetic_optimization": True})
 
 
 def state_after(

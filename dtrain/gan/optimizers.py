@@ -9,6 +9,7 @@ into that variable before each step. What is saved stays that of a stock
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -94,6 +95,23 @@ def expect_reduced_gradients(optimizer: keras.Optimizer) -> None:
     optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
 
 
+def variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:
+    """Makes a variable that all replicas assign alike, in a strategy's scope.
+
+    Args:
+        value: its first one.
+        dtype: of it.
+        name: of it.
+    """
+    return tf.Variable(
+        value,
+        dtype=dtype,
+        trainable=False,
+        name=name,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
 class LossScale:
     """The factor that keeps float16 gradients from vanishing.
 
@@ -114,20 +132,10 @@ class LossScale:
 
     def __init__(self, name: str) -> None:
         """Makes the variables; to be called in the strategy's scope."""
-        self._scale = self._variable(self.FIRST, tf.float32, f"{name}_scale")
-        self._good_steps = self._variable(0, tf.int64, f"{name}_good_steps")
+        self._scale = variable(self.FIRST, tf.float32, f"{name}_scale")
+        self._good_steps = variable(0, tf.int64, f"{name}_good_steps")
         self.checkpoint = tf.train.Checkpoint(
             scale=self._scale, good_steps=self._good_steps
-        )
-
-    @staticmethod
-    def _variable(value: float, dtype: tf.DType, name: str) -> tf.Variable:
-        return tf.Variable(
-            value,
-            dtype=dtype,
-            trainable=False,
-            name=name,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
     def read(self) -> tf.Tensor:

@@ -84,10 +84,10 @@ class GAN:
             self.optimizers = self._build_optimizers()
             self.loss_scales = self._make_loss_scales()
             self.state = {
-                name: _variable(value, tf.float32, name)
+                name: optimizers.variable(value, tf.float32, name)
                 for name, value in self.program.state.items()
             }
-            self.step = _variable(0, tf.int64, "step")
+            self.step = optimizers.variable(0, tf.int64, "step")
             num_trained = len(self.program.trained)
             self.divergence = divergence.Divergence(config, num_trained)
         networks = self.program.networks.values()
@@ -239,14 +239,3 @@ def _move_average(
 
 def _copy(average: tf.Variable, weight: tf.Tensor) -> tf.Operation:
     return average.assign(weight)
-
-
-def _variable(value: Any, dtype: tf.DType, name: str) -> tf.Variable:
-    """Makes a variable that all replicas assign alike."""
-    return tf.Variable(
-        value,
-        dtype=dtype,
-        trainable=False,
-        name=name,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
