@@ -304,7 +304,7 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         "a and b are one network",
         lambda: {"networks": dict.fromkeys(("a", "b"), dense(1))},
     ),
-    ("phases is of type tuple; it must be", lambda: {"phases": ()}),
+    ("phases is empty; it must be", lambda: {"phases": ()}),
     ("a phase trains 'critic'; it must train", lambda: only(shrink, "critic")),
     (
         "has every_steps=0; it must be a whole",
@@ -328,6 +328,10 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         lambda: {"optimizers": {"judge": "adam"}},
     ),
     ("optimizers is of type SGD; it must", lambda: {"optimizers": _sgd()}),
+    (
+        "a phase trains frozen, which has no variable to train",
+        lambda: {"networks": _with_frozen(), **only(shrink, "frozen")},
+    ),
     ("needs is of type list; it must be a", lambda: {"needs": ["a"]}),
     ("averaged is of type int; it must name", lambda: {"averaged": 3}),
     (
@@ -396,6 +400,12 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         lambda: {"prepare": lambda _: None},
     ),
 ]
+
+
+def _with_frozen() -> dict[str, keras.Model]:
+    networks = {"encoder": dense(4), "frozen": dense(2)}
+    networks["frozen"].trainable = False
+    return {**networks, "decoder": dense(64, 4), "judge": dense(1, 4)}
 
 
 def _sgd() -> keras.Optimizer:

@@ -273,7 +273,7 @@ def test_what_fits_is_built() -> None:
         ),
         (
             lambda: (_generator(), _discriminator(), ()),
-            "phases is of type tuple; it must be a tuple of at least one",
+            "phases is empty; it must be a tuple of at least one",
         ),
         (
             lambda: (_generator(), _discriminator(), ("generator",)),

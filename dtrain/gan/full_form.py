@@ -114,9 +114,10 @@ def check_phases(
         UserError: one of them cannot be run.
     """
     if not isinstance(phases, Sequence) or not phases:
+        what = "empty" if phases in ((), []) else type_name(phases)
         raise UserError(
-            f"{subject}: phases is {type_name(phases)}; it must be a tuple of "
-            "at least one dtrain.Phase, or None"
+            f"{subject}: phases is {what}; it must be a tuple of at least one "
+            "dtrain.Phase, or None"
         )
     checked = []
     for phase in phases:
@@ -233,6 +234,8 @@ def _check_needs(
                 f"{subject} needs {name!r}, which is no flag; known beside "
                 f"those are {', '.join(facts)}"
             )
+        if isinstance(needed, list):
+            needed = tuple(needed)
         if value != needed:
             raise UserError(
                 f"{subject} needs {name} {needed}, and it is {value}; {remedy}"

@@ -169,13 +169,22 @@ def _try(
     *,
     is_tried: bool,
 ) -> None:
-    """Traces a program, which builds its networks, and checks these."""
+    """Traces a program, which builds its networks, and checks these.
+
+    Raises:
+        UserError: it cannot be trained.
+    """
     are_built = all(each.built for each in made.networks.values())
     if not (is_tried and are_built):
         trial.trace(subject, made, given)
         trial.trace_draw(subject, made, config, given)
     for name, network in made.networks.items():
         full_form.check_network(f"{subject}: {name}", network)
+        if name in made.trained and not network.trainable_variables:
+            raise UserError(
+                f"{subject}: a phase trains {name}, which has no variable to "
+                "train; is it or a layer of it set to trainable=False?"
+            )
 
 
 def check_second(config: Config, one: Program, two: Program) -> None:

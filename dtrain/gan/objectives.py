@@ -139,6 +139,11 @@ def _check_values(of: str, example: Example, returned: Returned) -> None:
     for name, value in returned.further.items():
         shape = tf.convert_to_tensor(value).shape.as_list()
         _check_shape(f"{of}: its value {name}", value, [size, *shape[1:]])
+        if name in returned.metrics:
+            raise UserError(
+                f"{of}: {name} is a metric, whose mean its update is given "
+                "anyway; give the other value another name"
+            )
 
 
 def _check_names(of: str, phase: Phase, metrics: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ def unpack(subject: str, returned: Any) -> Networks:
     if not isinstance(returned, (tuple, list)):
         raise UserError(
             f"{subject} returned {type_name(returned)}; it must return a "
-            "tuple (generator, discriminator)"
+            "tuple (generator, discriminator), or a dtrain.Program"
         )
     if not 2 <= len(returned) <= len(Networks._fields):
         raise UserError(
