@@ -327,6 +327,51 @@ REFUSED: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         "the optimizer of judge is of type str",
         lambda: {"optimizers": {"judge": "adam"}},
     ),
+    (
+        "prepare made real_images [1, 8, 8, 1] of 2 examples; it must keep",
+        lambda: {
+            "prepare": lambda each: each.replace(
+                real_images=each.real_images[:1]
+            )
+        },
+    ),
+    (
+        "of the encoder, holds other numbers each time it is traced",
+        lambda: only(
+            lambda networks, each: (
+                shrink(networks, each)[0] * np.random.default_rng().random(),
+                {},
+            )
+        ),
+    ),
+    (
+        "the update of phase 1, of the encoder, raised KeyError: 'nope' (",
+        lambda: only(shrink, update=lambda _, means: {"runs": means["nope"]}),
+    ),
+    (
+        "returned a value of other; it must return a dict of new values of",
+        lambda: only(shrink, update=lambda *_: {"other": 1.0}),
+    ),
+    (
+        "gives runs the shape [2], and it has []",
+        lambda: only(shrink, update=lambda *_: {"runs": [1.0, 2.0]}),
+    ),
+    (
+        "of the encoder, raised TypeError: ",
+        lambda: only(lambda networks: networks),
+    ),
+    (
+        "its draw returned float32 [1, 8, 8, 1]; it must return pictures",
+        lambda: {"draw": lambda _, each: each.real_images[:1]},
+    ),
+    (
+        "RandomStandardNormal in line",
+        lambda: {
+            "draw": lambda _, each: (
+                each.real_images + tf.random.normal(each.real_images.shape)
+            )
+        },
+    ),
     ("optimizers is of type SGD; it must", lambda: {"optimizers": _sgd()}),
     (
         "a phase trains frozen, which has no variable to train",
@@ -427,26 +472,15 @@ def test_what_cannot_be_is_told_before_the_first_step(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("said", "update"),
-    [
-        ("must return a dict of new values of mean_code", lambda *_: 3),
-        ("must return a dict of new values of", lambda *_: {"other": 1.0}),
-        (
-            "gives runs the shape [2], and it has []",
-            lambda *_: {"runs": [1, 2]},
-        ),
-    ],
-)
-def test_what_an_update_returns_is_checked(
-    said: str, update: Any, digits: sources.Source, monkeypatch: Any
+def test_an_optimizer_that_scales_losses(
+    digits: sources.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phases = [dtrain.Phase("encoder", shrink, update=update)]
+    optimizer = keras.optimizers.LossScaleOptimizer(_sgd())
     monkeypatch.setattr(
         "tests.program_test.make",
-        lambda *_: autoencoder(phases=phases, optimizers={}),
+        lambda *_: autoencoder(optimizers={"judge": optimizer}),
     )
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match="of judge scales losses, which --prec"):
         train(digits, 1)
 
 

@@ -16,6 +16,8 @@ from dtrain.errors import UserError
 
 _MAX_ERROR_LENGTH = 300
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Where the user's own code is not.
+_PACKAGES = f"{os.sep}site-packages{os.sep}"
 _HERE = os.path.dirname(__file__)
 
 
@@ -56,6 +58,7 @@ def _line_of(error: Exception, own: Callable[..., Any] | None) -> str:
         and not frame.filename.startswith("<")
         and os.path.dirname(frame.filename) != _HERE
     ]
+    frames = [each for each in frames if _PACKAGES not in each.filename]
     code = getattr(own, "__code__", None)
     own_frames = [
         frame
@@ -63,7 +66,7 @@ def _line_of(error: Exception, own: Callable[..., Any] | None) -> str:
         if code is not None and frame.filename == code.co_filename
     ]
     if not frames:
-        return ""
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
     frame = (own_frames or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
 

@@ -62,6 +62,16 @@ def prepared(
             f"prepare returned {type_name(made)}; it must return the example, "
             "as example.replace(real_images=...) does"
         )
+    for name, array in {
+        **dict.fromkeys(("real_images", "labels", "latents", "uniforms")),
+        **made.inputs,
+    }.items():
+        shape = getattr(made, name).shape if array is None else array.shape
+        if shape[0] != given.size:
+            raise UserError(
+                f"prepare made {name} {shape.as_list()} of {given.size} "
+                "examples; it must keep all of them, in their order"
+            )
     return made
 
 
@@ -236,11 +246,17 @@ def updated(
     of = f"the update of {title(phase, number)}"
     assert phase.update is not None
     values = convert(phase.update)(dict(state), dict(means))
-    if not isinstance(values, Mapping) or not set(values) <= set(state):
-        names = ", ".join(state) or "the state, and there is none"
+    names = ", ".join(state) or "the state, and there is none"
+    if not isinstance(values, Mapping):
         raise UserError(
             f"{of} returned {type_name(values)}; it must return a dict of new "
             f"values of {names}"
+        )
+    unknown = [name for name in values if name not in state]
+    if unknown:
+        raise UserError(
+            f"{of} returned a value of {unknown[0]}; it must return a dict of "
+            f"new values of {names}"
         )
     new = {}
     for name, value in values.items():

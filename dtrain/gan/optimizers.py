@@ -73,6 +73,11 @@ def refuse_conditions(name: str, optimizer: keras.Optimizer) -> None:
         "use_ema": "averaged=... of a dtrain.Program",
         "gradient_accumulation_steps": "--micro_batches",
     }
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            f"the optimizer of {name} scales losses, which "
+            "--precision=mixed_float16 does; give the one inside"
+        )
     for option, remedy in remedies.items():
         if getattr(optimizer, option, None):
             raise UserError(

@@ -86,6 +86,19 @@ def check(graph: Any, checkpoint: tf.train.Checkpoint, own: list[Any]) -> None:
                 )
 
 
+def refuse_random(graph: Any) -> None:
+    """Refuses a graph that draws from a state which is nowhere saved.
+
+    Args:
+        graph: a FuncGraph, at the end of its tracing.
+
+    Raises:
+        UserError: it does.
+    """
+    for operation, _ in _walk(graph, functools.partial(_captured, graph)):
+        _refuse(operation)
+
+
 def _refuse(operation: tf.Operation) -> None:
     """Refuses an operation with a state that no checkpoint has.
 

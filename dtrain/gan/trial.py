@@ -15,7 +15,9 @@ import tensorflow as tf
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.gan import describing, draws, objectives
+from dtrain.gan import traced as traced_lib
 from dtrain.gan.example import Draw, Place
+from dtrain.gan.objectives import Returned
 from dtrain.gan.program import Named, Phase, Program
 
 
@@ -73,8 +75,43 @@ def trace(subject: str, program: Program, given: draws.Given) -> list[tf.Graph]:
     """
     numbers = {phase: n for n, phase in enumerate(program.phases)}
     return [
-        _trace_phase(subject, program, phase, number, given, [])
+        _trace_twice(subject, program, phase, number, given)
         for phase, number in numbers.items()
+    ]
+
+
+def _trace_twice(
+    subject: str,
+    program: Program,
+    phase: Phase,
+    number: int,
+    given: draws.Given,
+) -> tf.Graph:
+    """Traces a phase, and refuses one that is another at each trace.
+
+    Raises:
+        UserError: it has another number in it: that of a clock, or of chance.
+    """
+    of_phase = subject, program, phase, number, given, []
+    if not all(network.built for network in program.networks.values()):
+        # The first call of a network makes its variables.
+        _trace_phase(*of_phase)
+    first, second = _trace_phase(*of_phase), _trace_phase(*of_phase)
+    if _constants(first) != _constants(second):
+        raise UserError(
+            f"{subject}: {objectives.title(phase, number)}, holds other "
+            "numbers each time it is traced, as of np.random, a clock or a "
+            "counter of Python's, and so would after each start; draw from "
+            "the example, and count by example.step"
+        )
+    return second
+
+
+def _constants(graph: tf.Graph) -> list[bytes]:
+    return [
+        operation.node_def.attr["value"].SerializeToString()
+        for operation in graph.get_operations()
+        if operation.type == "Const"
     ]
 
 
@@ -107,12 +144,31 @@ def _trace_phase(
 
     def call(given: draws.Given) -> Any:
         example = objectives.prepared(program, given, record)
-        return objectives.call(phase, number, networks, example)._asdict()
+        returned = objectives.call(phase, number, networks, example)
+        if phase.update is not None:
+            with describing.in_one_line(
+                f"{subject}: the update of {objectives.title(phase, number)},",
+                phase.update,
+            ):
+                _try_update(phase, number, given, returned)
+        return returned._asdict()
 
     title = f"{subject}: {objectives.title(phase, number)},"
     with describing.in_one_line(title, phase.objective):
         function = tf.function(call, autograph=False)
         return function.get_concrete_function(given).graph
+
+
+def _try_update(
+    phase: Phase, number: int, given: draws.Given, returned: Returned
+) -> None:
+    values = {**returned.metrics, **returned.further}
+    norms = (f"{name}_gradient_norm" for name in phase.names)
+    means = {
+        **{name: tf.reduce_mean(value, 0) for name, value in values.items()},
+        **dict.fromkeys(norms, tf.constant(0.0)),
+    }
+    objectives.updated(phase, number, given.state, means)
 
 
 def trace_draw(
@@ -140,7 +196,11 @@ def trace_draw(
         traced = function.get_concrete_function(given)
     made = traced.structured_outputs
     is_picture = tf.is_tensor(made) and made.shape.rank == 4
-    if not is_picture or made.shape[-1] not in (1, 3, 4):
+    if not is_picture or not (
+        made.dtype.is_floating
+        and made.shape[0] == given.size
+        and made.shape[-1] in (1, 3, 4)
+    ):
         what = (
             describing.render(made)
             if tf.is_tensor(made)
@@ -148,8 +208,9 @@ def trace_draw(
         )
         raise UserError(
             f"{subject}: its draw returned {what}; it must return pictures, "
-            f"[{given.size}, height, width, 1, 3 or 4 channels]"
+            f"float32 [{given.size}, height, width, 1, 3 or 4 channels]"
         )
+    traced_lib.refuse_random(traced.graph)
     return traced.graph
 
 
