@@ -405,7 +405,7 @@ MODELS = {
     ),
     "generator's input": Bad(
         "--model=bad_models:long_latents",
-        ("the generator, called with float32 [2, 4], raised",),
+        ("the generator takes float32 [None, ", "it is given float32 [2, 4]"),
     ),
     "discriminator's shape": Bad(
         "--model=bad_models:two_logits",

@@ -555,14 +555,16 @@ def test_a_disk_without_locks(
 
 
 FORKS = """
-import multiprocessing, sys, time
+import multiprocessing, os, sys, time
 from dtrain.storage import claim
+
+def run():
+    # It has begun, and so has let go.
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
 with claim.claim(sys.argv[1]):
-    child = multiprocessing.get_context("fork").Process(
-        target=time.sleep, args=(60,)
-    )
-    child.start()
-    print(child.pid, flush=True)
+    multiprocessing.get_context("fork").Process(target=run).start()
     time.sleep(60)
 """
 
@@ -699,16 +701,35 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize("where", ["disk", "store"])
+@pytest.fixture
+def place_of_races(
+    request: pytest.FixtureRequest, tmp_path: pathlib.Path
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where starts race, and what their environment has for that."""
+    if request.param != "gs":
+        scheme = "" if request.param == "disk" else "file://"
+        yield f"{scheme}{tmp_path}", {}
+        return
+    with object_store.ObjectStore() as store:
+        yield "gs://bucket", store.environment()
+
+
+@pytest.mark.parametrize(
+    "place_of_races",
+    ["disk", "store", *(["gs"] if NUM_RACES > 100 else [])],
+    indirect=True,
+)
 def test_two_starts_at_once(
-    where: str, tmp_path: pathlib.Path, chance: random.Random
+    place_of_races: tuple[str, dict[str, str]],
+    tmp_path: pathlib.Path,
+    chance: random.Random,
 ) -> None:
     """Never two holders, however long their requests take."""
-    scheme = "" if where == "disk" else "file://"
+    place, variables = place_of_races
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, "", "", str(chance.random())[2:]],
-            env=runs.environment(TF_CPP_MIN_LOG_LEVEL="3"),
+            env=runs.environment(TF_CPP_MIN_LOG_LEVEL="3", **variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -720,7 +741,7 @@ def test_two_starts_at_once(
         for number in range(NUM_RACES):
             (tmp_path / str(number)).mkdir()
             for racer in chance.sample(racers, 2):
-                racer.stdin.write(f"{scheme}{tmp_path}/{number}\n")
+                racer.stdin.write(f"{place}/{number}\n")
                 racer.stdin.flush()
                 time.sleep(chance.choice((0.0, 0.01, 0.1)))
             said = [racer.stdout.readline() for racer in racers]
