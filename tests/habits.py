@@ -307,7 +307,8 @@ def _right(objective: Objective) -> Any:
     return _of_generator(objective)
 
 
-RIGHT += ["dropout", "spectral_norm", "tied_weights"]
+WITH_STATE = ["dropout", "spectral_norm", "tied_weights"]
+RIGHT += WITH_STATE
 
 
 @_right

@@ -83,13 +83,15 @@ def test_replicas_that_differ_are_told_after_the_first_step(
 def test_what_is_right_goes_on_to_the_same_bits(
     name: str, tmp_path: pathlib.Path
 ) -> None:
-    gan, steps, data_from = begin(name, 2)
+    # What a network keeps for itself is where replicas could differ.
+    num_replicas = 2 if name in habits.WITH_STATE else 1
+    gan, steps, data_from = begin(name, num_replicas)
     data = data_from(0)
     steps.run(data, tf.constant(3))
     gan.checkpoint.write(f"{tmp_path}/ckpt")
     steps.run(data, tf.constant(3))
     after = fingerprint(gan)
-    gan, steps, data_from = begin(name, 2)
+    gan, steps, data_from = begin(name, num_replicas)
     gan.checkpoint.read(f"{tmp_path}/ckpt").expect_partial()
     steps.run(data_from(3), tf.constant(3))
     assert fingerprint(gan) == after

@@ -220,12 +220,11 @@ def test_a_lazy_phase_is_run_in_each_nth_step(digits: sources.Source) -> None:
     assert float(gan.state["lazy_runs"].numpy()) == 3.0
 
 
-@pytest.mark.parametrize(("num_replicas", "micro_batches"), [(2, 4), (4, 0)])
 def test_replicas_and_micro_batches_change_nothing(
-    num_replicas: int, micro_batches: int, digits: sources.Source
+    digits: sources.Source,
 ) -> None:
     one, expected = train(digits, 7)
-    other, metrics = train(digits, 7, num_replicas, micro_batches=micro_batches)
+    other, metrics = train(digits, 7, num_replicas=2, micro_batches=4)
     for name, values in expected.items():
         np.testing.assert_allclose(metrics[name], values, 2e-4, 1e-6)
     for name, variable in one.state.items():
