@@ -77,10 +77,9 @@ def open_npz(
         raise UserError(
             f"{path} cannot be read: {source.reason(error)}"
         ) from error
-    for array in (images, labels):
-        # NumPy returns what is no array as bytes.
-        if isinstance(array, bytes):
-            raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
+    # NumPy returns what is no array as bytes.
+    if isinstance(images, bytes) or isinstance(labels, bytes):
+        raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
     return _make_source(
         config,
         wanted,
