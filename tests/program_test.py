@@ -469,6 +469,7 @@ def test_what_cannot_be_is_told_before_the_first_step(
             functools.partial(autoencoder, **changes()), CONFIG, SHAPE, 0
         )
     assert "\n" not in str(caught.value)
+    assert "in user code" not in str(caught.value)
 
 
 def test_an_optimizer_that_scales_losses(

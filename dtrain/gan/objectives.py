@@ -37,7 +37,18 @@ def convert(function: Any) -> Any:
     # What calls this is not converted, and would switch it off for all below.
     here = _autograph.control_status_ctx()
     enabled = type(here)(type(here.status).ENABLED, here.options)
-    return _autograph.tf_convert(function, enabled)
+    converted = _autograph.tf_convert(function, enabled)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return converted(*arguments)
+        except Exception as error:
+            # AutoGraph wraps what it does not know, with all of its frames.
+            if isinstance(error.__context__, UserError):
+                raise error.__context__ from None
+            raise
+
+    return call
 
 
 def prepared(
