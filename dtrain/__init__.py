@@ -10,6 +10,7 @@ own need is here:
     dtrain.StopOnNotice                a `fit` that is told to end saves first
     dtrain.Networks, dtrain.Phase      what a `--model` may return
     dtrain.Program                     likewise, for any GAN
+    dtrain.losses                      for objectives of such programs
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dtrain.checkpoint.manager import CheckpointManager
     from dtrain.checkpoint.notices import StopOnNotice
     from dtrain.checkpoint.tier import Facts
+    from dtrain.gan import losses
     from dtrain.gan.example import Example
     from dtrain.gan.program import Networks, Phase, Program
 
@@ -44,6 +46,7 @@ __all__ = [
     "Phase",
     "Program",
     "StopOnNotice",
+    "losses",
 ]
 
 _HOMES = {
@@ -71,6 +74,8 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: there is no such attribute.
     """
+    if name == "losses":
+        return importlib.import_module("dtrain.gan.losses")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -523,12 +523,12 @@ RUN_DIRECTORIES = {
         ("(file://{place}/x) must be a path alone; write {place}/x",),
     ),
     "one slash for the drawing": Bad(
-        "--run_dir={place}/run --output_dir=gs:/bucket --nogif",
+        "--run_dir={place}/run --output_dir=gs:/bucket",
         ("output_dir (gs:/bucket) must be of the form gs://BUCKET/DIR",),
         program="sample",
     ),
     "another store for the drawing": Bad(
-        "--run_dir={place}/run --output_dir=s3://bucket --nogif",
+        "--run_dir={place}/run --output_dir=s3://bucket",
         ("output_dir (s3://bucket) must be on a disk or gs://",),
         program="sample",
     ),
@@ -577,7 +577,7 @@ RUN_DIRECTORIES = {
         ("damaged_index/checkpoints/ckpt-2 does not verify: its index",),
     ),
     "damaged checkpoint to draw": Bad(
-        "--run_dir={place}/truncated --step=1",
+        "--run_dir={place}/truncated --checkpoint=1",
         ("truncated/checkpoints/ckpt-1 does not verify", "another step"),
         program="sample",
     ),
@@ -604,31 +604,68 @@ RUN_DIRECTORIES = {
         "", ("run_dir is missing; use --run_dir=DIR",), program="sample"
     ),
     "no such step to draw": Bad(
-        "--run_dir={place}/run --step=5",
+        "--run_dir={place}/run --checkpoint=5",
         ("no checkpoint of step 5; there: 0, 1, 2",),
         program="sample",
     ),
     "a negative step to draw": Bad(
-        "--run_dir={place}/run --step=-7", ("step (-7)",), program="sample"
+        "--run_dir={place}/run --checkpoint=-7",
+        ("checkpoint (-7) must be",),
+        program="sample",
     ),
-    "no images to draw": Bad(
-        "--run_dir={place}/run --num_images=0",
-        ("num_images (0) must be between 1 and",),
+    "seeds that are no numbers": Bad(
+        "--run_dir={place}/run --seeds=3,all",
+        ("seeds (3,all) must be numbers and ranges", "'all' is neither"),
+        program="sample",
+    ),
+    "seeds backwards": Bad(
+        "--run_dir={place}/run --seeds=9-3",
+        ("seeds (9-3) must be numbers and ranges", "'9-3' is neither"),
+        program="sample",
+    ),
+    "too many seeds": Bad(
+        "--run_dir={place}/run --seeds=0-2147483647",
+        ("seeds (0-2147483647) must be at most 100,000 numbers",),
+        program="sample",
+    ),
+    "a huge seed": Bad(
+        "--run_dir={place}/run --seeds=2147483648",
+        ("seeds (2147483648) must lie below 2147483648",),
+        program="sample",
+    ),
+    "classes of a model without": Bad(
+        "--run_dir={place}/run --classes=1",
+        ("classes (1) are of a conditional model, and", "leave out --classes"),
+        program="sample",
+    ),
+    "a walk through no classes": Bad(
+        "--run_dir={place}/run --interpolation_through=classes",
+        ("interpolation_through (classes) needs a conditional model",),
+        program="sample",
+    ),
+    "a walk through something": Bad(
+        "--run_dir={place}/run --interpolation_through=all",
+        ("interpolation_through (all) must be one of seeds, classes",),
+        program="sample",
+    ),
+    "truncated below 0": Bad(
+        "--run_dir={place}/run --truncation=-1",
+        ("truncation (-1.0) must be at least 0",),
         program="sample",
     ),
     "a word for a number": Bad(
-        "--run_dir={place}/run --num_images=all",
-        ("num_images (all) must be a whole number", "--help"),
+        "--run_dir={place}/run --interpolation_frames=all",
+        ("interpolation_frames (all) must be a whole number", "--help"),
+        program="sample",
+    ),
+    "a film of one picture": Bad(
+        "--run_dir={place}/run --film --interpolation_frames=0",
+        ("film needs two grids, and {place}/run/samples has",),
         program="sample",
     ),
     "no place for the drawing": Bad(
-        "--run_dir={place}/run --output_dir={place}/file --nogif",
+        "--run_dir={place}/run --output_dir={place}/file",
         ("output_dir ({place}/file) cannot be made", "name another one"),
-        program="sample",
-    ),
-    "a seed below 0": Bad(
-        "--run_dir={place}/run --seed=-1",
-        ("seed (-1) must be at least 0",),
         program="sample",
     ),
     "unknown command": Bad(

@@ -330,6 +330,30 @@ def test_arrays_that_are_wrong(paired: str, words: str, rooms: str) -> None:
     assert rooms.removeprefix("npz:") in line
 
 
+@pytest.mark.parametrize("flag", ["paired", "unpaired"])
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("folder:/nowhere", "/nowhere"),
+        ("map:folder:/nowhere", "/nowhere"),
+        ("npz:/nowhere/x.npz", "/nowhere/x.npz"),
+        ("npz:", "names no path"),
+    ],
+)
+def test_a_mistake_names_the_flag_that_it_is_in(
+    flag: str, dataset: str, words: str
+) -> None:
+    line = error_line(**{flag: (f"mask={dataset}",)})
+    assert line.startswith(f"{flag} (mask): dataset (")
+    assert words in line
+
+
+def test_a_remedy_names_the_flag_that_it_is_for(images: str) -> None:
+    path = images.partition(":")[2]
+    line = error_line(paired=(f"mask={path}",))
+    assert f"try --paired=mask={images}" in line
+
+
 def test_numbers_are_no_images_of_a_run(rooms: str) -> None:
     assert "images must be" in error_line(dataset=f"{rooms}#size")
 

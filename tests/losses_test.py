@@ -175,3 +175,55 @@ def test_penalty_is_float32_for_a_half_precision_critic() -> None:
     penalty = _zero_centered(critic, images)
     assert penalty.dtype == tf.float32
     np.testing.assert_allclose(penalty, [160_000.0] * 2)
+
+
+# Two examples, a PatchGAN's four logits each: log(1 + e^a) by hand above.
+PATCHES = [[2.0, -1.0, 0.0, 1.0], [3.0, -3.0, 0.0, -2.0]]
+
+
+@pytest.mark.parametrize("shape", [[2, 4], [2, 2, 2], [2, 2, 2, 1]])
+def test_errors_of_patches_are_a_mean_for_each_example(
+    shape: list[int],
+) -> None:
+    logits = tf.reshape(tf.constant(PATCHES), shape)
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, 1.0),
+        [
+            (SOFTPLUS_MINUS_2 + SOFTPLUS_1 + SOFTPLUS_0 + SOFTPLUS_MINUS_1) / 4,
+            (SOFTPLUS_MINUS_3 + SOFTPLUS_3 + SOFTPLUS_0 + SOFTPLUS_2) / 4,
+        ],
+        2e-6,
+    )
+    # (1 + 4 + 1 + 0) / 4 and (4 + 16 + 1 + 9) / 4; (1 + 2 + 1 + 0) / 4 ...
+    np.testing.assert_allclose(losses.squared_error(logits, 1.0), [1.5, 7.5])
+    np.testing.assert_allclose(losses.absolute_error(logits, 1.0), [1.0, 2.5])
+    np.testing.assert_allclose(losses.squared_error(logits, logits), [0, 0])
+    np.testing.assert_allclose(losses.per_example(logits), [0.5, -0.5])
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 1], [2, 1, 1, 1]])
+def test_a_target_of_each_example_stands_beside_its_own_logits(
+    shape: list[int],
+) -> None:
+    logits = tf.reshape(tf.constant([2.0, -1.0]), shape)
+    targets = tf.constant([1.0, 0.25])
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, targets),
+        # -log sigma(2), and (1 - t) softplus(-1) + t softplus(1)
+        [SOFTPLUS_MINUS_2, 0.75 * SOFTPLUS_MINUS_1 + 0.25 * SOFTPLUS_1],
+        2e-6,
+    )
+    np.testing.assert_allclose(
+        losses.squared_error(logits, targets), [1.0, 1.5625]
+    )
+    np.testing.assert_allclose(
+        losses.absolute_error(logits, targets), [1.0, 1.25]
+    )
+
+
+def test_errors_of_sixteen_bits_are_computed_in_thirty_two() -> None:
+    values = tf.constant([[300.0, 300.0]], tf.float16)
+    # 300 ** 2 is none of float16.
+    error = losses.squared_error(values, 0.0)
+    assert error.dtype == tf.float32
+    np.testing.assert_allclose(error, [90000.0])

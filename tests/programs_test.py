@@ -58,10 +58,8 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def write_data(place: pathlib.Path) -> None:
     """Makes data: shapes in colour, their outlines, and their labels."""
-    place = tmp_path_factory.mktemp("data")
     numbers = np.random.default_rng(0)
     rows, columns = np.indices((16, 16))
     shapes, maps = [], []
@@ -84,6 +82,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     np.savez(place / "other.npz", images=255 - images[:31])
     pairs = np.concatenate([images, outlines], axis=2)
     np.savez(place / "pairs.npz", images=pairs)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    place = tmp_path_factory.mktemp("data")
+    write_data(place)
     return place
 
 
@@ -148,7 +152,7 @@ def _check_pictures_and_exports(
     assert grid.std() > 1.0
     model = f"--model=tests.programs.{name}:make"
     code, output = runs.run(
-        *("dtrain.sample", f"--run_dir={run_dir}", model, "--num_images=6"),
+        *("dtrain.sample", f"--run_dir={run_dir}", model, "--seeds=0-5"),
         f"--output_dir={tmp_path}/drawn",
     )
     assert code == errors.FINISHED, output

@@ -73,13 +73,13 @@ def check_generator(run_dir: pathlib.Path, saved: pathlib.Path) -> None:
     paths = sample.draw(
         sample.Request(
             str(run_dir),
-            num_images=2,
+            seeds="0-1",
             grid=False,
-            gif=False,
+            interpolation_frames=0,
             output_dir=str(drawn),
         )
     )
-    made = images.to_uint8(generator(drawing.latents(Config(), 0, 2)))
+    made = images.to_uint8(generator(drawing.of_seeds(Config(), [0, 1])))
     for path, image in zip(paths, made, strict=True):
         shown = np.asarray(Image.open(path))
         np.testing.assert_array_equal(shown, image[..., 0])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import shutil
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
 from dtrain import checkpoint_tool, errors, sample
 from dtrain import main as dtrain_main
-from dtrain.config import Config
-from dtrain.record import drawing, images
+from dtrain.record import film, images
 from tests import runs
 
 NUM_CLASSES = 3
@@ -27,6 +28,7 @@ def train(run_dir: pathlib.Path, *arguments: str) -> None:
             f"--run_dir={run_dir}",
             "--num_steps=4",
             "--checkpoint_every_steps=2",
+            "--sample_every_steps=2",
             *arguments,
         ]
     )
@@ -98,17 +100,36 @@ def test_a_process_draws_a_grid_and_an_animation(
         assert again == (drawn / name).read_bytes()
 
 
-def test_single_images(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    single = ("--nogrid", "--nogif")
-    few = draw(place / "plain", tmp_path / "few", "--num_images=3", *single)
-    assert few == [f"sample-0000{number}.png" for number in range(3)]
-    more = draw(place / "plain", tmp_path / "more", "--num_images=5", *single)
-    assert len(more) == 5
+SINGLE = ("--nogrid", "--interpolation_frames=0")
+
+
+def test_a_seed_gives_its_picture_whatever_others_there_are(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    few = draw(place / "plain", tmp_path / "few", "--seeds=3,17,9", *SINGLE)
+    assert few == [f"seed-{seed:05}.png" for seed in (3, 9, 17)]
+    more = draw(place / "plain", tmp_path / "more", "--seeds=0-19", *SINGLE)
+    assert len(more) == 20
     for name in few:
-        assert pixels(tmp_path / "few" / name).shape == (8, 8, 3)
-        np.testing.assert_array_equal(
-            pixels(tmp_path / "few" / name), pixels(tmp_path / "more" / name)
-        )
+        made = pixels(tmp_path / "few" / name)
+        assert made.shape == (8, 8, 3)
+        np.testing.assert_array_equal(made, pixels(tmp_path / "more" / name))
+    different = {(tmp_path / "more" / name).read_bytes() for name in more}
+    assert len(different) == 20
+
+
+@pytest.mark.parametrize("kind", ["plain", "classes"])
+def test_the_grid_is_that_of_the_run(
+    kind: str, place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    draw(place / kind, tmp_path, "--interpolation_frames=0")
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "samples.png"),
+        pixels(place / kind / "samples/step-000004.png"),
+    )
+    assert (place / kind / "init.png").read_bytes() != (
+        place / kind / "samples/step-000004.png"
+    ).read_bytes()
 
 
 def test_other_seeds_and_steps_draw_other_images(
@@ -116,62 +137,135 @@ def test_other_seeds_and_steps_draw_other_images(
 ) -> None:
     variants = {
         "newest": [],
-        "last": ["--step=4"],
-        "earlier": ["--step=2"],
-        "seed": ["--seed=5"],
+        "last": ["--checkpoint=4"],
+        "all": ["--seeds=0-63", "--checkpoint=newest"],
+        "earlier": ["--checkpoint=2"],
+        "seeds": ["--seeds=64-127"],
+        "typical": ["--truncation=0.5"],
     }
     drawn = {}
     for name, more in variants.items():
-        draw(place / "plain", tmp_path / name, "--nogif", *more)
+        told = ("--interpolation_frames=0", *more)
+        draw(place / "plain", tmp_path / name, *told)
         drawn[name] = (tmp_path / name / "samples.png").read_bytes()
-    assert drawn["newest"] == drawn["last"]
-    assert len(set(drawn.values())) == 3
+    assert drawn["newest"] == drawn["last"] == drawn["all"]
+    assert len(set(drawn.values())) == 4
 
 
-def test_a_column_for_each_class(
+def test_each_class_has_all_seeds(
     place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    draw(place / "classes", tmp_path, "--num_images=24", "--nogrid", "--nogif")
-    made = [
-        pixels(tmp_path / f"sample-{number:05}.png").astype(int)
-        for number in range(24)
+    some = ("--classes=2,0", "--seeds=0-3")
+    names = draw(place / "classes", tmp_path / "each", *some, *SINGLE)
+    assert names == [
+        f"class-{label:03}-seed-{seed:05}.png"
+        for label in (0, 2)
+        for seed in range(4)
     ]
-    names = draw(place / "classes", tmp_path / "grid", "--num_images=24")
-    assert names == ["interpolation.gif", "samples.png"]
-    grid = pixels(tmp_path / "grid/samples.png")
-    factor = grid.shape[1] // (6 * 9 + 1)
+    draw(place / "classes", tmp_path, *some, "--interpolation_frames=0")
+    grid = pixels(tmp_path / "samples.png")
+    factor = grid.shape[1] // (4 * 9 + 1)
     small = grid[::factor, ::factor]
-    for number, image in enumerate(made):
-        row, column = divmod(number, 6)
-        top, left = 9 * row + 1, 9 * column + 1
-        np.testing.assert_array_equal(
-            small[top : top + 8, left : left + 8], image
-        )
+    assert small.shape[:2] == (2 * 9 + 1, 4 * 9 + 1)
+    for row, label in enumerate((2, 0)):
+        for seed in range(4):
+            name = f"class-{label:03}-seed-{seed:05}.png"
+            top, left = 9 * row + 1, 9 * seed + 1
+            np.testing.assert_array_equal(
+                small[top : top + 8, left : left + 8],
+                pixels(tmp_path / "each" / name),
+            )
+
+
+def frames(path: pathlib.Path) -> list[np.ndarray]:
+    return [
+        np.asarray(frame.convert("RGB"))
+        for frame in ImageSequence.Iterator(Image.open(path))
+    ]
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "columns"),
-    [(1, 8), (2, 8), (3, 6), (8, 8), (10, 10), (16, 16)],
+    ("kind", "more", "shape"),
+    [
+        # Two images of 8 pixels, one apart: 19 wide, enlarged to 38.
+        ("plain", ("--seeds=0-3", "--interpolation_images=2"), (20, 38, 3)),
+        # One of each of three classes, in two rows and columns.
+        ("classes", ("--seeds=0-1",), (38, 38, 3)),
+        # One seed stays, and the class changes.
+        (
+            "classes",
+            ("--seeds=7", "--interpolation_through=classes"),
+            (40, 40, 3),
+        ),
+    ],
 )
-def test_each_column_is_of_one_class(num_classes: int, columns: int) -> None:
-    config = Config(conditional=True)
-    assert drawing.num_columns(config, num_classes) == columns
-    labels = drawing.class_columns(config, num_classes, 6 * columns)
-    assert labels is not None
-    for column in labels.reshape(6, columns).T:
-        assert len(set(column)) == 1
-    assert set(labels) == set(range(num_classes))
+def test_an_interpolation_has_the_length_and_size_that_are_asked_for(
+    kind: str,
+    more: tuple[str, ...],
+    shape: tuple[int, int, int],
+    place: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    told = ("--interpolation_frames=6", "--interpolation_width=32", *more)
+    draw(place / kind, tmp_path, "--nogrid", *told)
+    walk = frames(tmp_path / "interpolation.gif")
+    assert len(walk) == 6
+    assert {frame.shape for frame in walk} == {shape}
+    changes = sum(
+        not np.array_equal(one, two)
+        for one, two in itertools.pairwise([*walk, walk[0]])
+    )
+    assert changes == (3 if "through=classes" in " ".join(more) else 6)
 
 
-def test_many_classes_do_not_make_a_grid_wider() -> None:
-    assert drawing.num_columns(Config(conditional=True), 1000) == 16
-    assert drawing.num_columns(Config(), 1000) == drawing.GRID_SIZE
+def test_one_seed_walks_nowhere(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert draw(place / "plain", tmp_path, "--seeds=5") == ["samples.png"]
 
 
-def test_one_image(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    assert draw(place / "plain", tmp_path, "--num_images=1", "--nogif") == [
-        "samples.png"
-    ]
+def test_a_film_has_all_grids_of_the_run(
+    place: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    told = ("--interpolation_frames=0", "--film")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    names = draw(place / "plain", tmp_path / "gif", *told)
+    assert names == ["film.gif", "samples.png"]
+    film = frames(tmp_path / "gif/film.gif")
+    grid = pixels(place / "plain/samples/step-000002.png")
+    assert len(film) == 2
+    height, width = grid.shape[:2]
+    # But for the 256 colours of a GIF.
+    away = np.abs(film[0][:height, :width].astype(int) - grid)
+    assert away.mean() < 8
+    monkeypatch.setenv("PATH", str(bin_dir))
+    names = draw(place / "plain", tmp_path / "both", *told)
+    assert names == ["film.gif", "film.mp4", "samples.png"]
+    content = (tmp_path / "both/film.mp4").read_bytes()
+    assert content[4:8] == b"ftyp"
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "both/film.mp4"))
+    described = next(reader)
+    assert described["codec"] == "h264"
+    assert described["size"] == (width, height + 16)
+    first = np.frombuffer(next(reader), np.uint8).reshape(height + 16, width, 3)
+    assert np.abs(first[:height].astype(int) - grid).mean() < 8
+    reader.close()
+
+
+@pytest.mark.parametrize("number", [1, 2, 239, 240, 241, 10_000])
+def test_a_long_film_leaves_out_grids_evenly(number: int) -> None:
+    grids = [film.Grid(100 * n, "") for n in range(number)]
+    kept = film.thinned(grids)
+    assert len(kept) == min(number, film.MOST_FRAMES)
+    assert (kept[0], kept[-1]) == (grids[0], grids[-1])
+    steps = [one.step for one in kept]
+    gaps = {later - step for step, later in itertools.pairwise(steps)}
+    assert max(gaps, default=0) - min(gaps, default=0) <= 100
 
 
 def test_drawing_changes_no_checkpoint(
@@ -183,7 +277,7 @@ def test_drawing_changes_no_checkpoint(
     for _ in range(2):
         checkpoint_tool.run(["digest", f"{place}/classes/checkpoints"])
         digests.append(capsys.readouterr().out)
-        draw(place / "classes", tmp_path, "--nogif")
+        draw(place / "classes", tmp_path, "--interpolation_frames=0")
         capsys.readouterr()
     assert digests[0] == digests[1]
 

@@ -87,6 +87,8 @@ class Example:
             once for each micro-batch.
         inputs: what else the data has of each example, by name, [b, ...].
         state: of the program, by name, as it was before this step.
+        truncation: how near to their mean a program's own `draw` is asked to
+            keep its styles; 0, as in training, is not said.
         place: of the examples; None for those that draw nothing.
         drawn: what was drawn before, in the order in which it is asked for.
         record: takes down what is drawn.
@@ -99,6 +101,7 @@ class Example:
     step: tf.Tensor
     inputs: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     state: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    truncation: float = 0.0
     place: Place | None = None
     drawn: Sequence[tf.Tensor] = ()
     record: list[Draw] | None = None

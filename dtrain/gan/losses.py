@@ -6,6 +6,10 @@ knows a network: a penalty is given the critic as a function of images.
 
     loss = losses.LOSSES["hinge"]
     loss.discriminator(real_logits, fake_logits)    # float32 [b]
+
+For objectives of your own, `cross_entropy`, `squared_error` and
+`absolute_error` take logits or images of any shape [b, ...], as the logits of
+a PatchGAN are, and return float32 [b] likewise.
 """
 
 from __future__ import annotations
@@ -101,6 +105,69 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def per_example(values: Any) -> tf.Tensor:
+    """Computes the mean of each example, over all of its numbers.
+
+    Args:
+        values: float [b, ...].
+
+    Returns:
+        float32 [b].
+    """
+    values = tf.cast(values, tf.float32)
+    return tf.reduce_mean(values, list(range(1, values.shape.rank)))
+
+
+def cross_entropy(logits: tf.Tensor, target: Any) -> tf.Tensor:
+    """Computes -t log sigma(a) - (1 - t) log(1 - sigma(a)) of logits a.
+
+    Args:
+        logits: float [b, ...].
+        target: t, in [0, 1]: a number, or float [b], one for each example.
+
+    Returns:
+        float32 [b], the mean over the logits of an example.
+    """
+    logits = tf.cast(logits, tf.float32)
+    return per_example(
+        tf.nn.sigmoid_cross_entropy_with_logits(
+            tf.broadcast_to(_beside(target, logits), logits.shape), logits
+        )
+    )
+
+
+def squared_error(values: tf.Tensor, target: Any) -> tf.Tensor:
+    """Computes the mean of (a - t)^2 of each example.
+
+    Args:
+        values: a, float [b, ...].
+        target: t, a number, float [b], or the shape of the values.
+
+    Returns:
+        float32 [b].
+    """
+    values = tf.cast(values, tf.float32)
+    return per_example(tf.square(values - _beside(target, values)))
+
+
+def absolute_error(values: tf.Tensor, target: Any) -> tf.Tensor:
+    """Computes the mean of |a - t| of each example, as `squared_error`."""
+    values = tf.cast(values, tf.float32)
+    return per_example(tf.abs(values - _beside(target, values)))
+
+
+def _beside(target: Any, values: tf.Tensor) -> tf.Tensor:
+    """Gives targets of the examples the rank of their values.
+
+    [b] beside [b, 1] would be taken for a row, and make [b, b] of them.
+    """
+    target = tf.cast(target, tf.float32)
+    if target.shape.rank == 1:
+        ones = [1] * (values.shape.rank - 1)
+        return tf.reshape(target, [-1, *ones])
+    return target
+
+
 def squared_gradient(
     critic: Critic, images: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -130,6 +197,23 @@ def squared_gradient(
     )
     axes = list(range(1, len(images.shape)))
     return logits, tf.reduce_sum(tf.square(gradient), axes)
+
+
+def between(
+    real_images: tf.Tensor, fake_images: tf.Tensor, uniforms: tf.Tensor
+) -> tf.Tensor:
+    """Makes the images at which WGAN-GP takes its penalty.
+
+    Gulrajani et al. 2017, algorithm 1, line 6: a point on the way from a fake
+    image to a real one.
+
+    Args:
+        real_images: float [b, H, W, C].
+        fake_images: likewise.
+        uniforms: float [b] in [0, 1), as `Example.uniforms` are.
+    """
+    share = _beside(uniforms, real_images)
+    return fake_images + share * (real_images - fake_images)
 
 
 def one_centered_penalty(critic: Critic, images: tf.Tensor) -> tf.Tensor:

@@ -95,9 +95,9 @@ def _discriminator_objective(
         loss += 0.5 * config.r2_gamma * r2_penalty
     # Gulrajani et al. 2017, equation (3): the weight is not halved.
     if config.loss == "wgan_gp" and config.gradient_penalty:
-        uniforms = tf.reshape(example.uniforms, [-1, 1, 1, 1])
-        between = fake_images + uniforms * (real_images - fake_images)
-        gradient_penalty = losses.one_centered_penalty(critic, between)
+        gradient_penalty = losses.one_centered_penalty(
+            critic, losses.between(real_images, fake_images, example.uniforms)
+        )
         metrics["gradient_penalty"] = gradient_penalty
         loss += config.gradient_penalty * gradient_penalty
     return loss, metrics

@@ -23,7 +23,10 @@ class Pictures:
     """Draws a picture for each latent vector."""
 
     def __init__(
-        self, gan: GAN, examples: Callable[[int], pipeline.Batch] | None = None
+        self,
+        gan: GAN,
+        examples: Callable[[int], pipeline.Batch] | None = None,
+        truncation: float = 0.0,
     ) -> None:
         """Draws nothing yet.
 
@@ -32,9 +35,11 @@ class Pictures:
             examples: reads so many examples of the data, the first of the run;
                 called once, and only if the program makes pictures of them.
                 Without it, nothing but latents and labels is there.
+            truncation: see `Example.truncation`.
         """
         self._gan = gan
         self._read = examples
+        self._truncation = truncation
         self._examples: pipeline.Batch | None = None
         self._networks = Named(**{**gan.program.networks, **gan.averages})
         self._draw = gan.program.draw or objectives.draw_by_generator(
@@ -70,6 +75,7 @@ class Pictures:
             gan.state_values(),
         )
         example = objectives.prepared(gan.program, given)
+        example = example.replace(truncation=self._truncation)
         return self._draw(self._networks, example)
 
     def _of_data(

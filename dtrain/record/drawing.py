@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ Draw = Callable[[tf.Tensor, Any, int], tf.Tensor]
 # Rows and columns of the grid that a run writes as it goes; a conditional
 # model has a row for each class instead.
 GRID_SIZE = 8
+# Pictures of seeds that are drawn at once: a row of a grid.
+_BLOCK = 8
 
 
 def latents(config: ModelSettings, seed: int, num_images: int) -> tf.Tensor:
@@ -75,26 +77,43 @@ def fixed_grid(
         num_classes: number of classes of the data.
 
     Returns:
-        uint8 [height, width, C]; with `conditional` one row for each class.
+        uint8 [height, width, C].
     """
-    rows = num_classes if config.conditional else GRID_SIZE
-    num_images = rows * GRID_SIZE
-    labels = class_rows(config, num_classes, num_images)
-    drawn = draw(draw_some, latents(config, config.seed, num_images), labels)
-    return images.make_grid(drawn, GRID_SIZE)
+    classes = range(num_classes) if config.conditional else ()
+    return grid(draw_some, config, default_seeds(config), classes)
 
 
-def class_rows(
-    config: ModelSettings, num_classes: int, num_images: int
-) -> npt.NDArray[np.int32] | None:
-    """Labels images so that each row of a grid shows one class.
+def default_seeds(config: ModelSettings) -> Sequence[int]:
+    """Returns the seeds of the grid that a run writes as it goes."""
+    return range(GRID_SIZE if config.conditional else GRID_SIZE * GRID_SIZE)
+
+
+def grid(
+    draw_some: Draw,
+    config: ModelSettings,
+    seeds: Sequence[int],
+    classes: Sequence[int],
+    truncation: float = 0.0,
+) -> npt.NDArray[np.uint8]:
+    """Lays out the pictures of seeds.
+
+    Args:
+        draw_some: see `draw`.
+        config: the run's settings.
+        seeds: at least one.
+        classes: of a conditional model, for each of which there are rows with
+            all seeds; empty for any other.
+        truncation: see `of_seeds`.
 
     Returns:
-        int32 [num_images]; None for a model that is not conditional.
+        uint8 [height, width, C].
     """
-    if not config.conditional:
-        return None
-    return (np.arange(num_images) // GRID_SIZE % num_classes).astype(np.int32)
+    columns = min(len(seeds), 2 * GRID_SIZE) if classes else GRID_SIZE
+    drawn = [
+        draw_seeds(draw_some, config, seeds, label, truncation)
+        for label in classes or [None]
+    ]
+    return images.make_grid(np.concatenate(drawn), columns)
 
 
 def class_columns(
@@ -110,39 +129,143 @@ def class_columns(
     return (np.arange(num_images) % num_classes).astype(np.int32)
 
 
-def num_columns(config: ModelSettings, num_classes: int) -> int:
-    """Chooses the width of a grid of `class_columns`.
+def of_seeds(
+    config: ModelSettings, seeds: Sequence[int], truncation: float = 0.0
+) -> tf.Tensor:
+    """Draws the latents of pictures that have a seed each.
+
+    Args:
+        config: `latent_size` counts.
+        seeds: at least 0.
+        truncation: no number is farther from 0; those that would be are drawn
+            from within instead (Brock, Donahue and Simonyan 2019, BigGAN,
+            section 3.1). 0 is no limit.
 
     Returns:
-        The number of columns, near `GRID_SIZE`: with `conditional` a multiple
-        of the classes, so that each column shows one, unless they are many.
+        float32 [n, latent_size], normal.
     """
-    if not config.conditional:
-        return GRID_SIZE
-    columns = num_classes * max(1, GRID_SIZE // num_classes)
-    return min(columns, 2 * GRID_SIZE)
+    shape = [config.latent_size]
+    if not truncation:
+        return tf.stack(
+            [tf.random.stateless_normal(shape, [seed, 2]) for seed in seeds]
+        )
+    uniforms = tf.stack(
+        [tf.random.stateless_uniform(shape, [seed, 2]) for seed in seeds]
+    )
+    # The inverse of the distribution function, between its values at the ends.
+    within = math.erf(truncation / math.sqrt(2.0))
+    return math.sqrt(2.0) * tf.math.erfinv(within * (2.0 * uniforms - 1.0))
 
 
-def interpolation(
-    draw_some: Draw, config: ModelSettings, num_classes: int, seed: int
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Draws an animation that can repeat: 16 images that change steadily.
+def draw_seeds(
+    draw_some: Draw,
+    config: ModelSettings,
+    seeds: Sequence[int],
+    label: int | None = None,
+    truncation: float = 0.0,
+) -> npt.NDArray[np.float32]:
+    """Draws the picture of each seed.
 
-    The latents of each go round a circle, cos(t) a + sin(t) b, all of whose
-    points are standard normal, as a and b are.
+    A seed is drawn together with its neighbours, always the same ones at the
+    same places: sums of another order would give it other bits, if other
+    seeds were asked for. What a program draws at random itself, and which
+    examples of the data it uses, follow from the seed, too.
 
     Args:
         draw_some: see `draw`.
         config: the run's settings.
-        num_classes: number of classes of the data.
-        seed: at least 0.
+        seeds: at least 0.
+        label: class of all pictures of a conditional model.
+        truncation: see `of_seeds`.
+
+    Returns:
+        float32 [n, h, w, C] in [-1, 1].
+    """
+    pictures = {}
+    for block in sorted({seed // _BLOCK for seed in seeds}):
+        start = block * _BLOCK
+        neighbours = range(start, start + _BLOCK)
+        labels = None if label is None else tf.fill([_BLOCK], label)
+        some = of_seeds(config, neighbours, truncation)
+        drawn = tf.cast(draw_some(some, labels, start), tf.float32).numpy()
+        wanted = set(seeds).intersection(neighbours)
+        pictures |= {seed: drawn[seed - start] for seed in wanted}
+    return np.clip(np.stack([pictures[seed] for seed in seeds]), -1.0, 1.0)
+
+
+class Walk(NamedTuple):
+    """An animation that can repeat: images that change steadily.
+
+    Attributes:
+        num_frames: of the whole.
+        num_images: side by side, at most.
+        width: pixels, at least.
+        through_classes: whether each image passes through all classes, and
+            stays at its seed; otherwise it passes through seeds.
+    """
+
+    num_frames: int = 48
+    num_images: int = 16
+    width: int = 256
+    through_classes: bool = False
+
+
+def interpolation(
+    draw_some: Draw,
+    config: ModelSettings,
+    seeds: Sequence[int],
+    classes: Sequence[int],
+    walk: Walk,
+    truncation: float = 0.0,
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Draws an animation between the pictures of seeds.
+
+    Between two of them the latents are cos(t) a + sin(t) b, all of which are
+    standard normal, as a and b are.
+
+    Args:
+        draw_some: see `draw`.
+        config: the run's settings.
+        seeds: at least two; at least one, if it walks through classes.
+        classes: of a conditional model; empty for any other. There is an image
+            of each, or all images walk through them.
+        walk: how long, and how large.
+        truncation: see `of_seeds`.
 
     Yields:
-        48 frames, uint8 [height, width, C].
+        Frames, uint8 [height, width, C].
     """
-    start, end = tf.split(latents(config, seed, 32), 2)
-    labels = class_columns(config, num_classes, 16)
-    for frame in range(48):
-        angle = 2.0 * math.pi * frame / 48
-        point = math.cos(angle) * start + math.sin(angle) * end
-        yield images.make_grid(draw(draw_some, point, labels), 4, min_width=256)
+    if walk.through_classes:
+        ways = [[seed] for seed in seeds[: walk.num_images]]
+    elif classes:
+        ways = [list(seeds)] * min(len(classes), walk.num_images)
+    else:
+        number = max(1, min(walk.num_images, len(seeds) // 2))
+        each = len(seeds) // number
+        ways = [
+            list(seeds[start * each : (start + 1) * each])
+            for start in range(number)
+        ]
+    latents = tf.stack([of_seeds(config, way, truncation) for way in ways])
+    columns = math.ceil(math.sqrt(len(ways)))
+    for frame in range(walk.num_frames):
+        point = _on_the_way(latents, frame / walk.num_frames)
+        labels = None
+        if walk.through_classes:
+            label = classes[frame * len(classes) // walk.num_frames]
+            labels = np.full([len(ways)], label, np.int32)
+        elif classes:
+            labels = np.array(classes[: len(ways)], np.int32)
+        drawn = draw(draw_some, point, labels)
+        yield images.make_grid(drawn, columns, min_width=walk.width)
+
+
+def _on_the_way(latents: tf.Tensor, share: float) -> tf.Tensor:
+    """Returns where on their ways, [n, stops, latent_size], images are."""
+    stops = latents.shape[1]
+    if stops == 1:
+        return latents[:, 0]
+    stop = int(share * stops)
+    angle = 0.5 * math.pi * (share * stops - stop)
+    start, end = latents[:, stop], latents[:, (stop + 1) % stops]
+    return math.cos(angle) * start + math.sin(angle) * end

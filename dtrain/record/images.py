@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -147,3 +148,22 @@ def write(path: str, content: bytes) -> None:
     """
     files.make_directory(os.path.dirname(path))
     files.write(path, content, is_durable=False)
+
+
+def write_or_say(path: str, content: bytes) -> None:
+    """Writes a picture of a run, which goes on without it.
+
+    Args:
+        path: in the directory of the run, or in one below it; a run that was
+            moved is not begun again here.
+        content: all of it.
+    """
+    try:
+        files.make_directory(os.path.dirname(path), parents=False)
+        files.write(path, content, is_durable=False)
+    except OSError as error:
+        print(
+            f"{os.path.basename(path)} was not written: {files.reason(error)}",
+            file=sys.stderr,
+            flush=True,
+        )

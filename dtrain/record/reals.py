@@ -7,13 +7,11 @@ before hours are spent on it.
 from __future__ import annotations
 
 import os
-import sys
 
 from dtrain.config import Config
 from dtrain.data import pipeline
 from dtrain.data.sources import Data
 from dtrain.record import drawing, images
-from dtrain.storage import files
 
 
 def path(run_dir: str) -> str:
@@ -35,11 +33,4 @@ def write(data: Data, config: Config) -> None:
     number = min(size * size, data.source.num_images)
     batch = pipeline.first_batch(data, config, number)
     grid = images.make_grid(batch.images, size)
-    try:
-        images.write(path(config.run_dir), images.encode_png(grid))
-    except OSError as error:
-        print(
-            f"reals.png was not written: {files.reason(error)}",
-            file=sys.stderr,
-            flush=True,
-        )
+    images.write_or_say(path(config.run_dir), images.encode_png(grid))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 from dtrain.config import Config, RunSettings
 from dtrain.record import drawing, images
 from dtrain.record.metrics import Recorder
 from dtrain.record.periodic import Periodic
-from dtrain.storage import files
 
 # A notice may leave less time than a picture takes.
 _DRAWING_SECS = 15.0
@@ -19,6 +17,25 @@ _DRAWING_SECS = 15.0
 def grid_path(config: RunSettings, step: int) -> str:
     """Returns where the grid of a step is written."""
     return os.path.join(config.run_dir, "samples", f"step-{step:06}.png")
+
+
+def first_path(run_dir: str) -> str:
+    """Returns where the grid of a run's first weights is written."""
+    return os.path.join(run_dir, "init.png")
+
+
+def write_first(config: Config, num_classes: int, draw: drawing.Draw) -> None:
+    """Writes the grid of a run that is about to take its first step.
+
+    There is seen whether what `--init_from` names was taken.
+
+    Args:
+        config: the run's settings.
+        num_classes: of the data.
+        draw: draws the pictures of the run.
+    """
+    grid = drawing.fixed_grid(draw, config, num_classes)
+    images.write_or_say(first_path(config.run_dir), images.encode_png(grid))
 
 
 class Samples(Periodic):
@@ -62,15 +79,6 @@ class Samples(Periodic):
             return {}
         grid = drawing.fixed_grid(self._draw, self._config, self._num_classes)
         png = images.encode_png(grid)
-        path = grid_path(self._config, step)
-        try:
-            files.make_directory(os.path.dirname(path), parents=False)
-            images.write(path, png)
-        except OSError as error:
-            print(
-                f"the grid was not written: {files.reason(error)}",
-                file=sys.stderr,
-                flush=True,
-            )
+        images.write_or_say(grid_path(self._config, step), png)
         self._recorder.write_image(step, "samples", png)
         return {}

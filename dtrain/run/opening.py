@@ -23,10 +23,9 @@ from dtrain.gan.pictures import Pictures
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
-from dtrain.record import ledger, metrics, reals
+from dtrain.record import drawing, ledger, metrics, reals, samples
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
-from dtrain.record.samples import Samples
 from dtrain.record.spread import SampleSpread
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
@@ -58,6 +57,7 @@ class Run(NamedTuple):
         checkpointer: saves the state.
         recorder: writes the metrics.
         progress: shows how far the run is.
+        draw: draws the pictures of the run.
         periodic: what else is done every N steps.
         watcher: sees the notices that tell this process to end.
         watchdog: ends this process if the run makes no progress.
@@ -76,6 +76,7 @@ class Run(NamedTuple):
     checkpointer: checkpointer.Checkpointer
     recorder: metrics.Recorder
     progress: Progress
+    draw: drawing.Draw
     periodic: tuple[Periodic, ...]
     watcher: Watcher
     watchdog: Watchdog
@@ -110,14 +111,14 @@ def open_run(
         StorageError: the state could not be read.
     """
     data, description, note = _look_together(config, workers)
-    gan = _make_gan(config, data, workers)
-    step, estimate = _make_step(gan, data, workers)
+    gan, step, estimate = _build(config, data, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, watcher, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
     saver, recorder, restored = _resume(
         gan, description, workers, claims, book, stack
     )
+    draw = _make_draw(gan, data)
     run = Run(
         config=config,
         workers=workers,
@@ -131,7 +132,8 @@ def open_run(
         progress=Progress(
             config.num_steps, config.batch_size, is_chief=workers.is_chief
         ),
-        periodic=_make_periodic(gan, data, recorder, watcher, workers),
+        draw=draw,
+        periodic=_make_periodic(gan, data, draw, recorder, watcher, workers),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
@@ -140,40 +142,41 @@ def open_run(
     return run, restored._replace(notes=[note, *restored.notes])
 
 
-def _make_gan(config: Config, data: sources.Data, workers: Workers) -> GAN:
+def _build(
+    config: Config, data: sources.Data, workers: Workers
+) -> tuple[GAN, Step, Estimate]:
+    """Builds the state and its step, and refuses one that no memory holds."""
     source = data.source
-    return GAN(
+    gan = GAN(
         config,
         workers.strategy,
         source.image_shape,
         source.num_classes,
         data.specs,
     )
-
-
-def _make_step(
-    gan: GAN, data: sources.Data, workers: Workers
-) -> tuple[Step, Estimate]:
-    """Arranges the step, and refuses one that no memory here holds."""
     step = Step(gan)
     estimate = Estimate(gan, data, workers.cluster.num_workers)
     workers.together(estimate.check)
-    return step, estimate
+    return gan, step, estimate
+
+
+def _make_draw(gan: GAN, data: sources.Data) -> drawing.Draw:
+    return Pictures(
+        gan, lambda number: pipeline.first_batch(data, gan.config, number)
+    )
 
 
 def _make_periodic(
     gan: GAN,
     data: sources.Data,
+    draw: drawing.Draw,
     recorder: metrics.Recorder,
     watcher: Watcher,
     workers: Workers,
 ) -> tuple[Periodic, ...]:
     """Makes what is done every N steps; a new one gets a row here."""
-    draw = Pictures(
-        gan, lambda number: pipeline.first_batch(data, gan.config, number)
-    )
     return (
-        Samples(
+        samples.Samples(
             gan.config,
             data.source.num_classes,
             draw,
@@ -386,8 +389,7 @@ def rehearse(config: Config, workers: Workers) -> int:
         StorageError: the state could not be read.
     """
     data, description, note = _look_together(config, workers)
-    gan = _make_gan(config, data, workers)
-    _, estimate = _make_step(gan, data, workers)
+    gan, _, estimate = _build(config, data, workers)
     tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
     restored = workers.together(lambda: resuming.look(tiers))
     _check_belongs(restored, description)
@@ -407,18 +409,25 @@ def rehearse(config: Config, workers: Workers) -> int:
 def introduce(run: Run, restored: Restored) -> None:
     """Shows what the run is about to do, and what was found on the way.
 
-    Every worker calls this; the chief draws the real images.
+    Every worker calls this; the chief draws the real images, and of a new run
+    those of its first weights.
 
     Raises:
         UserError: an image cannot be decoded.
-        StorageError: the picture cannot be written.
     """
     workers = run.workers
+
+    def draw() -> None:
+        if not workers.is_chief:
+            return
+        reals.write(run.data, run.config)
+        if restored.manifest is None:
+            num_classes = run.data.source.num_classes
+            samples.write_first(run.config, num_classes, run.draw)
+
     with run.ledger.spending("draw"):
         # On the chief alone, or all of them fail.
-        workers.together(
-            lambda: workers.is_chief and reals.write(run.data, run.config)
-        )
+        workers.together(draw)
     run.progress.say(
         introduction.text(
             run.gan, run.data, run.workers, run.estimate, restored

@@ -34,14 +34,7 @@ def _no_norm(_: object) -> tf.Tensor:
 
 def main() -> None:
     """Measures and prints the table."""
-    own = {"rounds": 10, "steps": 100}
-    rest = []
-    for argument in sys.argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
-        if name in own:
-            own[name] = int(value)
-        else:
-            rest.append(argument)
+    own, rest = train.own_flags(sys.argv[1:], {"rounds": 10, "steps": 100})
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (4096, 28, 28, 1), np.uint8)
     with tempfile.TemporaryDirectory() as directory:
@@ -51,10 +44,10 @@ def main() -> None:
             [sys.argv[0], "--strategy=mirrored", dataset, *rest]
         )
         strategy = strategy_lib.make(config, environment.ALONE)
-        source = sources.open_source(config)
+        data = sources.open_data(config)
     turns = {
-        "judged": train.by_dtrain(config, strategy, source),
-        "not judged": train.by_dtrain(config, strategy, source),
+        "judged": train.by_dtrain(config, strategy, data),
+        "not judged": train.by_dtrain(config, strategy, data),
     }
     turns["judged"](config.steps_per_loop + 1)
     with (
@@ -65,7 +58,7 @@ def main() -> None:
         turns["not judged"](config.steps_per_loop + 1)
     print("images/s\n  judged  not judged  ratio")
     ratios = [
-        train.measure(turns, own["steps"], config) for _ in range(own["rounds"])
+        train.compare(turns, own["steps"], config) for _ in range(own["rounds"])
     ]
     print(f"median of the ratios {statistics.median(ratios):.4f}")
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -92,14 +92,15 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
 
 
 def by_dtrain(
-    config: Config, strategy: tf.distribute.Strategy, source: sources.Source
+    config: Config, strategy: tf.distribute.Strategy, data: sources.Data
 ) -> Turn:
     """Makes dtrain's loop; returns a function that trains for some steps."""
-    gan = gan_lib.GAN(config, strategy, source.image_shape, source.num_classes)
-    step = Step(gan)
-    iterator = pipeline.make_iterator(
-        sources.Data(source), config, strategy, 0, config.discriminator_steps
+    source = data.source
+    gan = gan_lib.GAN(
+        config, strategy, source.image_shape, source.num_classes, data.specs
     )
+    step = Step(gan)
+    iterator = pipeline.make_iterator(data, config, strategy, 0, step.num_draws)
 
     def turn(num_steps: int) -> None:
         left = num_steps
@@ -111,29 +112,38 @@ def by_dtrain(
     return turn
 
 
-def measure(turns: dict[str, Turn], num_steps: int, config: Config) -> float:
+def measure(turn: Turn, num_steps: int, config: Config) -> float:
+    """Lets a side train once; returns its images/s."""
+    start = time.perf_counter()
+    turn(num_steps)
+    elapsed = time.perf_counter() - start
+    return num_steps * config.batch_size / elapsed
+
+
+def compare(turns: dict[str, Turn], num_steps: int, config: Config) -> float:
     """Lets each side train once; prints a row and returns the ratio."""
-    speeds = []
-    for turn in turns.values():
-        start = time.perf_counter()
-        turn(num_steps)
-        elapsed = time.perf_counter() - start
-        speeds.append(num_steps * config.batch_size / elapsed)
-    ratio = speeds[0] / speeds[1]
-    print(f"{speeds[0]:>8.1f}  {speeds[1]:>8.1f}  {ratio:>6.3f}", flush=True)
-    return ratio
+    ours, theirs = (measure(turn, num_steps, config) for turn in turns.values())
+    print(f"{ours:>8.1f}  {theirs:>8.1f}  {ours / theirs:>6.3f}", flush=True)
+    return ours / theirs
 
 
-def main() -> None:
-    """Measures and prints the table."""
-    own = {"rounds": 5, "steps": 100}
-    rest = []
-    for argument in sys.argv[1:]:
+def own_flags(
+    arguments: Sequence[str], defaults: Mapping[str, int]
+) -> tuple[dict[str, int], list[str]]:
+    """Splits a command line into a benchmark's own numbers, and the rest."""
+    own, rest = dict(defaults), []
+    for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         if name in own:
             own[name] = int(value)
         else:
             rest.append(argument)
+    return own, rest
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    own, rest = own_flags(sys.argv[1:], {"rounds": 5, "steps": 100})
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (4096, 28, 28, 1), np.uint8)
     with tempfile.TemporaryDirectory() as directory:
@@ -143,16 +153,16 @@ def main() -> None:
             [sys.argv[0], "--strategy=mirrored", "--r1_gamma=0", dataset, *rest]
         )
         strategy = strategy_lib.make(config, environment.ALONE)
-        source = sources.open_source(config)
+        data = sources.open_data(config)
     turns = {
-        "dtrain": by_dtrain(config, strategy, source),
+        "dtrain": by_dtrain(config, strategy, data),
         "by hand": by_hand(config, images),
     }
     for turn in turns.values():
         turn(config.steps_per_loop + 1)
     print("images/s\n  dtrain   by hand   ratio")
     ratios = [
-        measure(turns, own["steps"], config) for _ in range(own["rounds"])
+        compare(turns, own["steps"], config) for _ in range(own["rounds"])
     ]
     print(f"median of the ratios {statistics.median(ratios):.3f}")
 

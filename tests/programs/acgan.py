@@ -15,52 +15,36 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 from tests.programs import conditional_gan
 
 
-def _losses(outputs: Any, is_real: bool, labels: tf.Tensor) -> Any:
-    """Returns L_S and L_C of the paper, negative, [b] each."""
-    logits, class_logits = outputs
-    target = tf.ones_like(logits) if is_real else tf.zeros_like(logits)
-    source = tf.nn.sigmoid_cross_entropy_with_logits(target, logits)[:, 0]
-    return source, tf.nn.sparse_softmax_cross_entropy_with_logits(
+def _loss(networks: Any, images: Any, labels: Any, is_real: float) -> Any:
+    """Computes -L_S - L_C of the paper, [b]."""
+    logits, class_logits = networks.discriminator(images, training=True)
+    of_source = losses.cross_entropy(logits, is_real)
+    return of_source + tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels, class_logits
     )
 
 
-def _fakes(networks: Any, example: dtrain.Example) -> Any:
-    """Draws images of classes by chance, and returns these, too."""
-    num_classes = networks.discriminator.output[1].shape[-1]
-    labels = tf.cast(example.uniform() * num_classes, tf.int32)
-    made = networks.generator([example.latents, labels], training=True)
-    return made, labels
+def _fakes(networks: Any, example: dtrain.Example) -> tf.Tensor:
+    """Draws images of the classes of the real ones: so c is from p_c, too."""
+    return networks.generator([example.latents, example.labels], training=True)
 
 
 def judge(networks: Any, example: dtrain.Example) -> Any:
     """Trains the discriminator on L_S + L_C."""
-    fakes, fake_labels = _fakes(networks, example)
-    losses: Any = 0.0
-    for images, is_real, labels in (
-        (example.real_images, True, example.labels),
-        (tf.stop_gradient(fakes), False, fake_labels),
-    ):
-        outputs = networks.discriminator(images, training=True)
-        source, of_class = _losses(outputs, is_real, labels)
-        losses += source + of_class
-    return losses, {"discriminator_loss": losses}
+    fakes = tf.stop_gradient(_fakes(networks, example))
+    loss = _loss(networks, example.real_images, example.labels, 1.0)
+    loss += _loss(networks, fakes, example.labels, 0.0)
+    return loss, {"discriminator_loss": loss}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
-    """Trains the generator on L_C - L_S."""
-    fakes, labels = _fakes(networks, example)
-    outputs = networks.discriminator(fakes, training=True)
-    source, of_class = _losses(outputs, True, labels)
-    is_right = tf.equal(tf.argmax(outputs[1], 1, tf.int32), labels)
-    metrics = {
-        "generator_loss": source,
-        "of_class": tf.cast(is_right, tf.float32),
-    }
-    return source + of_class, metrics
+    """Trains the generator on L_C, and to be taken for real."""
+    loss = _loss(networks, _fakes(networks, example), example.labels, 1.0)
+    return loss, {"generator_loss": loss}
 
 
 def make(
@@ -77,11 +61,9 @@ def make(
         features = layers.LeakyReLU(0.2)(features)
     features = layers.Dropout(0.5)(layers.Flatten()(features))
     outputs = [layers.Dense(1)(features), layers.Dense(num_classes)(features)]
+    discriminator = keras.Model(images, outputs)
     return dtrain.Program(
-        networks={
-            "generator": generator,
-            "discriminator": keras.Model(images, outputs),
-        },
+        networks={"generator": generator, "discriminator": discriminator},
         phases=[
             dtrain.Phase("discriminator", judge),
             dtrain.Phase("generator", generate),

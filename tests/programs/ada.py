@@ -17,26 +17,25 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 TARGET_SIGN, SPEED_IMAGES = 0.6, 2000
 
 
 def augment(images: tf.Tensor, example: dtrain.Example) -> tf.Tensor:
     """Changes images, each by its own chance and in its own way."""
-    chance = example.state["probability"]
 
     def maybe(changed: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        is_changed = example.uniform() < chance
-        return tf.where(is_changed[:, None, None, None], changed, images)
+        is_changed = example.uniform((1, 1, 1)) < example.state["probability"]
+        return tf.where(is_changed, changed, images)
 
     images = maybe(tf.reverse(images, [2]), images)
     images = maybe(tf.transpose(tf.reverse(images, [1]), [0, 2, 1, 3]), images)
     size = images.shape[1]
     shifts = tf.cast(example.uniform((2,)) * size / 4, tf.int32)
-    rows = (tf.range(size) - shifts[:, :1]) % size
-    columns = (tf.range(size) - shifts[:, 1:]) % size
-    moved = tf.gather(images, rows, axis=1, batch_dims=1)
-    moved = tf.gather(moved, columns, axis=2, batch_dims=1)
+    places = (tf.range(size) - shifts[..., tf.newaxis]) % size
+    moved = tf.gather(images, places[:, 0], axis=1, batch_dims=1)
+    moved = tf.gather(moved, places[:, 1], axis=2, batch_dims=1)
     return maybe(moved, images)
 
 
@@ -45,17 +44,15 @@ def judge(networks: Any, example: dtrain.Example) -> Any:
     fakes = tf.stop_gradient(networks.generator(example.latents, training=True))
     real_logits = networks.discriminator(augment(example.real_images, example))
     fake_logits = networks.discriminator(augment(fakes, example))
-    losses = tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits)
-    signs = tf.sign(real_logits)[:, 0]
-    metrics = {"discriminator_loss": losses[:, 0], "real_signs": signs}
-    return losses[:, 0], metrics
+    loss = losses.cross_entropy(real_logits, 1.0)
+    loss += losses.cross_entropy(fake_logits, 0.0)
+    return loss, {"real_signs": tf.sign(real_logits)[:, 0]}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
     """Computes the loss of the generator, on augmented images, too."""
-    fakes = networks.generator(example.latents, training=True)
-    losses = tf.nn.softplus(-networks.discriminator(augment(fakes, example)))
-    return losses[:, 0], {"generator_loss": losses[:, 0]}
+    fakes = augment(networks.generator(example.latents, training=True), example)
+    return losses.cross_entropy(networks.discriminator(fakes), 1.0), {}
 
 
 def make(

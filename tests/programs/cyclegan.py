@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 CYCLE_WEIGHT = 10.0
 IDENTITY_WEIGHT = 5.0
@@ -70,39 +71,32 @@ def make_discriminator(
     )
 
 
-def objective(networks: Any, example: dtrain.Example) -> Any:
+def objective(
+    networks: Any, example: dtrain.Example, error: Any = losses.squared_error
+) -> Any:
     """Computes the losses of all four networks from one forward pass."""
     x, y = example.real_images, example.inputs["other"]
     fake_y = networks.x_to_y(x, training=True)
     fake_x = networks.y_to_x(y, training=True)
-    cycle = _distance(x, networks.y_to_x(fake_y, training=True))
-    cycle += _distance(y, networks.x_to_y(fake_x, training=True))
-    losses = {}
-    for name, judge, real, fake, same in (
-        ("x_to_y", "judge_y", y, fake_y, networks.x_to_y(y, training=True)),
-        ("y_to_x", "judge_x", x, fake_x, networks.y_to_x(x, training=True)),
+    cycle = losses.absolute_error(networks.y_to_x(fake_y, training=True), x)
+    cycle += losses.absolute_error(networks.x_to_y(fake_x, training=True), y)
+    by_network = {}
+    for name, judge, real, fake in (
+        ("x_to_y", "judge_y", y, fake_y),
+        ("y_to_x", "judge_x", x, fake_x),
     ):
-        discriminator = getattr(networks, judge)
+        generator, discriminator = (
+            getattr(networks, each) for each in (name, judge)
+        )
         fake_logits = discriminator(fake, training=True)
-        losses[name] = (
-            _mean(tf.square(fake_logits - 1.0))
-            + CYCLE_WEIGHT * cycle
-            + IDENTITY_WEIGHT * _distance(real, same)
-        )
-        losses[judge] = 0.5 * _mean(
-            tf.square(discriminator(real, training=True) - 1.0)
-            # Each network follows its own loss alone.
-            + tf.square(fake_logits)
-        )
-    return losses, {"cycle_loss": cycle}
-
-
-def _mean(values: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(values, axis=[1, 2, 3])
-
-
-def _distance(one: tf.Tensor, two: tf.Tensor) -> tf.Tensor:
-    return _mean(tf.abs(one - two))
+        real_logits = discriminator(real, training=True)
+        same = losses.absolute_error(generator(real, training=True), real)
+        by_network[name] = error(fake_logits, 1.0) + CYCLE_WEIGHT * cycle
+        by_network[name] += IDENTITY_WEIGHT * same
+        # Each network follows its own loss alone.
+        by_network[judge] = error(real_logits, 1.0) + error(fake_logits, 0.0)
+        by_network[judge] *= 0.5
+    return by_network, {"cycle_loss": cycle}
 
 
 def draw(networks: Any, example: dtrain.Example) -> tf.Tensor:

@@ -14,14 +14,10 @@ import keras
 import tensorflow as tf
 
 import dtrain
+from dtrain import losses
 from tests.programs import dcgan_tensorflow
 
 NOISE = 0.05
-
-
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Returns the loss of each example, [b]."""
-    return tf.nn.sigmoid_cross_entropy_with_logits(labels, logits[:, 0])
 
 
 def judge(networks: Any, example: dtrain.Example) -> Any:
@@ -29,19 +25,17 @@ def judge(networks: Any, example: dtrain.Example) -> Any:
     fakes = tf.stop_gradient(networks.generator(example.latents, training=True))
     real_logits = networks.discriminator(example.real_images, training=True)
     fake_logits = networks.discriminator(fakes, training=True)
-    losses = 0.5 * (
-        cross_entropy(real_logits, 1.0 - NOISE * example.uniform())
-        + cross_entropy(fake_logits, NOISE * example.uniform())
-    )
-    return losses, {"discriminator_loss": losses}
+    loss = losses.cross_entropy(real_logits, 1.0 - NOISE * example.uniform())
+    loss += losses.cross_entropy(fake_logits, NOISE * example.uniform())
+    return 0.5 * loss, {"discriminator_loss": 0.5 * loss}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
     """Trains the generator to be taken for real."""
     fakes = networks.generator(example.latents, training=True)
     logits = networks.discriminator(fakes, training=True)
-    losses = cross_entropy(logits, tf.ones_like(logits[:, 0]))
-    return losses, {"generator_loss": losses}
+    loss = losses.cross_entropy(logits, 1.0)
+    return loss, {"generator_loss": loss}
 
 
 def make(

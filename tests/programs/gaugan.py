@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 NUM_LABELS = 4
 MATCHING_WEIGHT, FEATURE_WEIGHT, KL_WEIGHT = 10.0, 10.0, 0.05
@@ -95,19 +96,14 @@ def _fakes(networks: Any, example: dtrain.Example) -> Any:
     return networks.generator([codes, _maps(example)]), divergence
 
 
-def _mean(values: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(values, [1, 2, 3])
-
-
 def judge(networks: Any, example: dtrain.Example) -> Any:
     """Computes the hinge loss of the discriminator."""
     fakes, _ = _fakes(networks, example)
     maps = _maps(example)
     *_, real_logits = networks.discriminator([maps, example.real_images])
     *_, fake_logits = networks.discriminator([maps, tf.stop_gradient(fakes)])
-    losses = 0.5 * _mean(tf.nn.relu(1.0 - real_logits))
-    losses += 0.5 * _mean(tf.nn.relu(1.0 + fake_logits))
-    return losses, {"discriminator_loss": losses}
+    loss = losses.LOSSES["hinge"].discriminator(real_logits, fake_logits)
+    return 0.5 * losses.per_example(loss), {}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
@@ -118,11 +114,13 @@ def generate(networks: Any, example: dtrain.Example) -> Any:
     *fake_features, logits = networks.discriminator([maps, fakes])
     matching: Any = 0.0
     for real, fake in zip(real_features, fake_features, strict=True):
-        matching += _mean(tf.abs(tf.stop_gradient(real) - fake))
-    seen = tf.abs(networks.features(reals) - networks.features(fakes))
-    losses = -_mean(logits) + MATCHING_WEIGHT * matching
-    losses += FEATURE_WEIGHT * _mean(seen) + KL_WEIGHT * divergence
-    return losses, {"generator_loss": losses, "divergence": divergence}
+        matching += losses.absolute_error(fake, tf.stop_gradient(real))
+    seen = losses.absolute_error(
+        networks.features(fakes), networks.features(reals)
+    )
+    loss = KL_WEIGHT * divergence - losses.per_example(logits)
+    loss += MATCHING_WEIGHT * matching + FEATURE_WEIGHT * seen
+    return loss, {"generator_loss": loss, "divergence": divergence}
 
 
 def draw(networks: Any, example: dtrain.Example) -> tf.Tensor:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 L1_WEIGHT, MARGIN = 100.0, 2
 
@@ -69,26 +70,18 @@ def make_discriminator(
     return keras.Model([given, image], logits, name="discriminator")
 
 
-def _cross_entropy(logits: tf.Tensor, label: float) -> tf.Tensor:
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(
-        tf.fill(tf.shape(logits), label), logits
-    )
-    return tf.reduce_mean(losses, [1, 2, 3])
-
-
 def objective(networks: Any, example: dtrain.Example) -> Any:
     """Computes both losses from one forward pass, as the tutorial does."""
     given, target = example.inputs["given"], example.real_images
     made = networks.generator(given, training=True)
     real_logits = networks.discriminator([given, target], training=True)
     fake_logits = networks.discriminator([given, made], training=True)
-    distance = tf.reduce_mean(tf.abs(target - made), [1, 2, 3])
-    losses = {
-        "generator": _cross_entropy(fake_logits, 1.0) + L1_WEIGHT * distance,
-        "discriminator": _cross_entropy(real_logits, 1.0)
-        + _cross_entropy(fake_logits, 0.0),
-    }
-    return losses, {"l1_distance": distance}
+    distance = losses.absolute_error(made, target)
+    generator = losses.cross_entropy(fake_logits, 1.0) + L1_WEIGHT * distance
+    discriminator = losses.cross_entropy(real_logits, 1.0)
+    discriminator += losses.cross_entropy(fake_logits, 0.0)
+    both = {"generator": generator, "discriminator": discriminator}
+    return both, {"l1_distance": distance}
 
 
 def draw(networks: Any, example: dtrain.Example) -> tf.Tensor:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 FADE_STEPS, PENALTY_WEIGHT, SMALLEST = 1000, 10.0, 4
 
@@ -144,26 +145,23 @@ def judge(networks: Any, example: dtrain.Example) -> Any:
     """Trains the discriminator as a critic, with a gradient penalty."""
     reals, alpha = example.real_images, _alpha(example)
     fakes = tf.stop_gradient(_generate(networks, example))
-    between = reals + example.uniform((1, 1, 1)) * (fakes - reals)
-    with tf.GradientTape() as tape:
-        tape.watch(between)
-        scores = tf.reduce_sum(networks.discriminator([between, alpha]))
-    gradients = tape.gradient(scores, between)
-    norms = tf.sqrt(tf.reduce_sum(tf.square(gradients), [1, 2, 3]) + 1e-12)
+    penalty = losses.one_centered_penalty(
+        lambda images: networks.discriminator([images, alpha]),
+        losses.between(reals, fakes, example.uniforms),
+    )
     real_scores = networks.discriminator([reals, alpha])[:, 0]
     fake_scores = networks.discriminator([fakes, alpha])[:, 0]
-    losses = fake_scores - real_scores
-    losses += PENALTY_WEIGHT * tf.square(norms - 1.0)
+    loss = fake_scores - real_scores + PENALTY_WEIGHT * penalty
     # Or the scores would drift away from 0.
-    losses += 1e-3 * tf.square(real_scores)
-    return losses, {"discriminator_loss": losses}
+    loss += 1e-3 * tf.square(real_scores)
+    return loss, {"discriminator_loss": loss}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
     """Trains mapping and synthesis to score high."""
     fakes = _generate(networks, example)
-    losses = -networks.discriminator([fakes, _alpha(example)])[:, 0]
-    return losses, {"generator_loss": losses}
+    loss = -networks.discriminator([fakes, _alpha(example)])[:, 0]
+    return loss, {"generator_loss": loss}
 
 
 def grow(state: Any, means: Any) -> Any:

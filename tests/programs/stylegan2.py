@@ -17,9 +17,10 @@ import tensorflow as tf
 from keras import layers
 
 import dtrain
+from dtrain import losses
 
 R1_EVERY_STEPS, PATH_EVERY_STEPS = 16, 4
-R1_GAMMA, PATH_WEIGHT, PATH_DECAY = 1.0, 2.0, 0.01
+R1_GAMMA, PATH_WEIGHT, PATH_DECAY = 1.0, 0.1, 0.01
 STYLE_DECAY = 0.995
 
 
@@ -133,27 +134,22 @@ def judge(networks: Any, example: dtrain.Example) -> Any:
     fakes, _, _ = _generate(networks, example)
     real_logits = networks.discriminator(example.real_images)[:, 0]
     fake_logits = networks.discriminator(tf.stop_gradient(fakes))[:, 0]
-    losses = tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits)
-    return losses, {"discriminator_loss": losses}
+    loss = tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits)
+    return loss, {"discriminator_loss": loss}
 
 
 def penalize(networks: Any, example: dtrain.Example) -> Any:
     """Computes R1, lazily: Mescheder et al. 2018, equation (9)."""
     images = example.real_images
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        logits = tf.reduce_sum(networks.discriminator(images))
-    gradients = tape.gradient(logits, images)
-    penalty = tf.reduce_sum(tf.square(gradients), [1, 2, 3])
-    losses = R1_EVERY_STEPS * 0.5 * R1_GAMMA * penalty
-    return losses, {"r1_penalty": penalty}
+    _, penalty = losses.squared_gradient(networks.discriminator, images)
+    return R1_EVERY_STEPS * 0.5 * R1_GAMMA * penalty, {"r1_penalty": penalty}
 
 
 def generate(networks: Any, example: dtrain.Example) -> Any:
     """Computes the non-saturating loss of mapping and synthesis."""
     fakes, styles, _ = _generate(networks, example)
-    losses = tf.nn.softplus(-networks.discriminator(fakes)[:, 0])
-    return losses, {"generator_loss": losses}, {"style": styles[:, 0]}
+    loss = tf.nn.softplus(-networks.discriminator(fakes)[:, 0])
+    return loss, {"generator_loss": loss}, {"style": styles[:, 0]}
 
 
 def track(state: Any, means: Any) -> Any:
@@ -176,8 +172,8 @@ def lengthen(networks: Any, example: dtrain.Example) -> Any:
     squares = tf.reduce_mean(tf.reduce_sum(tf.square(gradients), 2), 1)
     lengths = tf.sqrt(squares + 1e-8)
     distance = tf.square(lengths - example.state["mean_length"])
-    losses = PATH_EVERY_STEPS * PATH_WEIGHT * distance
-    return losses, {"path_length": lengths}
+    loss = PATH_EVERY_STEPS * PATH_WEIGHT * distance
+    return loss, {"path_length": lengths}
 
 
 def track_length(state: Any, means: Any) -> Any:
@@ -187,10 +183,11 @@ def track_length(state: Any, means: Any) -> Any:
 
 
 def draw(networks: Any, example: dtrain.Example) -> tf.Tensor:
-    """Draws with styles near their mean, as in truncation with psi 0.7."""
+    """Draws with styles near their mean: truncation, with psi 0.7."""
     height, width, _ = example.real_images.shape[1:]
     mean = example.state["mean_style"]
-    styles = mean + 0.7 * (networks.mapping(example.latents) - mean)
+    psi = example.truncation or 0.7
+    styles = mean + psi * (networks.mapping(example.latents) - mean)
     styles = tf.stack([styles, styles], axis=1)
     noise = example.normal((height, width, 2))
     return networks.synthesis([styles, noise])
@@ -202,7 +199,8 @@ def make(
     """Makes the three networks."""
     del num_classes
     width, num_styles = config.base_channels, 2 * config.base_channels
-    adam = keras.optimizers.Adam(2e-3, beta_1=0.0, beta_2=0.99)
+    adam = {"learning_rate": 2e-3, "beta_1": 0.0, "beta_2": 0.99}
+    together = keras.optimizers.Adam(**adam)
     generators = ("mapping", "synthesis")
     return dtrain.Program(
         networks={
@@ -218,8 +216,11 @@ def make(
                 generators, lengthen, PATH_EVERY_STEPS, update=track_length
             ),
         ],
-        # One optimizer serves both.
-        optimizers=dict.fromkeys(generators, adam),
+        # One optimizer serves both generators.
+        optimizers={
+            **dict.fromkeys(generators, together),
+            "discriminator": keras.optimizers.Adam(**adam),
+        },
         averaged=generators,
         state={"mean_style": [0.0] * num_styles, "mean_length": 0.0},
         draw=draw,

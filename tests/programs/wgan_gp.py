@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 import dtrain
+from dtrain import losses
 from tests.programs import dcgan_tensorflow
 
 CRITIC_STEPS, PENALTY_WEIGHT = 5, 10.0
@@ -23,13 +24,9 @@ def criticize(networks: Any, example: dtrain.Example) -> Any:
     """Trains the critic, whose gradient between real and fake has norm 1."""
     reals = example.real_images
     fakes = tf.stop_gradient(networks.generator(example.latents, training=True))
-    between = reals + example.uniform((1, 1, 1)) * (fakes - reals)
-    with tf.GradientTape() as tape:
-        tape.watch(between)
-        scores = tf.reduce_sum(networks.critic(between))
-    gradients = tape.gradient(scores, between)
-    norms = tf.sqrt(tf.reduce_sum(tf.square(gradients), [1, 2, 3]) + 1e-12)
-    penalty = tf.square(norms - 1.0)
+    penalty = losses.one_centered_penalty(
+        networks.critic, losses.between(reals, fakes, example.uniforms)
+    )
     distance = (networks.critic(reals) - networks.critic(fakes))[:, 0]
     metrics = {"distance": distance, "gradient_penalty": penalty}
     return PENALTY_WEIGHT * penalty - distance, metrics
@@ -38,8 +35,8 @@ def criticize(networks: Any, example: dtrain.Example) -> Any:
 def generate(networks: Any, example: dtrain.Example) -> Any:
     """Trains the generator to score high."""
     fakes = networks.generator(example.latents, training=True)
-    losses = -networks.critic(fakes)[:, 0]
-    return losses, {"generator_loss": losses}
+    loss = -networks.critic(fakes)[:, 0]
+    return loss, {"generator_loss": loss}
 
 
 def make(

@@ -8,10 +8,11 @@ data.unpaired["zebras"]     # of an order and a length of their own
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 import tensorflow as tf
@@ -137,7 +138,8 @@ def open_data(config: Config, report: memory.Report = memory.to_stderr) -> Data:
     paired, unpaired = {}, {}
     for named in further.of(config):
         settings, wanted = _named(named, config)
-        opened = _open_sound(settings, report, wanted)
+        with _by_its_flag(named):
+            opened = _open_sound(settings, report, wanted)
         (paired if named.is_paired else unpaired)[named.name] = opened
     images, paired = pairing.pair(images, paired)
     origins = [images, *paired.values(), *unpaired.values()]
@@ -165,6 +167,22 @@ def _named(
         is_map=named.is_map, has_labels=not named.is_paired, is_further=True
     )
     return DataSettings(**settings), wanted
+
+
+@contextlib.contextmanager
+def _by_its_flag(named: further.Named) -> Iterator[None]:
+    """Says by which flag a data set was given that has a mistake.
+
+    Raises:
+        UserError: there is one.
+    """
+    flag = "paired" if named.is_paired else "unpaired"
+    try:
+        yield
+    except UserError as error:
+        # A remedy names the flag whose rules these are.
+        told = str(error).replace("--dataset=", f"--{flag}={named.name}=")
+        raise UserError(f"{flag} ({named.name}): {told}") from error
 
 
 def _open_images(config: Config, report: memory.Report) -> Source:
@@ -241,7 +259,8 @@ def open_beside(config: Config) -> dict[str, Source]:
     opened = {}
     for named in further.of(config):
         settings, wanted = _named(named, config)
-        opened[named.name] = _open(settings, memory.to_stderr, wanted)
+        with _by_its_flag(named):
+            opened[named.name] = _open(settings, memory.to_stderr, wanted)
     return opened
 
 
