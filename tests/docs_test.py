@@ -13,9 +13,7 @@ import time
 import pytest
 
 from dtrain import checkpoint_tool, errors
-from dtrain.config import Config
-from launch.options import Options
-from tests import runs
+from tests import doors_test, runs
 
 PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))
 
@@ -23,9 +21,9 @@ PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))
 HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
 
 
-# Flags of the smaller programs, and of programs that are not ours. One with a
-# hyphen in it is never ours.
-SMALLER = {"follow", "help", "output", "num_images", "wait", "write"}
+# Flags of the benchmarks in tests, of launch's verbs, and of programs
+# that are not ours. One with a hyphen in it is never ours.
+SMALLER = {"follow", "help", "output"}
 SMALLER |= {"faults", "move_to", "num_kills", "rounds", "secs"}
 SMALLER |= {"again_code", "is_encoded", "log_dir"}
 TOOL = {"dry_run", "edits", "filter", "into", "map", "network", "no_values"}
@@ -129,7 +127,10 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
 
 def test_flags_of_the_documentation_are_flags() -> None:
     fields = [
-        each for kind in (Config, Options) for each in dataclasses.fields(kind)
+        each
+        for door in doors_test.DOORS.values()
+        if door.kind
+        for each in dataclasses.fields(door.kind)
     ]
     known = {each.name for each in fields} | SMALLER | OTHERS
     # The tool's own page for each command lists its flags.
