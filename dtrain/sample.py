@@ -250,7 +250,9 @@ def _subject(request: Request, trained: export.Trained) -> _Subject:
             f"{_MOST_PICTURES:,} pictures; give fewer seeds or --classes"
         )
     draw_some = pictures.Pictures(
-        gan, lambda number: _examples(config, number), request.truncation
+        gan,
+        lambda number: _examples(config, number),
+        truncation=request.truncation,
     )
     has_own = gan.program.draw is not None
     return _Subject(

@@ -21,6 +21,7 @@ from dtrain import (
     checkpoint_tool,
     config,
     errors,
+    evaluate,
     main,
     report,
     sample,
@@ -47,6 +48,7 @@ class Door(NamedTuple):
 DOORS = {
     "dtrain.main": Door(main.run, config.Config),
     "dtrain.sample": Door(sample.run, sample.Request),
+    "dtrain.evaluate": Door(evaluate.run, evaluate.Options),
     "dtrain.report": Door(report.run, report.Options),
     "dtrain.stop": Door(stop.run, stop.Options),
     "dtrain.store": Door(store.run, config.DataSettings),

@@ -17,7 +17,7 @@ FREE = (
     *("dtrain.cluster.rendezvous", "dtrain.config", "dtrain.flags"),
     *("dtrain.errors", "dtrain.checkpoint.listing"),
     *("dtrain.checkpoint.retention", "dtrain.main", "dtrain.sample"),
-    *("dtrain.report", "dtrain.stop", "dtrain.store"),
+    *("dtrain.report", "dtrain.stop", "dtrain.store", "dtrain.evaluate"),
     *("dtrain.check_data", "dtrain.checkpoint_tool", "launch"),
 )
 PROGRAM = """\

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from dtrain.config import figures
 from dtrain.errors import UserError
 
 
@@ -299,7 +300,11 @@ _BY_FLAG: Mapping[str, Callable[[Any], Policy]] = {
     "keep_every_hours": lambda flags: EveryHours(flags.keep_every_hours),
     "keep_within_hours": lambda flags: Within(flags.keep_within_hours),
     "keep_best": lambda flags: Best(
-        flags.keep_best, flags.best_metric, flags.best_mode
+        flags.keep_best,
+        flags.best_metric,
+        figures.best_of(flags.best_metric)
+        if flags.best_mode == "auto"
+        else flags.best_mode,
     ),
 }
 # All that a policy may be told by.

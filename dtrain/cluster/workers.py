@@ -125,6 +125,37 @@ class Workers(NamedTuple):
 
         return self._sum(of_replica).numpy().tobytes()[:size]
 
+    def concatenate(self, rows: np.ndarray) -> np.ndarray:
+        """Puts the rows of all replicas behind each other, in their order.
+
+        Every worker calls this, with as many rows of the same type.
+
+        Args:
+            rows: of this worker's replicas, as many of each.
+
+        Returns:
+            Those of all, on every worker.
+        """
+        if not self.are_several:
+            return rows
+        total = self.strategy.num_replicas_in_sync
+        own = total // self.cluster.num_workers
+        parts = [part.tobytes() for part in np.split(rows, own)]
+        size = len(parts[0])
+        length = -(-size // 8)
+
+        def of_replica(context: tf.distribute.ValueContext) -> tf.Tensor:
+            words = np.zeros([total, length], np.int64)
+            number = context.replica_id_in_sync_group
+            part = parts[number % own].ljust(length * 8, b"\0")
+            words[number] = np.frombuffer(part, np.int64)
+            return tf.constant(words)
+
+        words = self._sum(of_replica).numpy()
+        data = b"".join(each.tobytes()[:size] for each in words)
+        shape = (len(rows) // own * total, *rows.shape[1:])
+        return np.frombuffer(data, rows.dtype).reshape(shape)
+
     def share(self, make: Callable[[], Any]) -> Any:
         """Gives all workers what the chief makes. Every worker calls this.
 

@@ -69,9 +69,10 @@ class SavingSettings:
         "Metric that --keep_best goes by, as it is called in metrics.jsonl.",
     )
     best_mode: str = _saving(
-        "min",
-        "Whether the smallest or the largest --best_metric is the best.",
-        choices=("min", "max"),
+        "auto",
+        "Whether the smallest or the largest --best_metric is the best; auto "
+        "knows it of figures, and takes the smallest of all else.",
+        choices=("auto", "min", "max"),
     )
     checkpoint_dir: str = _saving(
         "",

@@ -30,8 +30,8 @@ class RunSettings:
     init_from: str = _run(
         "",
         "Checkpoint that a new run takes weights from: a path without .index, "
-        "or a directory of checkpoints or of a run, whose newest is taken. Not "
-        "looked at again when the run goes on.",
+        "a directory of checkpoints or of a run, whose newest is taken, or "
+        "RUN_DIR/best. Not looked at again when the run goes on.",
         may_change=True,
     )
     init_parts: str = _run(

@@ -318,15 +318,19 @@ def first_batch(data: Data, config: Config, num_examples: int) -> Batch:
     # On the host, as the input of a run.
     with tf.device("CPU:0"):
         positions = tf.range(num_examples, dtype=tf.int64)
-        read = {
-            name: _read(data.every[name], indices)
+        stored = {
+            name: read(data.every[name], indices)
             for name, indices in _indices(data, positions, config.seed).items()
         }
-        return _as_seen(data, config, positions, read)
+        return _as_seen(data, config, positions, stored)
 
 
-def _read(source: Source, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads examples of one data set.
+def read(source: Source, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Reads examples of one data set, as they are stored; see `Source.read`.
+
+    Args:
+        source: the data set.
+        indices: int64 [b] in [0, num_images).
 
     Raises:
         UserError: one cannot be read.

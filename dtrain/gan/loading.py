@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -61,32 +61,46 @@ def load(spec: str) -> Make:
     """
     if spec in _BUILT_IN:
         return _BUILT_IN[spec]
+    return find("model", spec, "config, image_shape, num_classes", _BUILT_IN)
+
+
+def find(
+    flag: str, spec: str, arguments: str, built_in: Iterable[str] = ()
+) -> Callable[..., Any]:
+    """Finds a function of the user's.
+
+    Args:
+        flag: that names it.
+        spec: "package.module:make", see `load`.
+        arguments: that it takes, in the words of an error.
+        built_in: what else the flag may be.
+
+    Raises:
+        UserError: there is none; see `load`.
+    """
+    subject = f"{flag} ({spec})"
     module_name, colon, attribute = spec.partition(":")
     if "/" in module_name or module_name.endswith(".py"):
         raise UserError(
-            f"model ({spec}) must name a module, not a file: write dots for "
+            f"{subject} must name a module, not a file: write dots for "
             "slashes and leave out .py, as in package.module:make"
         )
     names = [*module_name.split("."), attribute]
     if not colon or not all(name.isidentifier() for name in names):
-        raise UserError(
-            f"model ({spec}) must be {', '.join(_BUILT_IN)} or "
-            "package.module:make"
-        )
-    make = getattr(_import(spec, module_name), attribute, None)
+        choices = " or ".join((", ".join(built_in), "package.module:make"))
+        raise UserError(f"{subject} must be {choices.removeprefix(' or ')}")
+    make = getattr(_import(subject, module_name), attribute, None)
     if make is None:
-        raise UserError(
-            f"model ({spec}): module {module_name} has no {attribute!r}"
-        )
+        raise UserError(f"{subject}: module {module_name} has no {attribute!r}")
     if not callable(make):
         raise UserError(
-            f"model ({spec}): {attribute} is of type {type(make).__name__}; it "
-            "must be a function (config, image_shape, num_classes)"
+            f"{subject}: {attribute} is of type {type(make).__name__}; it "
+            f"must be a function ({arguments})"
         )
     return make
 
 
-def _import(spec: str, module_name: str) -> ModuleType:
+def _import(subject: str, module_name: str) -> ModuleType:
     directory = os.getcwd()
     # What `python -m` does, and neither a console script nor pytest.
     if directory not in sys.path and "" not in sys.path:
@@ -100,11 +114,11 @@ def _import(spec: str, module_name: str) -> ModuleType:
         # Otherwise it is an import within the module that fails.
         if is_missing and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(
-                f"model ({spec}): there is no module {missing} in "
+                f"{subject}: there is no module {missing} in "
                 f"{directory} or on PYTHONPATH"
             ) from error
         raise UserError(
-            f"model ({spec}): importing {module_name} raised "
+            f"{subject}: importing {module_name} raised "
             f"{describing.describe(error, None)}"
         ) from error
 

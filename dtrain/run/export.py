@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -73,30 +73,53 @@ def restore(run_dir: str, step: int | None = None, model: str = "") -> Trained:
     Args:
         run_dir: the run's directory.
         step: of the checkpoint; None is the newest that verifies.
-        model: that the user names, in place of the one in config.json; empty
-            for a run of a built-in one.
+        model: see `build`.
 
     Raises:
         UserError: there is no such run or checkpoint, it does not fit the
             model, or the model is code that the user has not named.
         StorageError: the disk or the store cannot be read.
     """
+    trained, run_id = build(run_dir, model)
+    resuming.restore_step(trained.gan.checkpoint, trained.config, step, run_id)
+    return trained
+
+
+def build(
+    run_dir: str, model: str = "", **settings: str | int
+) -> tuple[Trained, str]:
+    """Rebuilds the networks of a run, without its data, as they began.
+
+    Args:
+        run_dir: the run's directory.
+        model: that the user names, in place of the one in config.json; empty
+            for a run of a built-in one.
+        **settings: of the run, where they are others now.
+
+    Returns:
+        The run, and its id.
+
+    Raises:
+        UserError: there is no such run, or the model is code that the user
+            has not named.
+        StorageError: the disk or the store cannot be read.
+    """
     description = identity.read(run_dir)
     # The run's own directory may have moved, and its devices be elsewhere.
-    config = dataclasses.replace(
-        description.config,
-        run_dir=run_dir,
-        model=model or _built_in(description.config.model, run_dir),
-        strategy="default",
-        num_devices=0,
-        jit_compile="off",
-    )
+    now: dict[str, Any] = {
+        "run_dir": run_dir,
+        "model": model or _built_in(description.config.model, run_dir),
+        "strategy": "default",
+        "num_devices": 0,
+        "jit_compile": "off",
+        **settings,
+    }
+    config = dataclasses.replace(description.config, **now)
     image_shape, num_classes = description.image_shape, description.num_classes
     alone = strategy.make(config, environment.ALONE)
     specs = description.specs
     gan = state.GAN(config, alone, image_shape, num_classes, specs)
-    resuming.restore_step(gan.checkpoint, config, step, description.run_id)
-    return Trained(gan, config, num_classes)
+    return Trained(gan, config, num_classes), description.run_id
 
 
 def _built_in(model: str, run_dir: str) -> str:

@@ -29,6 +29,7 @@ from dtrain.bundle.tree import Tree, tops
 from dtrain.checkpoint import opening, writing
 from dtrain.config import RunSettings
 from dtrain.errors import UserError
+from dtrain.run import best
 from dtrain.storage import files, temporary
 
 _EMA = "ema_"
@@ -127,7 +128,7 @@ def find(config: RunSettings) -> Source:
     with files.storage_errors(path):
         data = files.read(path)
     if data is None:
-        return Source(opening.resolve(config.init_from))
+        return Source(opening.resolve(best.prefix_of(config.init_from)))
     try:
         values = json.loads(data)
         source = Source(values["checkpoint"], values["digest"])

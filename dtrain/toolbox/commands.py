@@ -312,6 +312,7 @@ def export(arguments: argparse.Namespace) -> int:
             f"{close[0] if close else ', '.join(_ENDINGS)}, or a directory, "
             "with a slash at its end, for a SavedModel"
         )
+    arguments.checkpoint = _meant(arguments.checkpoint)
     if not output.endswith((".safetensors", ".npz")):
         return _export_model(arguments)
     if arguments.network:
@@ -326,6 +327,16 @@ def export(arguments: argparse.Namespace) -> int:
             interchange.write(checkpoint.tree, names, output, done)
     print(f"wrote {output}: {len(names)} tensors, {listing.size(total)}")
     return errors.FINISHED
+
+
+def _meant(path: str) -> str:
+    """Returns the checkpoint that RUN_DIR/best means; any other path as is."""
+    if os.path.basename(path.rstrip("/")) != "best":
+        return path
+    # What a run is takes a while to import.
+    from dtrain.run import best
+
+    return best.prefix_of(path)
 
 
 def _export_model(arguments: argparse.Namespace) -> int:

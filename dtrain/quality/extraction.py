@@ -1,0 +1,175 @@
+"""Runs an extractor over images: on all replicas, in the order of the images.
+
+A round takes as many images as the devices are quick with: few at first, then
+more, so that each lasts well under a second and a notice is heard between two.
+What is made of an image does not depend on that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain.cluster.workers import Workers
+from dtrain.errors import UserError
+from dtrain.quality.extractors import Extractor
+from dtrain.quality.sample import Rows
+
+# Images of a replica in a round; each is traced once.
+_SIZES = (8, 64, 256)
+# A round that took longer is followed by a smaller one, a shorter one by a
+# larger, if all workers agree.
+_LONG_SECS, _SHORT_SECS = 0.4, 0.05
+# Of the images of a replica, as the device holds them.
+_MOST_BYTES = 64 * 2**20
+
+# Makes images, float [b, H, W, C] in [-1, 1], and labels, int32 [b], of their
+# indices, int64 [b]; in a graph, on a replica.
+Make = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# Reads the same on the host, and eagerly.
+Read = Make
+
+
+class Extraction:
+    """What an extractor says of images that are made, or read, by index."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        workers: Workers,
+        *,
+        make: Make | None = None,
+        read: Read | None = None,
+    ) -> None:
+        """Traces nothing yet. Every worker calls this.
+
+        Args:
+            extractor: made in the scope of the workers' strategy.
+            workers: whose replicas share the images.
+            make: makes images on the replicas; or
+            read: reads them on the host.
+        """
+        assert (make is None) != (read is None)
+        self._extractor, self._workers, self._read = extractor, workers, read
+        replicas = workers.strategy.num_replicas_in_sync
+        self._replicas = replicas // workers.cluster.num_workers
+
+        def of_replica(indices: tf.Tensor, *given: tf.Tensor) -> Any:
+            images, labels = make(indices) if make else given
+            images = tf.clip_by_value(tf.cast(images, tf.float32), -1.0, 1.0)
+            features, probabilities = extractor(images)
+            return features, probabilities, labels
+
+        def run(*given: Any) -> Any:
+            return workers.strategy.run(of_replica, args=given)
+
+        self._function = tf.function(run, autograph=False)
+        # By the images of a replica: TensorFlow warns of functions that it
+        # traces several times.
+        self._traced: dict[int, Any] = {}
+
+    def rows(
+        self, start: int, total: int, is_stopped: Callable[[], bool]
+    ) -> Iterator[Rows]:
+        """Yields what is said of images. Every worker calls this.
+
+        Every worker gets the rows of all of them, and goes through all rounds.
+
+        Args:
+            start: index of the first image.
+            total: how many there are; the last round may go beyond.
+            is_stopped: asked after each round; one worker's word ends it.
+
+        Raises:
+            UserError: an image is not finite, or cannot be read.
+        """
+        place, size = 0, _SIZES[0]
+        largest = self._largest()
+        while start < total:
+            began = time.monotonic()
+            rows = self._round(start, size)
+            secs = time.monotonic() - began
+            stop, is_long, is_not_short = self._workers.agree(
+                is_stopped(), secs > _LONG_SECS, secs > _SHORT_SECS
+            )
+            self._check(rows, start, total)
+            yield rows
+            if stop:
+                return
+            start += len(rows.labels)
+            if is_long:
+                place = max(place - 1, 0)
+            elif not is_not_short:
+                place = min(place + 1, largest)
+            size = _SIZES[place]
+
+    def _largest(self) -> int:
+        """Returns the place in `_SIZES` that a device has room for."""
+        num_bytes = 4 * int(np.prod(self._extractor.image_shape))
+        fitting = [s for s in _SIZES if s * num_bytes <= _MOST_BYTES]
+        return max(len(fitting) - 1, 0)
+
+    def _round(self, start: int, size: int) -> Rows:
+        """Takes the next images, so many on each replica."""
+        strategy = self._workers.strategy
+
+        def given(replica: int) -> Any:
+            first = start + replica * size
+            indices = tf.range(first, first + size, dtype=tf.int64)
+            return (indices, *(self._read(indices) if self._read else ()))
+
+        first = self._workers.cluster.index * self._replicas
+        own = range(first, first + self._replicas)
+        # Together, for reading may fail on one worker alone.
+        values = self._workers.together(lambda: [given(one) for one in own])
+        columns = zip(*values, strict=True)
+        if strategy.num_replicas_in_sync > 1:
+            columns = [self._distributed(column, first) for column in columns]
+        else:
+            columns = values[0]
+        columns = tuple(columns)
+        if size not in self._traced:
+            self._traced[size] = self._function.get_concrete_function(*columns)
+        made = self._traced[size](*columns)
+        return Rows(
+            *(
+                self._workers.concatenate(
+                    np.concatenate(
+                        [
+                            part.numpy()
+                            for part in strategy.experimental_local_results(
+                                array
+                            )
+                        ]
+                    )
+                )
+                for array in made
+            )
+        )
+
+    def _distributed(self, column: Any, first: int) -> Any:
+        """Gives each replica of this worker its tensor."""
+        strategy = self._workers.strategy
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: column[context.replica_id_in_sync_group - first]
+        )
+
+    def _check(self, rows: Rows, start: int, total: int) -> None:
+        """Refuses what no figure can be made of.
+
+        Raises:
+            UserError: a feature is not finite.
+        """
+        is_fine = np.isfinite(rows.features[: total - start]).all(axis=1)
+        if not np.all(is_fine):
+            number = start + int(np.argmin(is_fine))
+            raise UserError(
+                f"image {number} has features that are not finite, by the "
+                f"extractor {self._extractor.name}: it holds NaN or infinite "
+                "pixels, or the extractor does not suit it; try another "
+                "checkpoint or another extractor"
+            )

@@ -1,0 +1,218 @@
+"""Measures checkpoints of a run, as `python -m dtrain.evaluate` is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from dtrain.cluster.environment import ALONE
+from dtrain.cluster.workers import Workers
+from dtrain.config import figures as table
+from dtrain.data import sources
+from dtrain.errors import UserError
+from dtrain.quality import choosing, figure_log
+from dtrain.quality.evaluation import Evaluation, Wanted
+from dtrain.quality.figure_log import Line
+from dtrain.quality.real_images import default_cache_dir
+from dtrain.quality.saying import Slowly
+from dtrain.record import images
+from dtrain.run import best, export, places, resuming
+from dtrain.storage import files
+
+
+class Request(NamedTuple):
+    """What is to be measured.
+
+    Attributes:
+        run_dir: of the run.
+        checkpoint: newest, best, all or a step.
+        wanted: what is measured of each.
+        extractor: see `choosing.make`.
+        nearest: samples that are shown beside training images.
+        model: that the user names; empty for a built-in one.
+        cache_dir: empty is the default.
+        settings: of the run, where they are others now, as where its data is.
+    """
+
+    run_dir: str
+    checkpoint: str
+    wanted: Wanted
+    extractor: str = "auto"
+    nearest: int = 0
+    model: str = ""
+    cache_dir: str = ""
+    settings: Mapping[str, str | int] = {}
+
+
+def measure(
+    request: Request,
+    show: Callable[[str], object],
+    say: Callable[[str], object],
+) -> list[Line]:
+    """Measures checkpoints, and adds what was found to the run's figures.
+
+    Args:
+        request: which, and how.
+        show: called with the lines of the tables.
+        say: called with lines of progress.
+
+    Returns:
+        What was found, or was known before, in the order of the steps.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it cannot be
+            measured in this way.
+        StorageError: a disk or a store failed.
+    """
+    run_dir, wanted = request.run_dir, request.wanted
+    trained, run_id = export.build(run_dir, request.model, **request.settings)
+    gan, config, _ = trained
+    steps = _steps(request, trained, run_id)
+    data = sources.open_data(config)
+    _check_data(data, trained, config.dataset)
+    workers = Workers(gan.strategy, ALONE)
+    cache_dir = request.cache_dir or default_cache_dir()
+    progress = Slowly(say)
+    extractor = choosing.make(
+        request.extractor, data.source, config, workers, cache_dir, progress
+    )
+    evaluation = Evaluation(
+        gan, data, extractor, workers, wanted, cache_dir, progress
+    )
+    show(f"protocol  {evaluation.protocol}")
+    found = []
+    for number, step in enumerate(steps):
+        try:
+            resuming.restore_step(gan.checkpoint, config, step, run_id)
+        except UserError as error:
+            # A run that goes on removes some meanwhile.
+            if len(steps) == 1:
+                raise
+            say(f"step {step:,} is left out: {error.text}")
+            continue
+        line, is_new = _line(evaluation, step, request)
+        if not found:
+            show(_head(line))
+        found.append(line)
+        show(_row(line, is_new=is_new))
+        if number + 1 == len(steps):
+            show(_floor(line))
+    if not found:
+        raise UserError(f"{run_dir}: none of its checkpoints could be read")
+    return found
+
+
+def _steps(
+    request: Request, trained: export.Trained, run_id: str
+) -> Sequence[int]:
+    """Finds the steps that are meant, in their order.
+
+    Raises:
+        UserError: there is no checkpoint.
+        StorageError: the disk or the store failed.
+    """
+    if request.checkpoint == best.NAME:
+        return [best.step_of(request.run_dir)]
+    if request.checkpoint.isdecimal():
+        return [int(request.checkpoint)]
+    with files.storage_errors(request.run_dir):
+        found = {
+            step
+            for place in places.find(trained.config, ALONE, run_id)
+            for step in place.directory.steps()
+        }
+    if not found:
+        raise UserError(
+            f"run_dir ({request.run_dir}) holds no checkpoint yet; wait until "
+            "the run has saved one"
+        )
+    steps = sorted(found)
+    return steps if request.checkpoint == "all" else steps[-1:]
+
+
+def _check_data(
+    data: sources.Data, trained: export.Trained, dataset: str
+) -> None:
+    """Checks that the data is of the form that the run was trained on.
+
+    Raises:
+        UserError: it has another size, or other classes.
+    """
+    source, wanted = data.source, trained.gan.image_shape
+    if source.image_shape != wanted:
+        raise UserError(
+            f"dataset ({dataset}) has {source.said()}, and those of "
+            f"the run are {'x'.join(map(str, wanted))}; name the data that it "
+            "was trained on"
+        )
+    if source.num_classes != trained.num_classes:
+        raise UserError(
+            f"dataset ({dataset}) has {source.num_classes} classes, and that "
+            f"of the run had {trained.num_classes}; name the data that it was "
+            "trained on"
+        )
+
+
+def _line(
+    evaluation: Evaluation, step: int, request: Request
+) -> tuple[Line, bool]:
+    """Measures the state that was restored, unless it was before.
+
+    Raises:
+        StorageError: the figures cannot be written.
+    """
+    run_dir = request.run_dir
+    with files.storage_errors(figure_log.path(run_dir)):
+        lines = figure_log.read(run_dir)
+        known = figure_log.find(
+            lines,
+            step,
+            evaluation.protocol,
+            evaluation.state(),
+            evaluation.names,
+        )
+        if known:
+            return known, False
+        result = evaluation.measure(step, f"ckpt-{step}", lambda: False)
+        assert result, "nothing stops it"
+        figure_log.append(run_dir, result.line)
+        if request.nearest and result.nearest is not None:
+            picture = evaluation.draw_nearest(result, request.nearest)
+            path = figure_log.nearest_path(run_dir, step)
+            images.write_png(path, picture)
+    return result.line, True
+
+
+def _head(line: Line) -> str:
+    return f"{'step':>10}  " + "  ".join(map(_short, line.figures))
+
+
+def _row(line: Line, *, is_new: bool) -> str:
+    how = f"in {line.secs:.1f} s" if is_new else "as measured before"
+    return f"{line.step:>10,}  {_cells(line.figures, line.figures)}  {how}"
+
+
+def _floor(line: Line) -> str:
+    return (
+        f"{'floor':>10}  {_cells(line.figures, line.floor)}  of one half of "
+        "the real images against the other"
+    )
+
+
+def _short(name: str) -> str:
+    """Names a figure with the way in which it is better."""
+    if name not in table.FIGURES:
+        return name
+    arrow = {"min": "-", "max": "+"}[table.best_of(name)]
+    return f"{name}{arrow}"
+
+
+def _cells(
+    names: Mapping[str, float | None], values: Mapping[str, float | None]
+) -> str:
+    cells = []
+    for name in names:
+        value = values.get(name)
+        text = "-" if value is None else f"{value:.4g}"
+        cells.append(text.rjust(len(_short(name))))
+    return "  ".join(cells)
