@@ -7,38 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from dtrain import errors, flags
-from dtrain.record import goodput
+from dtrain.record import goodput, reading
 from dtrain.storage import access, files
-
-if TYPE_CHECKING:
-    from dtrain.record.plotting import Floats
-
-_WORDS = {
-    **{code: f"{words} ({code})" for code, words, *_ in errors.EXITS},
-    None: "no end written (killed, or still running)",
-    errors.FINISHED: "finished",
-}
-
-# What each kind of time is called in the table, in its order.
-_LABELS = {
-    "useful": "useful steps",
-    "redone": "steps redone",
-    "save": "save stalls",
-    "draw": "pictures",
-    "restore": "restore",
-    "start": "start-up",
-    "compile": "compile",
-    "other": "other",
-    "idle": "idle",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +41,6 @@ throughput and its restarts on one time line. See docs/goodput.md.""",
 )
 
 
-def _read(path: str) -> bytes:
-    with files.storage_errors(path):
-        return files.read(path) or b""
-
-
 def read(run_dir: str) -> list[goodput.Attempt]:
     """Reads the attempts of a run, at least one; says which are damaged.
 
@@ -83,25 +53,14 @@ def read(run_dir: str) -> list[goodput.Attempt]:
     """
     with files.storage_errors(run_dir):
         names = files.names(run_dir)
-        ledgers = files.names(f"{run_dir}/ledger")
     if not {"config.json", "ledger"} & set(names):
         raise errors.UserError(
             f"run_dir ({run_dir}) holds no run; name the directory that it "
             "was started with"
         )
-    attempts = []
-    for name in ledgers:
-        path = f"{run_dir}/ledger/{name}"
-        if not name.endswith(".json"):
-            continue
-        try:
-            attempts.append(goodput.loads(_read(path)))
-        except goodput.FutureError as error:
-            raise errors.UserError(
-                f"{path}: {error}; use the version of dtrain that wrote it"
-            ) from error
-        except goodput.DamagedError as error:
-            print(f"{path} is left out: {error}", file=sys.stderr)
+    attempts, notes = reading.attempts(run_dir)
+    for note in notes:
+        print(note, file=sys.stderr)
     if not attempts:
         raise errors.UserError(
             f"run_dir ({run_dir}) holds no ledger that can be read; a run "
@@ -110,7 +69,7 @@ def read(run_dir: str) -> list[goodput.Attempt]:
     return attempts
 
 
-def read_losses(run_dir: str) -> dict[str, tuple[Floats, Floats]]:
+def read_losses(run_dir: str) -> dict[str, reading.Curve]:
     """Reads the losses of a run; lines that cannot be read are left out.
 
     Args:
@@ -122,33 +81,11 @@ def read_losses(run_dir: str) -> dict[str, tuple[Floats, Floats]]:
     Raises:
         StorageError: the disk or the store failed.
     """
-    import numpy as np
-
-    columns: dict[str, list[tuple[float, float]]] = {}
-    for line in _read(f"{run_dir}/metrics.jsonl").splitlines():
-        try:
-            row = json.loads(line)
-            step = float(row["step"])
-            losses_of_step = [
-                (name, float(value))
-                for name, value in row.items()
-                if name.endswith("_loss") and isinstance(value, (int, float))
-            ]
-        except (
-            *(ValueError, TypeError, KeyError),
-            # A step such as 1e999 raises the one, very many brackets the other.
-            *(OverflowError, RecursionError),
-        ):
-            continue
-        if not math.isfinite(step):
-            continue
-        for name, value in losses_of_step:
-            columns.setdefault(name, []).append((step, value))
-    losses = {}
-    for name, pairs in columns.items():
-        steps, values = np.array(sorted(pairs)).T
-        losses[name] = (steps, values)
-    return losses
+    return {
+        name: curve.finite()
+        for name, curve in reading.metrics(run_dir).curves.items()
+        if name.endswith("_loss")
+    }
 
 
 def table(account: goodput.Account, run_dir: str) -> str:
@@ -161,8 +98,8 @@ def table(account: goodput.Account, run_dir: str) -> str:
     seconds, wall = account.seconds, max(account.wall_secs, 1e-9)
     train = max(seconds["useful"], 1e-9)
     rows = [
-        f"{label:<14}{_clock(seconds[kind]):>11}{seconds[kind] / wall:>9.1%}"
-        for kind, label in _LABELS.items()
+        f"{label:<14}{goodput.clock(secs):>11}{secs / wall:>9.1%}"
+        for label, secs in account.labelled()
     ]
     return "\n".join(
         (
@@ -172,7 +109,7 @@ def table(account: goodput.Account, run_dir: str) -> str:
             "",
             f"{'':<14}{'h:mm:ss':>11}{'share':>9}",
             *rows,
-            f"{'all':<14}{_clock(account.wall_secs):>11}{1:>9.1%}",
+            f"{'all':<14}{goodput.clock(account.wall_secs):>11}{1:>9.1%}",
             "",
             f"images/s  {account.num_images / train:,.0f} in useful steps, "
             f"{account.num_images / wall:,.0f} over all",
@@ -181,22 +118,12 @@ def table(account: goodput.Account, run_dir: str) -> str:
     )
 
 
-def _clock(secs: float) -> str:
-    whole = round(secs)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
 def _ends(account: goodput.Account) -> str:
     """Says how the attempts ended, and how many did so."""
     ends = collections.Counter(
-        _end(placed.attempt) for placed in account.placed
+        goodput.ending(placed.attempt) for placed in account.placed
     ).most_common()
     return ", ".join(f"{count:,} {words}" for words, count in ends)
-
-
-def _end(attempt: goodput.Attempt) -> str:
-    words = _WORDS.get(attempt.exit_code, f"crashed ({attempt.exit_code})")
-    return f"{words}: {attempt.notice}" if attempt.notice else words
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from dtrain import (
     config,
     errors,
     evaluate,
+    gallery,
     main,
     report,
     sample,
@@ -50,6 +51,7 @@ DOORS = {
     "dtrain.sample": Door(sample.run, sample.Request),
     "dtrain.evaluate": Door(evaluate.run, evaluate.Options),
     "dtrain.report": Door(report.run, report.Options),
+    "dtrain.gallery": Door(gallery.run, gallery.Options),
     "dtrain.stop": Door(stop.run, stop.Options),
     "dtrain.store": Door(store.run, config.DataSettings),
     "dtrain.check_data": Door(check_data.run, check_data.Options),
@@ -138,7 +140,9 @@ def test_a_wrong_flag_is_a_line(
     assert "--help" in line
 
 
-@pytest.mark.parametrize("name", ["dtrain.sample", "dtrain.stop"])
+@pytest.mark.parametrize(
+    "name", ["dtrain.sample", "dtrain.stop", "dtrain.gallery"]
+)
 def test_a_directory_must_be_given(name: str) -> None:
     with pytest.raises(errors.UserError, match="run_dir is missing"):
         DOORS[name].run([name])

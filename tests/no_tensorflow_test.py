@@ -18,6 +18,8 @@ FREE = (
     *("dtrain.errors", "dtrain.checkpoint.listing"),
     *("dtrain.checkpoint.retention", "dtrain.main", "dtrain.sample"),
     *("dtrain.report", "dtrain.stop", "dtrain.store", "dtrain.evaluate"),
+    "dtrain.gallery",
+    *("dtrain.page", "dtrain.record.reading"),
     *("dtrain.check_data", "dtrain.checkpoint_tool", "launch"),
 )
 PROGRAM = """\

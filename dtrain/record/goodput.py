@@ -17,12 +17,33 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dtrain import errors
+
 SCHEMA = 1
 # Neither seconds nor a count are more: what is added up stays finite.
 _MOST = 1e15
 
 # What an attempt spends its time on; see docs/goodput.md.
 KINDS = ("start", "restore", "compile", "train", "save", "draw", "other")
+
+# What each kind of time is called for a person, in this order.
+LABELS = {
+    "useful": "useful steps",
+    "redone": "steps redone",
+    "save": "save stalls",
+    "draw": "pictures",
+    "restore": "restore",
+    "start": "start-up",
+    "compile": "compile",
+    "other": "other",
+    "idle": "idle",
+}
+
+_ENDINGS = {
+    **{code: f"{words} ({code})" for code, words, *_ in errors.EXITS},
+    None: "no end written (killed, or still running)",
+    errors.FINISHED: "finished",
+}
 
 
 class DamagedError(ValueError):
@@ -89,6 +110,19 @@ class Attempt:
     def secs(self) -> float:
         """Returns how long it is known to have lasted."""
         return sum(self.seconds.values())
+
+
+def ending(attempt: Attempt) -> str:
+    """Says how an attempt ended, and what told it to."""
+    code = attempt.exit_code
+    words = _ENDINGS.get(code, f"crashed ({code})")
+    return f"{words}: {attempt.notice}" if attempt.notice else words
+
+
+def clock(secs: float) -> str:
+    """Writes seconds as h:mm:ss."""
+    whole = round(secs)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def dumps(attempt: Attempt) -> bytes:
@@ -235,6 +269,10 @@ class Account(NamedTuple):
     def goodput(self) -> float:
         """Returns the share of all time that went into useful steps."""
         return self.seconds["useful"] / max(self.wall_secs, 1e-9)
+
+    def labelled(self) -> list[tuple[str, float]]:
+        """Returns what each kind of time is called, and its seconds."""
+        return [(label, self.seconds[kind]) for kind, label in LABELS.items()]
 
     @property
     def num_images(self) -> int:

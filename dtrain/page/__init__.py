@@ -1,0 +1,1 @@
+"""One HTML file of runs: what they are, their curves, pictures and time."""
