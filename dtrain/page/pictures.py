@@ -30,6 +30,8 @@ _NUM_STILLS = 5
 _MOST_PIXELS = 64_000_000
 _SMALLEST_SIDE = 64
 _QUALITY = 82
+# No photograph takes less.
+_PIXELS_PER_BYTE = 20
 
 
 class Picture(NamedTuple):
@@ -166,20 +168,35 @@ def _opened(content: bytes) -> Image.Image:
 
 def _encoded(image: Image.Image, most_bytes: int) -> Picture:
     whole, factor = _own_size(image)
-    image, kind = whole, "png"
-    content, side = _saved(image, "PNG"), max(image.size)
-    if len(content) > most_bytes:
-        content, kind = _saved(image, "WEBP"), "webp"
-    while len(content) > most_bytes and side > _SMALLEST_SIDE:
-        # By its bytes the side it should have, and a little less.
-        shrink = max(0.5, 0.95 * (most_bytes / len(content)) ** 0.5)
-        side = max(_SMALLEST_SIDE, int(side * shrink))
-        image = _shrunk(whole, side)
-        content = _saved(image, "WEBP")
+    content, kind = b"", "png"
+    if whole.width * whole.height <= _PIXELS_PER_BYTE * most_bytes:
+        image, content = whole, _saved(whole, "PNG")
+    if not 0 < len(content) <= most_bytes:
+        kind = "webp"
+        image, content = _shrunk_to(whole, most_bytes)
     text = base64.b64encode(content).decode()
     return Picture(
         f"data:image/{kind};base64,{text}", *image.size, is_small=factor > 1
     )
+
+
+def _shrunk_to(
+    whole: Image.Image, most_bytes: int
+) -> tuple[Image.Image, bytes]:
+    """Makes a picture smaller until it fits as a WebP, but not tiny."""
+    scale = (
+        _PIXELS_PER_BYTE * most_bytes / (whole.width * whole.height)
+    ) ** 0.5
+    side = max(whole.size)
+    side = min(side, max(_SMALLEST_SIDE, int(side * scale)))
+    while True:
+        image = _shrunk(whole, side)
+        content = _saved(image, "WEBP")
+        if len(content) <= most_bytes or side <= _SMALLEST_SIDE:
+            return image, content
+        # By its bytes the side that it should have, and a little less.
+        shrink = 0.95 * (most_bytes / len(content)) ** 0.5
+        side = max(_SMALLEST_SIDE, int(side * min(shrink, 0.95)))
 
 
 def _saved(image: Image.Image, kind: str) -> bytes:
@@ -190,6 +207,8 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    if side == max(image.size):
+        return image
     scale = side / max(image.size)
     width, height = (max(1, round(scale * each)) for each in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
