@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pathlib
+import random
 import re
 import tempfile
 import threading
@@ -521,3 +523,25 @@ def test_no_value_in_a_file_surprises_the_page(data: st.DataObject) -> None:
             path.write_text(json.dumps(changed) + "\n" + sound)
         page = page_of(run_dir, output=pathlib.Path(directory, "page.html"))
         assert data_of(page)["runs"] == ["run"]
+
+
+NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "300"))
+
+
+def test_a_damaged_picture_is_shown_or_left_out(
+    chance: random.Random, tmp_path: pathlib.Path
+) -> None:
+    sound = shown_runs.grid(9)
+    path = tmp_path / "picture.png"
+    for _ in range(NUM_FUZZ):
+        data = bytearray(sound)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            # Most of what may go wrong stands at the beginning.
+            where = chance.randrange(min(len(data), chance.choice((40, 9999))))
+            data[where : where + chance.choice((1, 4))] = chance.choice(
+                (b"", b"\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff")
+            )
+        path.write_bytes(bytes(data))
+        reader = pictures.Pictures()
+        shown = reader.still(str(path))
+        assert (shown is None) == bool(reader.notes)

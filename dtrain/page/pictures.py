@@ -29,6 +29,8 @@ _NUM_STILLS = 5
 # What is larger was not drawn by a run, and would fill the memory.
 _MOST_PIXELS = 64_000_000
 _SMALLEST_SIDE = 64
+# Of a WebP, 16,383.
+_LARGEST_SIDE = 4096
 _QUALITY = 82
 # No photograph takes less.
 _PIXELS_PER_BYTE = 20
@@ -79,7 +81,7 @@ class Pictures:
         """Returns a picture that is shown large; None if there is none.
 
         Args:
-            path: of a PNG, or whatever Pillow reads.
+            path: of a PNG.
 
         Raises:
             StorageError: the disk or the store failed.
@@ -150,7 +152,7 @@ def _opened(content: bytes) -> Image.Image:
         with warnings.catch_warnings():
             # What Pillow warns of is refused here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=("PNG",))
         with image:
             if image.width * image.height > _MOST_PIXELS:
                 raise _UnreadableError(
@@ -188,7 +190,7 @@ def _shrunk_to(
         _PIXELS_PER_BYTE * most_bytes / (whole.width * whole.height)
     ) ** 0.5
     side = max(whole.size)
-    side = min(side, max(_SMALLEST_SIDE, int(side * scale)))
+    side = min(side, _LARGEST_SIDE, max(_SMALLEST_SIDE, int(side * scale)))
     while True:
         image = _shrunk(whole, side)
         content = _saved(image, "WEBP")
