@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dtrain.run import export
 
 
-NEWEST = "newest"
+NEWEST, BEST = "newest", "best"
 # What is drawn at once, with or without classes.
 _MOST_PICTURES = 100_000
 
@@ -38,7 +38,10 @@ class Request:
 
     run_dir: str = flags.directory("Directory of the run.")
     checkpoint: str = flags.field(
-        NEWEST, flags.FLAGS, "Which one: newest, or a step."
+        NEWEST,
+        flags.FLAGS,
+        "Which one: newest, best (of those that dtrain.evaluate has measured) "
+        "or a step.",
     )
     seeds: str = flags.field(
         "",
@@ -134,6 +137,12 @@ def parse(arguments: Sequence[str]) -> Request:
     flags.check(request)
     for name in ("seeds", "classes"):
         _numbers(name, getattr(request, name))
+    is_named = request.checkpoint in (NEWEST, BEST)
+    if not is_named and not request.checkpoint.isdecimal():
+        raise errors.UserError(
+            f"checkpoint ({request.checkpoint}) must be {NEWEST}, {BEST} or a "
+            "step, such as 1000"
+        )
     return request
 
 
@@ -173,14 +182,12 @@ def draw(request: Request) -> list[str]:
         StorageError: a picture cannot be written.
     """
     # Here, after `startup.import_tensorflow`, which keeps it from printing.
-    from dtrain.run import export
+    from dtrain.run import best, export
 
     step = None
-    if request.checkpoint != NEWEST:
-        if not request.checkpoint.isdecimal():
-            raise errors.UserError(
-                f"checkpoint ({request.checkpoint}) must be {NEWEST} or a step"
-            )
+    if request.checkpoint == BEST:
+        step = best.step_of(request.run_dir)
+    elif request.checkpoint != NEWEST:
         step = int(request.checkpoint)
     grids = film.grids(request.run_dir) if request.film else []
     trained = export.restore(request.run_dir, step, request.model)

@@ -209,13 +209,10 @@ def test_an_interpolation_has_the_length_and_size_that_are_asked_for(
     told = ("--interpolation_frames=6", "--interpolation_width=32", *more)
     draw(place / kind, tmp_path, "--nogrid", *told)
     walk = frames(tmp_path / "interpolation.gif")
-    assert len(walk) == 6
+    # Pillow shows equal ones once, for as long as all of them.
+    assert len(walk) == (3 if "--interpolation_through=classes" in more else 6)
     assert {frame.shape for frame in walk} == {shape}
-    changes = sum(
-        not np.array_equal(one, two)
-        for one, two in itertools.pairwise([*walk, walk[0]])
-    )
-    assert changes == (3 if "through=classes" in " ".join(more) else 6)
+    assert len({frame.tobytes() for frame in walk}) == len(walk)
 
 
 def test_one_seed_walks_nowhere(
