@@ -43,7 +43,7 @@ chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts 
 	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py \
 	    tests/hostile_files_test.py tests/hostile_checkpoints_test.py \
 	    tests/hostile_pictures_test.py tests/claim_test.py \
-	    tests/programs_test.py tests/gallery_test.py
+	    tests/programs_test.py tests/gallery_test.py tests/retention_test.py
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)

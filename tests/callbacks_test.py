@@ -506,7 +506,7 @@ def test_killed_fit_ends_with_the_same_bits(
 
     The long form kills 20 times: DTRAIN_NUM_KILLS=20.
     """
-    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "3"))
+    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "2"))
     flags = ["--mirrored", "--save_freq=1", f"--epochs={4 * num_kills + 4}"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()

@@ -525,7 +525,7 @@ def test_no_value_in_a_file_surprises_the_page(data: st.DataObject) -> None:
         assert data_of(page)["runs"] == ["run"]
 
 
-NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "300"))
+NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "150"))
 
 
 def test_a_damaged_picture_is_shown_or_left_out(

@@ -9,7 +9,7 @@ import pytest
 
 from tests import hostile_checkpoints, runs
 
-NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "500"))
+NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "150"))
 # With all of TensorFlow, and with what it keeps of what it has freed.
 MAX_MIB = 1024
 

@@ -15,7 +15,7 @@ from dtrain import errors
 from dtrain.tensorfiles import containers
 from tests import hostile_files, runs
 
-NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "300"))
+NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "150"))
 
 
 def read(path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import os
 
 from tests import runs
 
-NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "300"))
+NUM_FUZZ = int(os.environ.get("DTRAIN_NUM_FUZZ", "150"))
 # With all of TensorFlow, and with what it keeps of what it has freed.
 MAX_MIB = 1024
 

@@ -38,7 +38,7 @@ from tests import faults, replicas
 
 # The short form kills where it leaves something else than just before.
 IS_LONG = "DTRAIN_NUM_KILLS" in os.environ
-NUM_KILLS = int(os.environ.get("DTRAIN_NUM_KILLS", "20"))
+NUM_KILLS = int(os.environ.get("DTRAIN_NUM_KILLS", "10"))
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload([__name__])

@@ -34,7 +34,7 @@ def test_killed_workers_come_back(
     tmp_path: pathlib.Path, chance: random.Random
 ) -> None:
     """The long form kills 20 times: DTRAIN_NUM_KILLS=20."""
-    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "3"))
+    num_kills = int(os.environ.get("DTRAIN_NUM_KILLS", "2"))
     steps_between = 40
     num_steps = (num_kills + 2) * steps_between
 

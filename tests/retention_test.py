@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import hypothesis
@@ -245,7 +246,7 @@ HISTORIES = st.lists(st.integers(0, NUM_CODES - 1), max_size=10).map(history_of)
 
 
 @hypothesis.settings(
-    max_examples=10_000,
+    max_examples=int(os.environ.get("DTRAIN_NUM_FUZZ", "2000")),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 @hypothesis.given(HISTORIES, st.lists(POLICIES, max_size=4))
