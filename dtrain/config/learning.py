@@ -192,6 +192,32 @@ class ObjectiveSettings:
     gradient_penalty: float = _objective(
         10.0, "Weight of wgan_gp's own penalty.", minimum=0.0
     )
+    augment: str = _objective(
+        "none",
+        "How images are changed before the discriminator sees them, real and "
+        "fake ones alike, where there are few: diff (DiffAugment) or ada "
+        "(adaptive augmentation).",
+        choices=("none", "diff", "ada"),
+    )
+    augment_probability: float = _objective(
+        0.0,
+        "Chance of each change of ada.",
+        shown="it follows the discriminator",
+        minimum=0.0,
+        below=1.0,
+    )
+    augment_target: float = _objective(
+        0.6,
+        "Mean sign of the logits of real images that ada holds by its "
+        "probability.",
+        minimum=-1.0,
+        below=1.0,
+    )
+    augment_ramp_images: float = _objective(
+        500_000.0,
+        "Images over which ada's probability can go from 0 to 1.",
+        minimum=1.0,
+    )
     discriminator_steps: int = _objective(
         1,
         "Discriminator updates, each with fresh images, per generator update.",

@@ -172,7 +172,8 @@ def build(
     networks = simple_form.unpack(subject, returned)
     simple_form.check_calls(config, networks, image_shape)
     steps = networks.phases or phases.adversarial_phases(config)
-    return program.of_networks(networks, steps)
+    state = phases.adversarial_state(config)
+    return program.of_networks(networks, steps, state)
 
 
 def _try(

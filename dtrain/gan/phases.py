@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
-from dtrain.gan import losses
+from dtrain.gan import augmentation, losses
 from dtrain.gan.example import Example
 from dtrain.gan.program import DISCRIMINATOR, GENERATOR, Phase
 
@@ -33,10 +33,23 @@ def adversarial_phases(config: Config) -> tuple[Phase, ...]:
         as_it_is(functools.partial(objective, config))
         for objective in (_discriminator_objective, _generator_objective)
     )
+    follow = None
+    if augmentation.is_steered(config):
+        follow = as_it_is(
+            functools.partial(augmentation.steered, config, config.batch_size)
+        )
+    judged = Phase(DISCRIMINATOR, discriminator, update=follow)
     return (
-        *[Phase(DISCRIMINATOR, discriminator)] * config.discriminator_steps,
+        *[judged] * config.discriminator_steps,
         Phase(GENERATOR, generator),
     )
+
+
+def adversarial_state(config: Config) -> dict[str, float]:
+    """Returns the state that `adversarial_phases` update, for a program."""
+    if augmentation.is_steered(config):
+        return {augmentation.PROBABILITY: 0.0}
+    return {}
 
 
 def generate(
@@ -56,15 +69,17 @@ def generate(
 
 
 def make_critic(
-    config: ModelSettings, networks: Any, example: Example
+    config: Config, networks: Any, example: Example
 ) -> losses.Critic:
     """Makes the discriminator a function of images alone.
 
     It turns images float32 [b, H, W, C] into logits float32 [b], with the
-    labels of the example if the model is `conditional`.
+    labels of the example if the model is `conditional`. They are changed as
+    `--augment` says, anew at each call.
     """
 
     def critic(images: tf.Tensor) -> tf.Tensor:
+        images = augmentation.augment(config, images, example)
         inputs = [images, example.labels] if config.conditional else images
         logits = networks.discriminator(inputs, training=True)
         return tf.reshape(tf.cast(logits, tf.float32), [-1])
@@ -74,7 +89,7 @@ def make_critic(
 
 def _discriminator_objective(
     config: Config, networks: Any, example: Example
-) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+) -> tuple[tf.Tensor, ...]:
     critic = make_critic(config, networks, example)
     real_images = tf.cast(example.real_images, tf.float32)
     fake_images = tf.stop_gradient(generate(config, networks, example))
@@ -100,6 +115,8 @@ def _discriminator_objective(
         )
         metrics["gradient_penalty"] = gradient_penalty
         loss += config.gradient_penalty * gradient_penalty
+    if augmentation.is_steered(config):
+        return loss, metrics, {augmentation.SIGNS: tf.sign(real_logits)}
     return loss, metrics
 
 

@@ -182,8 +182,18 @@ class Program:
         return tuple(chosen)
 
 
-def of_networks(networks: Networks, phases: Sequence[Phase]) -> Program:
-    """Makes a program of its simple form, with the phases of a step."""
+def of_networks(
+    networks: Networks,
+    phases: Sequence[Phase],
+    state: Mapping[str, npt.ArrayLike],
+) -> Program:
+    """Makes a program of its simple form.
+
+    Args:
+        networks: what `make` has returned.
+        phases: of a step.
+        state: that the phases of the flags update.
+    """
     optimizers = {
         GENERATOR: networks.generator_optimizer,
         DISCRIMINATOR: networks.discriminator_optimizer,
@@ -200,5 +210,6 @@ def of_networks(networks: Networks, phases: Sequence[Phase]) -> Program:
             if optimizer is not None
         },
         averaged=(GENERATOR,),
+        state=state,
         is_simple=True,
     )
