@@ -137,7 +137,9 @@ def _loop(run: Run) -> int:
         figures = _run_periodic(run, step) if is_fine else {}
         # Or the log of another run would be written to.
         run.checkpointer.check_claims()
-        run.recorder.write(first_step, metrics, figures)
+        run.recorder.write(
+            first_step, metrics, figures, run.progress.images_per_sec
+        )
         if not is_fine:
             with run.ledger.spending("restore"), run.watchdog.patience():
                 _roll_back(run, step, verdict)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.record import metrics
+from dtrain.record import hparams, metrics
 from dtrain.record.progress import Progress
 from dtrain.storage import files
 from tests import object_store, runs
@@ -143,7 +143,10 @@ def test_events_begin_again_at_the_step_of_a_resume(
         if event.summary.value
     }
     assert sorted(values) == [2, 4, 5]
-    expected = {name: float(column[0]) for name, column in rows(5, 1).items()}
+    expected = {
+        f"losses/{name}": float(column[0])
+        for name, column in rows(5, 1).items()
+    }
     assert values[5] == expected
 
 
@@ -160,7 +163,32 @@ def test_figures_stand_in_the_line_of_their_step(
     assert ["distance" in line for line in lines] == [False, False, True, False]
     events = read_events(tmp_path)
     tags = {value.tag for event in events for value in event.summary.value}
-    assert tags == {*NAMES, "distance"}
+    assert tags == {*(f"losses/{name}" for name in NAMES), "figures/distance"}
+
+
+# Of what TensorBoard 2.21.0 itself encodes of these settings.
+HPARAMS = "5dabf7c8a51cfd28cc6d9b1eed838a8c85b2a4e74c956eec13208f641c6ca9b7"
+
+
+def test_settings_are_what_tensorboard_encodes(tmp_path: pathlib.Path) -> None:
+    settings = {"long": "x" * 200, "loss": "hinge", "mirror": True}
+    settings |= {"model_flag": ["a=1", "b=2"], "r1_gamma": 0.5, "seed": 7}
+    summary = hparams.summary(settings, 1e9)
+    [value] = summary.value
+    assert value.tag == "_hparams_/session_start_info"
+    assert value.metadata.plugin_data.plugin_name == "hparams"
+    content = value.metadata.plugin_data.content
+    assert hashlib.sha256(content).hexdigest() == HPARAMS
+    recorder = metrics.RunRecorder(str(tmp_path), 0, settings=settings)
+    recorder.write(1, rows(1, 1), images_per_sec=8.5)
+    recorder.close()
+    values = [v for each in read_events(tmp_path) for v in each.summary.value]
+    # But for the time.
+    assert values[0].metadata.plugin_data.content[:-8] == content[:-8]
+    speeds = {v.tag: v.simple_value for v in values if "speed" in v.tag}
+    assert speeds == {"speed/images_per_sec": 8.5}
+    # It is another one each time, and the file the same.
+    assert "images_per_sec" not in read_lines(tmp_path)[0]
 
 
 def test_picture_in_the_events(tmp_path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dtrain import errors
 from dtrain.config import Config
@@ -64,6 +65,8 @@ def test_figures_stand_in_their_line_and_choose_the_best(
         "--keep_best=1",
         "--best_metric=sample_spread",
         "--best_mode=max",
+        "--warmup_steps=7",
+        "--generator_learning_rate=0.007",
         f"--run_dir={tmp_path}",
     )
     assert code == errors.FINISHED, output
@@ -76,6 +79,29 @@ def test_figures_stand_in_their_line_and_choose_the_best(
     }
     assert set(spreads) == {2, 4, 6, 8}
     assert np.isfinite(list(spreads.values())).all()
+    rates = {
+        line["step"]: line["generator_learning_rate"]
+        for line in lines
+        if "generator_learning_rate" in line
+    }
+    # Those that the steps had: they rise in seven of eight.
+    assert rates == pytest.approx({2: 0.002, 4: 0.004, 6: 0.006, 8: 0.007})
+    assert "discriminator_learning_rate" in lines[-1]
+    [events] = tmp_path.glob("events/*")
+    shown = [
+        value
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    ]
+    assert {value.tag for value in shown} == {
+        *("losses/discriminator_loss", "losses/generator_loss"),
+        *("gradients/discriminator_gradient_norm", "penalties/r1_penalty"),
+        *("gradients/generator_gradient_norm", "metrics/real_logits"),
+        *("metrics/fake_logits", "figures/sample_spread", "samples"),
+        *("learning_rates/generator_learning_rate", "speed/images_per_sec"),
+        "learning_rates/discriminator_learning_rate",
+        "_hparams_/session_start_info",
+    }
     best = max(spreads, key=lambda step: spreads[step])
     kept = {path.stem for path in tmp_path.glob("checkpoints/ckpt-*.index")}
     assert kept == {f"ckpt-{best}", "ckpt-8"}

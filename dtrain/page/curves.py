@@ -17,6 +17,7 @@ import numpy as np
 
 from dtrain.page import figures
 from dtrain.page.run import Run
+from dtrain.record import groups
 from dtrain.record.goodput import Account
 from dtrain.record.reading import Curve
 
@@ -32,13 +33,6 @@ _MOST_POINTS = 2000
 _FEWEST_POINTS = 40
 
 IMAGES_PER_SEC = "images_per_sec"
-# Endings of the names that one chart shows together, and its title.
-_TOGETHER = {
-    "_loss": "losses",
-    "_gradient_norm": "gradient norms",
-    "_penalty": "penalties",
-    "_learning_rate": "learning rates",
-}
 
 
 class Thinned(NamedTuple):
@@ -172,11 +166,12 @@ def _line_of_figures(
 def _of_metrics(runs: Sequence[Run]) -> Iterator[_Chart]:
     all_curves = [_curves(run) for run in runs]
     names = dict.fromkeys(name for curves in all_curves for name in curves)
-    groups: dict[str, list[str]] = {}
+    shown: dict[str, list[str]] = {}
     for name in sorted(names, key=_place):
-        group = _group(name) if len(runs) == 1 else figures.title(name)
-        groups.setdefault(group, []).append(name)
-    for group, members in groups.items():
+        # Of one run, those of a group are on one chart.
+        group = groups.of(name) if len(runs) == 1 else ""
+        shown.setdefault(figures.title(group or name), []).append(name)
+    for group, members in shown.items():
         lines = [
             _Line(
                 number,
@@ -198,18 +193,9 @@ def _curves(run: Run) -> Mapping[str, Curve]:
     return curves
 
 
-def _group(name: str) -> str:
-    for ending, group in _TOGETHER.items():
-        if name.endswith(ending):
-            return group
-    return figures.title(name)
-
-
 def _place(name: str) -> int:
     """Returns where a name comes; those of no group stand behind."""
-    groups = list(_TOGETHER.values())
-    group = _group(name)
-    return groups.index(group) if group in groups else len(groups)
+    return (*groups.ALL, "").index(groups.of(name))
 
 
 def _as_json(chart: _Chart, most: int) -> dict[str, Any]:

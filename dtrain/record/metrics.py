@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from dtrain.record import log
+from dtrain.record import groups, hparams, log
 from dtrain.record.events import Events
 from dtrain.storage import files
 
@@ -39,6 +40,7 @@ class Recorder:
         first_step: int,
         metrics: Mapping[str, np.ndarray],
         figures: Mapping[str, float] | None = None,
+        images_per_sec: float = 0.0,
     ) -> None:
         """Writes the metrics of consecutive steps; never fails.
 
@@ -46,6 +48,8 @@ class Recorder:
             first_step: the number of the first one; a run begins with 1.
             metrics: float32 [steps] by name.
             figures: further metrics of the last step, by name; None are none.
+            images_per_sec: for TensorBoard alone, for it is another one each
+                time; 0 is not known.
         """
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
@@ -117,6 +121,7 @@ class RunRecorder(Recorder):
         run_dir: str,
         step: int,
         expected: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Opens the files and drops what was written after `step`.
 
@@ -125,12 +130,14 @@ class RunRecorder(Recorder):
             step: the steps that are done.
             expected: what `state_of` returned at `step`; empty or None if it
                 is not known.
+            settings: of the run, for TensorBoard; None shows none.
 
         Raises:
             OSError: the disk or the store is at fault.
         """
         super().__init__()
         self._run_dir = run_dir
+        self._settings = settings
         self._is_open = True
         self._has_told = False
         self._begin(step, expected)
@@ -147,6 +154,9 @@ class RunRecorder(Recorder):
         # After a START, TensorBoard drops what it has of later steps.
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._events.write(step=step + 1, session_log=start)
+        if self._settings:
+            summary = hparams.summary(self._settings, time.time())
+            self._events.write(step=step + 1, summary=summary)
 
     def _open_log(
         self, step: int, expected: Mapping[str, Any] | None
@@ -183,6 +193,7 @@ class RunRecorder(Recorder):
         first_step: int,
         metrics: Mapping[str, np.ndarray],
         figures: Mapping[str, float] | None = None,
+        images_per_sec: float = 0.0,
     ) -> None:
         """Writes a line for each step; see `Recorder.write`."""
         lines = []
@@ -202,10 +213,28 @@ class RunRecorder(Recorder):
         # Before any checkpoint of these steps: a run that resumes from it
         # does not write their lines again.
         self._log.write("".join(lines).encode())
+        self._show(metrics, figures or {}, images_per_sec)
+
+    def _show(
+        self,
+        metrics: Mapping[str, np.ndarray],
+        figures: Mapping[str, float],
+        images_per_sec: float,
+    ) -> None:
+        """Writes the newest values for TensorBoard, in groups."""
+        shown = {
+            f"{groups.of(name) or 'metrics'}/{name}": float(column[-1])
+            for name, column in metrics.items()
+        }
+        shown |= {
+            f"{groups.of(name) or 'figures'}/{name}": value
+            for name, value in figures.items()
+        }
+        if images_per_sec:
+            shown["speed/images_per_sec"] = images_per_sec
         summary = tf.compat.v1.Summary()
-        newest = {name: float(column[-1]) for name, column in metrics.items()}
-        for name, value in {**newest, **(figures or {})}.items():
-            summary.value.add(tag=name, simple_value=value)
+        for tag, value in shown.items():
+            summary.value.add(tag=tag, simple_value=value)
         self._events.write(step=self._step, summary=summary)
         self._events.flush()
 

@@ -77,13 +77,17 @@ class Progress:
             self._shown_secs = now
             self._show(self._line(step, metrics))
 
+    @property
+    def images_per_sec(self) -> float:
+        """How fast the run is at this moment; 0 before that is known."""
+        return self._steps_per_sec * self._batch_size
+
     def _line(self, step: int, metrics: Mapping[str, np.ndarray]) -> str:
         parts = [f"step {step:,}/{self._num_steps:,}"]
         if self._steps_per_sec:
-            rate = self._steps_per_sec * self._batch_size
             left = round((self._num_steps - step) / self._steps_per_sec)
             parts += [
-                f"{rate:,.0f} images/s",
+                f"{self.images_per_sec:,.0f} images/s",
                 f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
             ]
         # Last, for a narrow terminal cuts the end off.

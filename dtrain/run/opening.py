@@ -26,6 +26,7 @@ from dtrain.gan.step import Step
 from dtrain.record import drawing, ledger, metrics, reals, samples
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
+from dtrain.record.rates import LearningRates
 from dtrain.record.spread import SampleSpread
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
@@ -190,6 +191,7 @@ def _make_periodic(
             draw,
             is_chief=workers.is_chief,
         ),
+        LearningRates(gan.config, gan.optimizers, is_chief=workers.is_chief),
     )
 
 
@@ -352,6 +354,7 @@ def _begin(
             run_dir,
             int(gan.step.numpy()),
             restored.manifest and restored.manifest.log,
+            description.config.to_dict(),
         )
 
 
