@@ -130,7 +130,7 @@ def make(options: Options) -> None:
     places = finding.find(options.run_dir)
     output = options.output or _usual_output(options, places)
     check_output(output)
-    page = _Page(output, pictures.Pictures())
+    page = Page(output, pictures.Pictures())
     if not options.watch:
         runs = _read(places)
         _check_any(runs)
@@ -154,7 +154,7 @@ def _usual_output(options: Options, places: Sequence[Place]) -> str:
     return f"{first if is_one else places[0].directory}/page.html"
 
 
-def _watch(options: Options, page: _Page) -> None:
+def _watch(options: Options, page: Page) -> None:
     """Writes pages until all runs have finished."""
     from dtrain.page import finding
 
@@ -184,7 +184,7 @@ def _read(places: Sequence[Place]) -> list[Run]:
     return [run.read(place) for place in places]
 
 
-class _Page:
+class Page:
     """The file of a page, which is written again and again.
 
     Attributes:
@@ -192,12 +192,27 @@ class _Page:
     """
 
     def __init__(self, path: str, pictures: Pictures) -> None:
+        """Writes nothing yet.
+
+        Args:
+            path: of the file.
+            pictures: reads those of the runs.
+        """
         self.path = path
         self._pictures = pictures
         self._told: set[str] = set()
 
     def write(self, runs: Sequence[Run], reload_secs: int = 0) -> None:
-        """Writes it, whole or not at all, and tells what is left out, once."""
+        """Writes it, whole or not at all, and tells what is left out, once.
+
+        Args:
+            runs: at least one.
+            reload_secs: after which a browser reads it again; 0 is never.
+
+        Raises:
+            UserError: it cannot be written there at all.
+            StorageError: the disk or the store failed.
+        """
         from dtrain.page import document
 
         made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

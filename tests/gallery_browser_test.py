@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dtrain import gallery
+from dtrain.page import finding, pictures, run
 from tests import browser as browser_lib
 from tests import requirement, shown_runs
 from tests.browser import Browser
@@ -147,7 +148,60 @@ def test_the_curves_answer(browser: Browser, of_one: pathlib.Path) -> None:
     browser.click(f"{LOSSES}.curve")
     assert not has_color(colors(browser, f"{LOSSES}.u-over"), BLUE)[0].size
     browser.click("#log")
+    browser.value("document.querySelector('#smooth').focus()")
+    browser.press("End")
+    assert browser.value("document.querySelector('#smooth').value") == "0.99"
     check_quiet(browser, of_one)
+
+
+def test_two_fingers_zoom(browser: Browser, of_one: pathlib.Path) -> None:
+    browser.open(of_one)
+    left, top, width, height = browser.box(f"{LOSSES}.u-over")
+    y = top + height / 2
+    for kind, share in (("Start", 0.1), ("Move", 0.2), ("Move", 0.4)):
+        # Around the middle, from a fifth of the chart to four fifths.
+        places = [left + (0.5 - share) * width, left + (0.5 + share) * width]
+        fingers = [{"x": x, "y": y, "id": i} for i, x in enumerate(places)]
+        browser.call(
+            "Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=fingers
+        )
+    browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    low, high = zoom(browser)
+    assert high - low == pytest.approx(25, abs=2)
+    assert (high + low) / 2 == pytest.approx(50.5, abs=2)
+    check_quiet(browser, of_one)
+
+
+def test_a_page_that_is_watched_reads_itself_again(
+    browser: Browser, tmp_path: pathlib.Path
+) -> None:
+    """And zoom and slider stay where they were."""
+    run_dir = shown_runs.write(tmp_path / "run", 40, grids=[10, 20, 40])
+    path = tmp_path / "page.html"
+    page = gallery.Page(str(path), pictures.Pictures())
+    place = finding.Place(str(run_dir), "run")
+    page.write([run.read(place)], reload_secs=1)
+    browser.open(path)
+    browser.value("document.querySelector('#step').focus()")
+    browser.press("Home")
+    browser.click("[data-zoom=in]")
+    before = zoom(browser)
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 50, "generator_loss": 1.0}\n')
+    # The last of all, which reads itself no more.
+    page.write([run.read(place)])
+    deadline = time.monotonic() + 60
+    while "reads itself" in browser.value("document.body.innerText"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert zoom(browser) == before
+    shown = "document.querySelector('#film-step').innerText"
+    assert browser.value(shown) == "step 10"
+    assert browser.trouble == []
+    # Opened anew it shows all that there is by now.
+    browser.open(path)
+    assert zoom(browser) == (1, 50)
+    assert browser.value(shown) == "step 40"
 
 
 def zoom(browser: Browser) -> tuple[int, int]:

@@ -322,6 +322,13 @@ def test_run_is_killed_and_goes_on(tmp_path: pathlib.Path) -> None:
         assert code == errors.FINISHED, output
         assert re.search("^attempts .*1 finished", output, re.MULTILINE)
         assert store.read("run/report.png").startswith(b"\x89PNG")
+        code, printed = runs.run(
+            "dtrain.gallery", f"--run_dir={run_dir}", **environment
+        )
+        assert code == errors.FINISHED, printed
+        page = store.read("run/page.html").decode()
+        assert "samples of step " in page
+        assert "generator loss" in page
 
 
 def test_history_on_a_store_and_backups_on_a_disk(

@@ -93,7 +93,8 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _whole(title: str, body: str, data: Mapping[str, Any]) -> str:
-    scripts = [_file("uPlot.iife.min.js"), _file("page.js")]
+    own = map(_file, ("base.js", "curves.js", "film.js"))
+    scripts = [_file("uPlot.iife.min.js"), "".join(own)]
     allowed = " ".join(f"'{_digest(script)}'" for script in scripts)
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -268,7 +269,9 @@ def _of_curves(charts: Sequence[Mapping[str, Any]], num_runs: int) -> str:
         return ""
     tools = (
         f'<div class="row">{_ZOOM}<label class="row"><input type="checkbox" '
-        'id="log"> logarithmic</label><output id="range"></output></div>'
+        'id="log"> logarithmic</label><label class="row">smooth <input '
+        'type="range" id="smooth" min="0" max="0.99" step="0.01" value="0">'
+        '</label><output id="range"></output></div>'
         '<p class="soft">Drag over a part of a chart to zoom, or use two '
         "fingers; a double click shows all again. On a chart that has the "
         "focus: \N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW} move the cursor, "
