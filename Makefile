@@ -34,7 +34,7 @@ coverage: $(VENV)/tests.stamp ## Runs every test, and counts the lines of dtrain
 
 clients: $(VENV)/clients/vertex.stamp $(VENV)/clients/skypilot.stamp ## Installs the optional libraries that more tests use, 0.5 GB.
 
-chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts off.
+chaos: $(VENV)/clients/mlflow.stamp ## The long form of all that kills, damages and cuts off.
 	DTRAIN_NUM_KILLS=40 DTRAIN_NUM_DAMAGES=1000 DTRAIN_NUM_SIGNALS=50 \
 	    DTRAIN_NUM_FUZZ=10000 DTRAIN_NUM_RACES=200 DTRAIN_CHAOS_MINUTES=30 \
 	    DTRAIN_ALL_PROGRAMS=1 DTRAIN_FORK_SERVER=off $(PYTEST) \
@@ -43,7 +43,8 @@ chaos: $(VENV)/tests.stamp ## The long form of all that kills, damages and cuts 
 	    tests/disk_test.py tests/remote_run_test.py tests/callbacks_test.py \
 	    tests/hostile_files_test.py tests/hostile_checkpoints_test.py \
 	    tests/hostile_pictures_test.py tests/claim_test.py \
-	    tests/programs_test.py tests/gallery_test.py tests/retention_test.py
+	    tests/programs_test.py tests/gallery_test.py tests/retention_test.py \
+	    tests/tracking_test.py
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)
@@ -68,6 +69,7 @@ lock: $(VENV)/tests.stamp ## Writes the locks from the requirements.
 	    -o tests/vertex_requirements.lock
 	$(COMPILE) tests/skypilot_requirements.txt \
 	    -o tests/skypilot_requirements.lock
+	$(COMPILE) tests/mlflow_requirements.txt -o tests/mlflow_requirements.lock
 
 clean: ## Removes what make and the tools wrote; runs stay.
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .pytest_cache \

@@ -172,6 +172,11 @@ def _check_together(config: Config) -> None:
             f"checkpoint_dir ({config.checkpoint_dir}) must not be the run_dir "
             "itself; leave it out, or name another directory"
         )
+    if config.track and not re.fullmatch(r"mlflow:\S+", config.track):
+        raise UserError(
+            f"track ({config.track}) must be mlflow:URI, such as "
+            "mlflow:http://localhost:5000"
+        )
     if not config.dataset:
         raise UserError("dataset is empty; try --dataset=digits")
     _check_data(config)

@@ -81,6 +81,12 @@ class RunSettings:
         "ends with the bits of an uninterrupted one.",
         may_change=True,
     )
+    track: str = _run(
+        "",
+        "mlflow:URI also sends metrics, figures and settings to a server of "
+        "MLflow, as mlflow:http://localhost:5000; see docs/tracking.md.",
+        may_change=True,
+    )
     sample_every_steps: int = _run(
         500,
         "Steps between two grids in run_dir/samples; 0 draws only the last.",

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from dtrain.record import groups, hparams, log
 from dtrain.record.events import Events
+from dtrain.record.tracking import Tracker
 from dtrain.storage import files
 
 
@@ -122,6 +123,7 @@ class RunRecorder(Recorder):
         step: int,
         expected: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         """Opens the files and drops what was written after `step`.
 
@@ -131,6 +133,7 @@ class RunRecorder(Recorder):
             expected: what `state_of` returned at `step`; empty or None if it
                 is not known.
             settings: of the run, for TensorBoard; None shows none.
+            tracker: is shown what TensorBoard is; closed with this.
 
         Raises:
             OSError: the disk or the store is at fault.
@@ -138,6 +141,7 @@ class RunRecorder(Recorder):
         super().__init__()
         self._run_dir = run_dir
         self._settings = settings
+        self._tracker = tracker or Tracker()
         self._is_open = True
         self._has_told = False
         self._begin(step, expected)
@@ -233,6 +237,7 @@ class RunRecorder(Recorder):
         if images_per_sec:
             shown["speed/images_per_sec"] = images_per_sec
         summary = tf.compat.v1.Summary()
+        self._tracker.write(self._step, shown)
         for tag, value in shown.items():
             summary.value.add(tag=tag, simple_value=value)
         self._events.write(step=self._step, summary=summary)
@@ -249,7 +254,7 @@ class RunRecorder(Recorder):
         reason = self._log.failure or (self._spool and self._spool.failure)
         has_told, self._has_told = self._has_told, bool(reason)
         if not reason or has_told:
-            return ""
+            return self._tracker.news()
         return (
             f"the metrics wait in memory: {reason}; they are written when it "
             "works again"
@@ -280,6 +285,7 @@ class RunRecorder(Recorder):
     def close(self) -> None:
         """Closes log and events; see `Recorder.close`."""
         if self._is_open:
+            self._tracker.close(self._step)
             self._end()
             self._is_open = False
 

@@ -23,7 +23,7 @@ from dtrain.gan.pictures import Pictures
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
-from dtrain.record import drawing, ledger, metrics, reals, samples
+from dtrain.record import drawing, ledger, metrics, reals, samples, tracking
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
 from dtrain.record.rates import LearningRates
@@ -348,6 +348,7 @@ def _begin(
     run_dir = description.config.run_dir
     if not workers.is_chief:
         return metrics.Recorder()
+    tracker = tracking.make(description.config, description.run_id)
     identity.write(description, gan.program.networks)
     with files.storage_errors(run_dir):
         return metrics.RunRecorder(
@@ -355,6 +356,7 @@ def _begin(
             int(gan.step.numpy()),
             restored.manifest and restored.manifest.log,
             description.config.to_dict(),
+            tracker,
         )
 
 
