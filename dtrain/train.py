@@ -26,6 +26,7 @@ from dtrain.data import pipeline
 from dtrain.errors import UserError
 from dtrain.gan import divergence, memory
 from dtrain.record import samples
+from dtrain.record.periodic import UnfinishedError
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
 from dtrain.run.opening import Run, introduce, open_run, rehearse, say
@@ -120,7 +121,8 @@ def _loop(run: Run) -> int:
     # more, for the watchdog to learn how long a step takes.
     num_steps = ramp = 1
     started = step
-    while step < config.num_steps:
+    is_held = _take_up(run, step)
+    while step < config.num_steps or is_held:
         # At the top, for a notice that came while all was built.
         if _stop_or_save(run, step):
             return errors.RUN_AGAIN
@@ -137,13 +139,17 @@ def _loop(run: Run) -> int:
         figures = _run_periodic(run, step) if is_fine else {}
         # Or the log of another run would be written to.
         run.checkpointer.check_claims()
-        run.recorder.write(
-            first_step, metrics, figures, run.progress.images_per_sec
-        )
+        is_held = figures is None
+        if is_held:
+            run.recorder.hold(first_step, metrics)
+        else:
+            speed = run.progress.images_per_sec
+            run.recorder.write(first_step, metrics, figures, speed)
         if not is_fine:
             with run.ledger.spending("restore"), run.watchdog.patience():
                 _roll_back(run, step, verdict)
             step, iterator = _input(run)
+            is_held = _take_up(run, step)
         _beat(run, step)
         ramp = min(2 * ramp, config.steps_per_loop)
         num_steps = min(ramp, _loop_length(run, step))
@@ -156,14 +162,38 @@ def _loop(run: Run) -> int:
     return errors.FINISHED
 
 
-def _run_periodic(run: Run, step: int) -> dict[str, float]:
-    """Does what is due at a step; returns the figures of all of it."""
+def _take_up(run: Run, step: int) -> bool:
+    """Does again what a notice has ended at the step that the run goes on from.
+
+    Tells whether a notice has ended it again.
+    """
+    [owes] = run.workers.agree(run.recorder.owes)
+    if not owes:
+        return False
+    # A notice ends it, and no more: what has been seen by then is kept.
+    run.watcher.begin(run.step.stop)
+    figures = _run_periodic(run, step)
+    if figures is None:
+        return True
+    run.recorder.finish(figures)
+    run.checkpointer.save_again()
+    return False
+
+
+def _run_periodic(run: Run, step: int) -> dict[str, float] | None:
+    """Does what is due at a step; returns the figures of all of it.
+
+    None if a notice has ended it before it was done.
+    """
     figures: dict[str, float] = {}
     for periodic in run.periodic:
         if periodic.is_due(step, run.config.num_steps):
             with run.ledger.spending(periodic.spends), run.watchdog.patience():
                 # With a store that is away, it is tried for minutes.
-                figures |= periodic.run(step)
+                try:
+                    figures |= periodic.run(step)
+                except UnfinishedError:
+                    return None
                 # The others must be as patient.
                 run.workers.meet()
     return figures
@@ -245,7 +275,7 @@ def _roll_back(run: Run, step: int, verdict: int) -> None:
 
     def rewind() -> None:
         with files.storage_errors(config.run_dir):
-            run.recorder.rewind(restored.step, restored.log)
+            run.recorder.rewind(restored.step, restored.log, restored.metrics)
 
     run.workers.together(rewind)
     run.progress.say(

@@ -208,8 +208,7 @@ class Given(Evaluation):
         data = sources.open_data(config)
         shape = data.source.image_shape
         gan = gan_lib.GAN(config, workers.strategy, shape, 10)
-        with workers.strategy.scope():
-            self.extractor = Pixels(shape)
+        self.gan, self.extractor = gan, Pixels(shape)
         super().__init__(
             gan,
             data,
@@ -545,7 +544,7 @@ def test_what_cannot_be_measured(wanted: Wanted, said: str) -> None:
 
 def test_images_that_are_not_finite() -> None:
     given = Given(0)
-    for weight in given._gan.averages["generator"].weights:
+    for weight in given.gan.averages["generator"].weights:
         weight.assign(tf.fill(weight.shape, math.nan))
     with pytest.raises(UserError, match="image 0 has features that are not fi"):
         given.figures()

@@ -95,6 +95,7 @@ def test_all_time_of_an_attempt_is_of_one_kind(tmp_path: pathlib.Path) -> None:
         clock.pass_(0.25)
         with book.spending("draw"):
             clock.pass_(0.125)
+            assert book.spent("draw")[0] == 0.125
         clock.pass_(0.25)
     clock.pass_(4)
     book.close(75, "SIGTERM")
@@ -111,6 +112,7 @@ def test_all_time_of_an_attempt_is_of_one_kind(tmp_path: pathlib.Path) -> None:
         "train": 5.5,
         "save": 0.5,
         "draw": 0.125,
+        "evaluate": 0,
         "other": 4,
     }
     assert found.secs == pytest.approx(clock.ns / NS - 100 - 90, abs=1e-9)
@@ -260,13 +262,18 @@ def test_a_damaged_document_is_told_from_one_of_the_future() -> None:
         sound.replace(b"[2,5,2]", b"[2,1e999,2]"),
         sound.replace(b"[2,5,2]", b"[2,5,97]"),
         sound.replace(b"[2,5,2]", b"[" * 100_000),
-        sound.replace(b'"schema":1', b'"schema":"1"'),
+        sound.replace(b'"schema":2', b'"schema":"2"'),
+        # Of the kind that the schema before this one did not have.
+        sound.replace(b'"evaluate":0.0,', b""),
     ):
         assert damaged != sound
         with pytest.raises(goodput.DamagedError):
             goodput.loads(damaged)
-    with pytest.raises(goodput.FutureError, match="schema 2"):
-        goodput.loads(sound.replace(b'"schema":1', b'"schema":2'))
+    with pytest.raises(goodput.FutureError, match="schema 3"):
+        goodput.loads(sound.replace(b'"schema":2', b'"schema":3'))
+    before = sound.replace(b'"schema":2', b'"schema":1')
+    before = before.replace(b'"evaluate":0.0,', b"")
+    assert goodput.loads(before) == goodput.loads(sound)
 
 
 def test_steps_above_a_restart_were_done_again() -> None:
@@ -291,6 +298,7 @@ def test_steps_above_a_restart_were_done_again() -> None:
         "compile": 10,
         "save": 1,
         "draw": 0,
+        "evaluate": 0,
         "other": 0,
         "idle": 5,
     }

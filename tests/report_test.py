@@ -109,7 +109,7 @@ def test_the_report_says_it_and_draws_it(
     )
     shares = re.findall(r"^.+ \d+:\d\d:\d\d +([\d.]+)%$", printed, re.MULTILINE)
     *parts, whole = map(float, shares)
-    assert (len(parts), whole) == (9, 100)
+    assert (len(parts), whole) == (10, 100)
     assert sum(parts) == pytest.approx(100, abs=0.5)
     assert re.search(r"^goodput +[\d.]+%$", printed, re.MULTILINE)
     with Image.open(io.BytesIO(output.read_bytes())) as picture:
@@ -164,7 +164,7 @@ def test_a_run_of_a_hundred_attempts_and_one_of_none_are_drawn(
         (["--run_dir=DIR/nothing"], "holds no run"),
         (["--run_dir=DIR/old"], "holds no ledger that can be read"),
         (["--run_dir=DIR/damaged"], "holds no ledger that can be read"),
-        (["--run_dir=DIR/future"], "schema 2, and 1 is known"),
+        (["--run_dir=DIR/future"], "schema 3, and 2 is known"),
         (["--run_dir=DIR/sound", "--picture=x"], "picture"),
         (["--run_dir=DIR/sound", "more"], "more"),
     ],
@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line(
     [path] = (tmp_path / "damaged" / "ledger").iterdir()
     path.write_bytes(path.read_bytes()[:99])
     [path] = (tmp_path / "future" / "ledger").iterdir()
-    path.write_bytes(path.read_bytes().replace(b'schema":1', b'schema":2'))
+    path.write_bytes(path.read_bytes().replace(b'schema":2', b'schema":3'))
     with pytest.raises(errors.UserError, match=words) as caught:
         report.run(
             ["report", *(flag.replace("DIR", str(tmp_path)) for flag in flags)]

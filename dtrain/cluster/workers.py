@@ -131,11 +131,13 @@ class Workers(NamedTuple):
         Every worker calls this, with as many rows of the same type.
 
         Args:
-            rows: of this worker's replicas, as many of each.
+            rows: of this worker's replicas, as many of each; not empty, for
+                TensorFlow ends the process over a sum of nothing.
 
         Returns:
             Those of all, on every worker.
         """
+        assert rows.size, "there is nothing to send"
         if not self.are_several:
             return rows
         total = self.strategy.num_replicas_in_sync

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain import flags
-from dtrain.config import further
+from dtrain.config import figures, further
 from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
     MODELS,
@@ -30,6 +30,7 @@ from dtrain.config.learning import (
     ObjectiveSettings,
     OptimizerSettings,
 )
+from dtrain.config.measuring import EvaluationSettings
 from dtrain.config.running import DeviceSettings, RunSettings
 from dtrain.errors import UserError
 
@@ -48,6 +49,7 @@ _ORDERED_MICRO_BATCHES = 8
 class Config(
     # A dataclass takes the fields of its last base first.
     DivergenceSettings,
+    EvaluationSettings,
     SavingSettings,
     OptimizerSettings,
     ObjectiveSettings,
@@ -71,6 +73,7 @@ class Config(
             object.__setattr__(self, "micro_batches", _ORDERED_MICRO_BATCHES)
         flags.check(self)
         _check_init(self)
+        _check_evaluation(self)
         _check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +125,38 @@ def _check_init(config: Config) -> None:
                 f"{name} ({value}) is an option of --init_from; name a "
                 "checkpoint there, or leave it out"
             )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Checks what is measured as the run goes, and is kept by that.
+
+    Raises:
+        UserError: nothing is measured that is asked for, or not where
+            checkpoints are saved.
+    """
+    figures.chosen("evaluate_figures", config.evaluate_figures)
+    every_steps, metric = config.evaluate_every_steps, config.best_metric
+    if not every_steps:
+        for field in dataclasses.fields(EvaluationSettings):
+            value = getattr(config, field.name)
+            if value != field.default:
+                raise UserError(
+                    f"{field.name} ({value}) needs --evaluate_every_steps"
+                )
+    if not config.keep_best or metric not in figures.FIGURES:
+        return
+    if not every_steps:
+        raise UserError(
+            f"best_metric ({metric}) is measured by --evaluate_every_steps; "
+            "give it, or name a loss"
+        )
+    saved = config.checkpoint_every_steps
+    if not saved or every_steps % saved:
+        raise UserError(
+            f"evaluate_every_steps ({every_steps}) must be a multiple of "
+            f"checkpoint_every_steps ({saved}), for --keep_best to keep what "
+            f"{metric} was measured of"
+        )
 
 
 def _check_data(config: DataSettings) -> None:

@@ -7,44 +7,34 @@ that is told to end in an evaluation takes it up again where it was.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config
 from dtrain.config import figures as table
-from dtrain.data import pipeline
 from dtrain.data.sources import Data
 from dtrain.errors import UserError
-from dtrain.gan.example import Draw, Place, draw_at
-from dtrain.gan.pictures import Pictures
 from dtrain.gan.state import GAN
 from dtrain.quality import background, figures, kept, neighbours
 from dtrain.quality.extraction import Extraction
 from dtrain.quality.extractors import Extractor
 from dtrain.quality.figure_log import Line, Protocol
-from dtrain.quality.real_images import (
-    Real,
-    RealImages,
-    fingerprint,
-    indices_of,
-)
+from dtrain.quality.real_images import Real, RealImages, fingerprint
 from dtrain.quality.sample import Sample
+from dtrain.quality.samples import AVERAGE, Samples
 from dtrain.quality.saying import Slowly
-from dtrain.record import images
 from dtrain.storage import files
 
-AVERAGE, RAW = "average", "raw"
-# Of the seed of latents, apart from those of training and of pictures.
-_LATENTS = 6
 # Samples that can be shown beside images of the data, and how many of those.
 _MOST_SHOWN, _NUM_NEAREST = 64, 5
+
+# Images of the data, by sample; None where no figure compares pairs.
+Nearest = npt.NDArray[np.int64] | None
 
 
 class Wanted(NamedTuple):
@@ -55,7 +45,7 @@ class Wanted(NamedTuple):
         num_images: samples.
         num_real: real images at most; 0 is as many as samples.
         seed: of latents and of the choice of real images.
-        weights: `AVERAGE` or `RAW`.
+        weights: of `samples.WEIGHTS`.
     """
 
     names: tuple[str, ...] = ()
@@ -75,7 +65,7 @@ class Result(NamedTuple):
     """
 
     line: Line
-    nearest: npt.NDArray[np.int64] | None
+    nearest: Nearest
 
 
 class Evaluation:
@@ -84,8 +74,10 @@ class Evaluation:
     Attributes:
         names: of the figures that are measured.
         protocol: how.
-        num_real: real images that are taken.
+        samples: draws what is measured.
     """
+
+    _real: Real | None
 
     def __init__(
         self,
@@ -111,66 +103,32 @@ class Evaluation:
         Raises:
             UserError: a figure cannot be measured here, or of so few images.
         """
-        self._gan, self._data, self._workers = gan, data, workers
-        self._extractor, self._wanted, self._say = extractor, wanted, say
-        config, source = gan.config, data.source
+        self._extractor, self._workers = extractor, workers
+        self._wanted, self._say = wanted, say
+        config, num_images = gan.config, data.source.num_images
         self.names = _names(wanted.names, config, extractor)
-        _check_numbers(wanted, source.num_images)
-        self.num_real = min(
-            wanted.num_real or wanted.num_images, source.num_images
-        )
+        _check_numbers(wanted, num_images)
         self.protocol = Protocol(
             extractor=extractor.name,
             digest=extractor.digest,
-            num_real=self.num_real,
+            num_real=min(wanted.num_real or wanted.num_images, num_images),
             num_generated=wanted.num_images,
             split=config.split,
             resize=extractor.resize,
             seed=wanted.seed,
             weights=wanted.weights,
-            data=workers.share(lambda: fingerprint(source, config)),
+            data=workers.share(lambda: fingerprint(data.source, config)),
         )
         self._keeps_rows = any(
             table.FIGURES[name].of_pairs for name in self.names
         )
         self._real_images = RealImages(
-            source, extractor, workers, cache_dir, say
+            data.source, extractor, workers, cache_dir, say
         )
-        self._real: Real | None = None
-        self._is_prepared = False
-        self._pictures = Pictures(
-            gan,
-            lambda number: pipeline.first_batch(data, config, number),
-            seed=wanted.seed,
-            by_averages=wanted.weights == AVERAGE,
-        )
-        self._extraction = Extraction(extractor, workers, make=self._make)
-
-    def _make(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws the samples of indices, int64 [b]; in a graph."""
-        config, size = self._gan.config, indices.shape[0]
-        seed = tf.constant([self._wanted.seed, _LATENTS], tf.int64)
-        latents = draw_at(
-            Place(seed, indices[0]),
-            0,
-            Draw("normal", (config.latent_size,)),
-            size,
-        )
-        labels = tf.zeros([size], tf.int32)
-        if config.conditional:
-            classes = self._data.source.num_classes
-            labels = tf.cast(indices % classes, tf.int32)
-        asked = labels if config.conditional else None
-        return self._pictures(latents, asked, indices[0]), labels
-
-    def state(self) -> str:
-        """Returns a digest of the networks, with what draws, in this state."""
-        gan, digest = self._gan, hashlib.sha256()
-        averages = gan.averages if self._wanted.weights == AVERAGE else {}
-        for network in {**gan.program.networks, **averages}.values():
-            for weight in network.weights:
-                digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
-        return digest.hexdigest()[:32]
+        self._real, self._is_prepared = None, False
+        self.samples = Samples(gan, data, wanted.seed, wanted.weights)
+        make = self.samples.make
+        self._extraction = Extraction(extractor, workers, make=make)
 
     def measure(
         self,
@@ -195,52 +153,59 @@ class Evaluation:
             UserError: a sample is not finite, or a real image cannot be read.
         """
         began = time.monotonic()
-        workers = self._workers
-        if not self._is_prepared:
-            self._real = self._real_images.measure(
-                self.protocol,
-                self.names,
-                is_stopped,
-                keeps_rows=self._keeps_rows,
-            )
-            self._pictures.prepare()
-            [self._is_prepared] = workers.agree(self._real is not None)
-            if not self._is_prepared:
-                return None
-        key = {"step": step, "state": self.state(), **self.protocol._asdict()}
+        if not self._prepare(is_stopped):
+            return None
+        state = self.samples.state()
+        key = {"step": step, "state": state, **self.protocol._asdict()}
         key["rows"] = self._keeps_rows
         sample = self._sample()
         if not self._draw(sample, key, step, is_stopped, half_path):
             return None
-        real = self._real
-
-        def compute() -> tuple[dict[str, float], npt.NDArray[np.int64] | None]:
-            assert real
-            measured = figures.measure(
-                self.names, real.reference, sample, self._wanted.seed
-            )
-            return measured, self._nearest(real, sample)
-
-        measured = background.compute(workers, compute, is_stopped)
+        measured = background.compute(
+            self._workers, lambda: self._compute(sample), is_stopped
+        )
         if measured is None:
             self._keep_half(half_path, key, sample)
             return None
-        assert real
-        found, nearest = measured
+        found, floor, nearest = measured
         line = Line(
             step,
             checkpoint,
             self.protocol,
             found,
-            real.floor,
+            floor,
             time.monotonic() - began,
-            key["state"],
+            state,
         )
         return Result(line, nearest)
 
-    def _nearest(
-        self, real: Real, sample: Sample
-    ) -> npt.NDArray[np.int64] | None:
+    def _prepare(self, is_stopped: Callable[[], bool]) -> bool:
+        """Looks at the real images, once; False if it was stopped."""
+        if self._is_prepared:
+            return True
+        self._real = self._real_images.measure(
+            self.protocol,
+            self.names,
+            is_stopped,
+            keeps_rows=self._keeps_rows,
+        )
+        self.samples.prepare()
+        # The chief alone has it.
+        [self._is_prepared] = self._workers.agree(self._real is not None)
+        return self._is_prepared
+
+    def _compute(
+        self, sample: Sample
+    ) -> tuple[dict[str, float], dict[str, float], Nearest]:
+        """Measures samples; returns figures, their floor, and what is near."""
+        real = self._real
+        assert real, "the chief has it"
+        found = figures.measure(
+            self.names, real.reference, sample, self._wanted.seed
+        )
+        return found, real.floor, self._nearest(real, sample)
+
+    def _nearest(self, real: Real, sample: Sample) -> Nearest:
         """Finds images of the data that are near to the first samples."""
         if not real.reference.rows:
             return None
@@ -249,42 +214,7 @@ class Evaluation:
             real.reference.rows.features,
             _NUM_NEAREST,
         )
-        # The real images are the first of an order of all of them.
-        order = indices_of(
-            0, self.num_real, self._wanted.seed, self._data.source.num_images
-        )
-        return order.numpy()[places]
-
-    def draw_nearest(
-        self, result: Result, number: int
-    ) -> npt.NDArray[np.uint8]:
-        """Draws samples beside the images of the data nearest to them.
-
-        Args:
-            result: of `measure`, of this state.
-            number: of samples, a row each; at most 64.
-
-        Returns:
-            uint8 [height, width, C], a grid.
-        """
-        assert result.nearest is not None
-        nearest = result.nearest[:number]
-        source = self._data.source
-        drawn, _ = self._make(tf.range(len(nearest), dtype=tf.int64))
-        with tf.device("CPU:0"):
-            stored, _ = pipeline.read(source, tf.constant(nearest.ravel()))
-            near = source.seen(stored, None).numpy()
-        shape = (*nearest.shape, *source.image_shape)
-        rows = np.concatenate(
-            [
-                np.clip(tf.cast(drawn, tf.float32).numpy(), -1, 1)[:, None],
-                near.reshape(shape),
-            ],
-            axis=1,
-        )
-        return images.make_grid(
-            rows.reshape(-1, *source.image_shape), 1 + nearest.shape[1]
-        )
+        return self._real_images.indices(self.protocol)[places]
 
     def _sample(self) -> Sample:
         extractor = self._extractor

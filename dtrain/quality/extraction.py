@@ -135,21 +135,22 @@ class Extraction:
         if size not in self._traced:
             self._traced[size] = self._function.get_concrete_function(*columns)
         made = self._traced[size](*columns)
-        return Rows(
-            *(
-                self._workers.concatenate(
-                    np.concatenate(
-                        [
-                            part.numpy()
-                            for part in strategy.experimental_local_results(
-                                array
-                            )
-                        ]
-                    )
-                )
-                for array in made
+        features, probabilities, labels = (
+            np.concatenate(
+                [
+                    part.numpy()
+                    for part in strategy.experimental_local_results(array)
+                ]
             )
+            for array in made
         )
+        # As one message: labels by their bits.
+        columns = [features, probabilities, labels.view(np.float32)[:, None]]
+        rows = self._workers.concatenate(np.concatenate(columns, axis=1))
+        ends = np.cumsum([features.shape[1], probabilities.shape[1]])
+        features, probabilities, labels = np.split(rows, ends, axis=1)
+        labels = np.ascontiguousarray(labels[:, 0])
+        return Rows(features, probabilities, labels.view(np.int32))
 
     def _distributed(self, column: Any, first: int) -> Any:
         """Gives each replica of this worker its tensor."""

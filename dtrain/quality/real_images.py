@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from dtrain.cluster.workers import Workers
@@ -128,16 +129,8 @@ class RealImages:
         Raises:
             UserError: an image cannot be read, or the cache is of other data.
         """
-        names = sorted(names)
-        key = {
-            **protocol._asdict(),
-            "figures": names,
-            "rows": keeps_rows,
-            "version": 1,
-        }
-        for name in ("num_generated", "weights"):
-            del key[name]
-        workers = self._workers
+        names, workers = sorted(names), self._workers
+        key = _key(protocol, names, keeps_rows=keeps_rows)
         found = workers.together(lambda: self._read(key))
         [is_known] = workers.agree(found is not None)
         if is_known:
@@ -161,6 +154,15 @@ class RealImages:
         elif workers.is_chief:
             self._write("half", key, _of_parts(parts))
         return real
+
+    def indices(self, protocol: Protocol) -> npt.NDArray[np.int64]:
+        """Returns which images of the data are taken, in their order.
+
+        Args:
+            protocol: `num_real` and `seed` count.
+        """
+        total = self._source.num_images
+        return indices_of(0, protocol.num_real, protocol.seed, total).numpy()
 
     def _sample(self, size: int, *, keeps_rows: bool) -> Sample:
         extractor = self._extractor
@@ -250,6 +252,21 @@ class RealImages:
             self._say.now(
                 f"the cache {self._cache_dir} is not written: {reason}"
             )
+
+
+def _key(
+    protocol: Protocol, names: Sequence[str], *, keeps_rows: bool
+) -> dict[str, Any]:
+    """Returns all that what is said of the real images follows from."""
+    key = {
+        **protocol._asdict(),
+        "figures": names,
+        "rows": keeps_rows,
+        "version": 1,
+    }
+    for name in ("num_generated", "weights"):
+        del key[name]
+    return key
 
 
 def add(parts: Sequence[Sample], rows: Rows) -> None:

@@ -19,12 +19,16 @@ from typing import Any, NamedTuple
 
 from dtrain import errors
 
-SCHEMA = 1
+# 2 has the kind `evaluate`.
+SCHEMA = 2
 # Neither seconds nor a count are more: what is added up stays finite.
 _MOST = 1e15
 
 # What an attempt spends its time on; see docs/goodput.md.
-KINDS = ("start", "restore", "compile", "train", "save", "draw", "other")
+KINDS = (
+    *("start", "restore", "compile", "train", "save", "draw", "evaluate"),
+    "other",
+)
 
 # What each kind of time is called for a person, in this order.
 LABELS = {
@@ -32,6 +36,7 @@ LABELS = {
     "redone": "steps redone",
     "save": "save stalls",
     "draw": "pictures",
+    "evaluate": "evaluations",
     "restore": "restore",
     "start": "start-up",
     "compile": "compile",
@@ -156,6 +161,8 @@ def loads(data: bytes) -> Attempt:
             Point(float(secs), int(step), float(train_secs))
             for secs, step, train_secs in body.pop("points")
         ]
+        if schema < 2:
+            body["seconds"] = {"evaluate": 0.0, **body["seconds"]}
         attempt = Attempt(points=points, **body)
     except FutureError:
         raise

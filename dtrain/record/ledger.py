@@ -165,6 +165,17 @@ class Ledger:
             self._settle()
             self._kinds.pop()
 
+    def spent(self, kind: str) -> tuple[float, float]:
+        """Returns the seconds of a kind so far, and those of the attempt.
+
+        Args:
+            kind: one of `goodput.KINDS`.
+        """
+        if self._is_open:
+            self._settle()
+        total_ns = self._settled_ns - self._started_ns
+        return self._spent_ns[kind] / _NS, total_ns / _NS
+
     def _settle(self) -> int:
         """Counts what has passed since the last call; returns the time."""
         # If a clock went back, as no Linux's does, the sum must hold.

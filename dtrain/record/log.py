@@ -94,6 +94,16 @@ def _step_of(line: bytes) -> int | None:
     return step if line.endswith(b"\n") and type(step) is int else None
 
 
+def last_step(lines: bytes) -> int | None:
+    """Returns the step of the last of some lines; 0 if there are none.
+
+    Args:
+        lines: whole ones.
+    """
+    *_, last = lines.splitlines(keepends=True) or [b'{"step": 0}\n']
+    return _step_of(last)
+
+
 def put_aside(path: str, directory: str) -> str:
     """Moves a damaged file where nothing reads it; returns its new path.
 

@@ -8,9 +8,10 @@ not.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ class Recorder:
     Attributes:
         notice: what was wrong with the file at the start; "" if nothing was.
         last: the metrics of the newest step, by name; None if not finite.
+        owes: whether the line of the newest step waits for its figures.
     """
+
+    owes = False
 
     def __init__(self) -> None:
         self.notice = ""
@@ -51,6 +55,20 @@ class Recorder:
             figures: further metrics of the last step, by name; None are none.
             images_per_sec: for TensorBoard alone, for it is another one each
                 time; 0 is not known.
+        """
+
+    def hold(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Writes as `write` does, but for the last step.
+
+        Its line waits for figures that a notice has ended; a checkpoint has
+        its metrics until then.
+        """
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Writes the line that was owed; never fails.
+
+        Args:
+            figures: see `write`.
         """
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
@@ -75,12 +93,18 @@ class Recorder:
         del step
         return {}
 
-    def rewind(self, step: int, expected: Mapping[str, Any] | None) -> None:
+    def rewind(
+        self,
+        step: int,
+        expected: Mapping[str, Any] | None,
+        metrics: Mapping[str, float | None],
+    ) -> None:
         """Drops what was written after `step`: the run has gone back.
 
         Args:
             step: the steps that are done.
             expected: what `state_of` returned at `step`.
+            metrics: of the step.
 
         Raises:
             OSError: the disk or the store is at fault.
@@ -122,6 +146,7 @@ class RunRecorder(Recorder):
         run_dir: str,
         step: int,
         expected: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float | None] | None = None,
         settings: Mapping[str, Any] | None = None,
         tracker: Tracker | None = None,
     ) -> None:
@@ -132,6 +157,7 @@ class RunRecorder(Recorder):
             step: the steps that are done.
             expected: what `state_of` returned at `step`; empty or None if it
                 is not known.
+            metrics: of the step, whose line is owed if it is not there.
             settings: of the run, for TensorBoard; None shows none.
             tracker: is shown what TensorBoard is; closed with this.
 
@@ -144,10 +170,16 @@ class RunRecorder(Recorder):
         self._tracker = tracker or Tracker()
         self._is_open = True
         self._has_told = False
-        self._begin(step, expected)
+        self._begin(step, expected, metrics or {})
 
-    def _begin(self, step: int, expected: Mapping[str, Any] | None) -> None:
+    def _begin(
+        self,
+        step: int,
+        expected: Mapping[str, Any] | None,
+        metrics: Mapping[str, float | None],
+    ) -> None:
         run_dir = self._run_dir
+        self.last = dict(metrics)
         self._spool = log.Spool(run_dir) if files.is_remote(run_dir) else None
         self._step = step
         self._log = self._open_log(step, expected)
@@ -171,6 +203,9 @@ class RunRecorder(Recorder):
         else:
             candidates = [files.read(path) or b""]
         lines, is_whole = log.find(candidates or [b""], step, expected)
+        # Saved by a process that was told to end before it had the figures.
+        is_short = bool(step) and log.last_step(lines) == step - 1
+        self.owes = is_whole and is_short
         if not is_whole:
             event = "is gone"
             if files.size(path) is not None:
@@ -187,10 +222,15 @@ class RunRecorder(Recorder):
             files.append(path, b"")
         return log.Log(path, lines, is_temporary=self._spool is not None)
 
-    def rewind(self, step: int, expected: Mapping[str, Any] | None) -> None:
+    def rewind(
+        self,
+        step: int,
+        expected: Mapping[str, Any] | None,
+        metrics: Mapping[str, float | None],
+    ) -> None:
         """Begins again at an earlier step; see `Recorder.rewind`."""
         self._end()
-        self._begin(step, expected)
+        self._begin(step, expected, metrics)
 
     def write(
         self,
@@ -200,44 +240,54 @@ class RunRecorder(Recorder):
         images_per_sec: float = 0.0,
     ) -> None:
         """Writes a line for each step; see `Recorder.write`."""
-        lines = []
-        rows = list(zip(*metrics.values(), strict=True))
-        for step, row in enumerate(rows, first_step):
-            self.last = {
-                name: _shortest(value)
-                for name, value in zip(metrics, row, strict=True)
-            }
-            if step == first_step + len(rows) - 1 and figures:
-                self.last |= {
-                    name: _shortest(np.float32(value))
-                    for name, value in figures.items()
-                }
-            lines.append(json.dumps({"step": step, **self.last}) + "\n")
+        rows = _rows(metrics)
+        rows[-1] |= _shortest_of(figures or {})
+        self._write(first_step, rows, figures or {}, images_per_sec)
+
+    def hold(self, first_step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Writes all lines but the last; see `Recorder.hold`."""
+        *rows, last = _rows(metrics)
+        self._write(first_step, rows)
+        self._step, self.last, self.owes = first_step + len(rows), last, True
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Writes the line that was owed; see `Recorder.finish`."""
+        self.owes = False
+        rows = [self.last | _shortest_of(figures)]
+        self._write(self._step, rows, figures)
+
+    def _write(
+        self,
+        first_step: int,
+        rows: Sequence[dict[str, float | None]],
+        figures: Collection[str] = (),
+        images_per_sec: float = 0.0,
+    ) -> None:
+        """Writes the lines of consecutive steps, and shows the last."""
+        if not rows:
+            return
+        self.last = rows[-1]
         self._step = first_step + len(rows) - 1
+        lines = [
+            json.dumps({"step": step, **row}) + "\n"
+            for step, row in enumerate(rows, first_step)
+        ]
         # Before any checkpoint of these steps: a run that resumes from it
         # does not write their lines again.
         self._log.write("".join(lines).encode())
-        self._show(metrics, figures or {}, images_per_sec)
+        self._show(figures, images_per_sec)
 
-    def _show(
-        self,
-        metrics: Mapping[str, np.ndarray],
-        figures: Mapping[str, float],
-        images_per_sec: float,
-    ) -> None:
+    def _show(self, figures: Collection[str], images_per_sec: float) -> None:
         """Writes the newest values for TensorBoard, in groups."""
-        shown = {
-            f"{groups.of(name) or 'metrics'}/{name}": float(column[-1])
-            for name, column in metrics.items()
-        }
-        shown |= {
-            f"{groups.of(name) or 'figures'}/{name}": value
-            for name, value in figures.items()
-        }
+        shown = {}
+        for name, value in self.last.items():
+            group = groups.of(name)
+            group = group or ("figures" if name in figures else "metrics")
+            shown[f"{group}/{name}"] = math.nan if value is None else value
         if images_per_sec:
             shown["speed/images_per_sec"] = images_per_sec
-        summary = tf.compat.v1.Summary()
         self._tracker.write(self._step, shown)
+        summary = tf.compat.v1.Summary()
         for tag, value in shown.items():
             summary.value.add(tag=tag, simple_value=value)
         self._events.write(step=self._step, summary=summary)
@@ -294,6 +344,22 @@ class RunRecorder(Recorder):
         self._events.close()
         if self._spool:
             self._spool.close()
+
+
+def _rows(
+    metrics: Mapping[str, np.ndarray],
+) -> list[dict[str, float | None]]:
+    """Returns the metrics of each step, by name."""
+    return [
+        dict(zip(metrics, map(_shortest, row), strict=True))
+        for row in zip(*metrics.values(), strict=True)
+    ]
+
+
+def _shortest_of(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        name: _shortest(np.float32(value)) for name, value in figures.items()
+    }
 
 
 def _shortest(value: np.float32) -> float | None:

@@ -12,6 +12,14 @@ import abc
 from collections.abc import Mapping
 
 
+class UnfinishedError(Exception):
+    """A notice has ended what is done every N steps before it was done.
+
+    All workers raise it, at the same step. The step's line of metrics.jsonl
+    waits for its figures: the next start does all of the step again.
+    """
+
+
 class Periodic(abc.ABC):
     """Something that a run does every N steps.
 
@@ -42,6 +50,9 @@ class Periodic(abc.ABC):
         Returns:
             Figures by name, for the metrics of the step; those of the chief
             are written.
+
+        Raises:
+            UnfinishedError: it takes long, and a worker was told to end.
         """
 
     def is_due(self, step: int, num_steps: int) -> bool:

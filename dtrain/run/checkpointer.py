@@ -27,6 +27,8 @@ from dtrain.storage.claim import Claim
 
 Clock = Callable[[], float]
 
+# In the place of the step of a save that lacks metrics of its step.
+_INCOMPLETE = -2
 # After a checkpoint has failed; a backup waits for its interval.
 _RETRY_SECS = 30.0
 
@@ -38,8 +40,7 @@ class Checkpointer:
     thread beside the training.
 
     Attributes:
-        saved_step: step of the newest save that is written, or was restored;
-            -1 if there is none.
+        saved_step: of the newest save that is written or restored, or -1.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class Checkpointer:
     def begin_last(self, step: int, facts: Facts | None = None) -> None:
         """Begins to save a checkpoint, unless there is one of `step`.
 
-        Every worker calls this, and `drain` when `wait` says that all is
-        written. If an earlier save has failed, this one takes its place.
+        Every worker calls this, and `drain` when `wait` says so. If an earlier
+        save has failed, this one takes its place.
 
         Raises:
             StorageError: the directory cannot be read.
@@ -153,7 +154,7 @@ class Checkpointer:
         self.rearm_failed_save()
         with files.storage_errors(directory.path):
             is_saved = self._submitted_step == step
-            if is_chief:
+            if is_chief and self._submitted_step != _INCOMPLETE:
                 is_saved = step in directory.steps()
             if not is_saved:
                 self._submit(step, facts or Facts(), is_checkpoint=is_chief)
@@ -209,6 +210,10 @@ class Checkpointer:
 
         return self._writer.submit(write, keep=is_checkpoint)
 
+    def save_again(self) -> None:
+        """Has what was restored saved again where due."""
+        self._submitted_step = _INCOMPLETE
+
     def wait(self, secs: float | None = None) -> bool:
         """Waits for some seconds, or without end; tells if all is written."""
         return self._writer.wait(secs)
@@ -219,8 +224,6 @@ class Checkpointer:
 
     def rearm_failed_save(self) -> str:
         """Asks whether a save has failed, and has it made again.
-
-        A checkpoint is due again in 30 s, and a backup when the next one is.
 
         Returns:
             Why it failed; empty if none has since the last call.

@@ -64,26 +64,17 @@ def measure(
             measured in this way.
         StorageError: a disk or a store failed.
     """
-    run_dir, wanted = request.run_dir, request.wanted
+    run_dir = request.run_dir
     trained, run_id = export.build(run_dir, request.model, **request.settings)
-    gan, config, _ = trained
     steps = _steps(request, trained, run_id)
-    data = sources.open_data(config)
-    _check_data(data, trained, config.dataset)
-    workers = Workers(gan.strategy, ALONE)
-    cache_dir = request.cache_dir or default_cache_dir()
-    progress = Slowly(say)
-    extractor = choosing.make(
-        request.extractor, data.source, config, workers, cache_dir, progress
-    )
-    evaluation = Evaluation(
-        gan, data, extractor, workers, wanted, cache_dir, progress
-    )
+    evaluation = _evaluation(request, trained, Slowly(say))
     show(f"protocol  {evaluation.protocol}")
     found = []
     for number, step in enumerate(steps):
         try:
-            resuming.restore_step(gan.checkpoint, config, step, run_id)
+            resuming.restore_step(
+                trained.gan.checkpoint, trained.config, step, run_id
+            )
         except UserError as error:
             # A run that goes on removes some meanwhile.
             if len(steps) == 1:
@@ -100,6 +91,23 @@ def measure(
     if not found:
         raise UserError(f"{run_dir}: none of its checkpoints could be read")
     return found
+
+
+def _evaluation(
+    request: Request, trained: export.Trained, say: Slowly
+) -> Evaluation:
+    """Opens the data, and makes the extractor."""
+    gan, config, _ = trained
+    data = sources.open_data(config)
+    _check_data(data, trained, config.dataset)
+    workers = Workers(gan.strategy, ALONE)
+    cache_dir = request.cache_dir or default_cache_dir()
+    extractor = choosing.make(
+        request.extractor, data.source, config, workers, cache_dir, say
+    )
+    return Evaluation(
+        gan, data, extractor, workers, request.wanted, cache_dir, say
+    )
 
 
 def _steps(
@@ -168,7 +176,7 @@ def _line(
             lines,
             step,
             evaluation.protocol,
-            evaluation.state(),
+            evaluation.samples.state(),
             evaluation.names,
         )
         if known:
@@ -177,7 +185,9 @@ def _line(
         assert result, "nothing stops it"
         figure_log.append(run_dir, result.line)
         if request.nearest and result.nearest is not None:
-            picture = evaluation.draw_nearest(result, request.nearest)
+            picture = evaluation.samples.beside(
+                result.nearest[: request.nearest]
+            )
             path = figure_log.nearest_path(run_dir, step)
             images.write_png(path, picture)
     return result.line, True

@@ -23,6 +23,7 @@ from dtrain.gan.pictures import Pictures
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
+from dtrain.quality import periodic as evaluations
 from dtrain.record import drawing, ledger, metrics, reals, samples, tracking
 from dtrain.record.periodic import Periodic
 from dtrain.record.progress import Progress
@@ -59,12 +60,12 @@ class Run(NamedTuple):
         recorder: writes the metrics.
         progress: shows how far the run is.
         draw: draws the pictures of the run.
-        periodic: what else is done every N steps.
         watcher: sees the notices that tell this process to end.
         watchdog: ends this process if the run makes no progress.
         ledger: counts where the time goes.
         inputs: the input pipelines so far. They are kept to the end: to take
             one down may wait for its threads for half a minute.
+        periodic: what else is done every N steps.
     """
 
     config: Config
@@ -78,11 +79,11 @@ class Run(NamedTuple):
     recorder: metrics.Recorder
     progress: Progress
     draw: drawing.Draw
-    periodic: tuple[Periodic, ...]
     watcher: Watcher
     watchdog: Watchdog
     ledger: ledger.Ledger
     inputs: list[Any]
+    periodic: tuple[Periodic, ...] = ()
 
 
 def say(notes: Iterable[str]) -> None:
@@ -113,13 +114,13 @@ def open_run(
     """
     data, description, note = _look_together(config, workers)
     gan, step, estimate = _build(config, data, workers)
+    evaluation = evaluations.make(gan, data, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, watcher, stack))
     book = stack.enter_context(_open_ledger(config, workers, watcher))
     saver, recorder, restored = _resume(
         gan, description, workers, claims, book, stack
     )
-    draw = _make_draw(gan, data)
     run = Run(
         config=config,
         workers=workers,
@@ -133,13 +134,13 @@ def open_run(
         progress=Progress(
             config.num_steps, config.batch_size, is_chief=workers.is_chief
         ),
-        draw=draw,
-        periodic=_make_periodic(gan, data, draw, recorder, watcher, workers),
+        draw=_make_draw(gan, data),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
         inputs=[],
     )
+    run = run._replace(periodic=_make_periodic(run, evaluation))
     return run, restored._replace(notes=[note, *restored.notes])
 
 
@@ -168,31 +169,32 @@ def _make_draw(gan: GAN, data: sources.Data) -> drawing.Draw:
 
 
 def _make_periodic(
-    gan: GAN,
-    data: sources.Data,
-    draw: drawing.Draw,
-    recorder: metrics.Recorder,
-    watcher: Watcher,
-    workers: Workers,
+    run: Run, evaluation: evaluations.Evaluation | None
 ) -> tuple[Periodic, ...]:
     """Makes what is done every N steps; a new one gets a row here."""
-    return (
+    config, is_chief = run.config, run.workers.is_chief
+    num_classes, draw = run.data.source.num_classes, run.draw
+    made: list[Periodic] = [
         samples.Samples(
-            gan.config,
-            data.source.num_classes,
+            config,
+            num_classes,
             draw,
-            recorder,
-            lambda: watcher.secs_left,
-            is_chief=workers.is_chief,
+            run.recorder,
+            lambda: run.watcher.secs_left,
+            is_chief=is_chief,
         ),
-        SampleSpread(
-            gan.config,
-            data.source.num_classes,
-            draw,
-            is_chief=workers.is_chief,
-        ),
-        LearningRates(gan.config, gan.optimizers, is_chief=workers.is_chief),
-    )
+        SampleSpread(config, num_classes, draw, is_chief=is_chief),
+        LearningRates(config, run.gan.optimizers, is_chief=is_chief),
+    ]
+    if evaluation:
+        around = evaluations.Around(
+            run.workers,
+            lambda: run.watcher.requested,
+            run.progress.say,
+            run.ledger,
+        )
+        made.append(evaluations.Evaluating(config, evaluation, around))
+    return tuple(made)
 
 
 def _look_together(
@@ -355,6 +357,7 @@ def _begin(
             run_dir,
             int(gan.step.numpy()),
             restored.manifest and restored.manifest.log,
+            restored.manifest and restored.manifest.metrics,
             description.config.to_dict(),
             tracker,
         )
