@@ -291,10 +291,9 @@ def told(name: str, *more: str) -> list[str]:
     ]
 
 
-def state_after(name: str, num_replicas: int) -> dict[str, bytes]:
-    settings = config_lib.parse(
-        told(name, "--reduction=ordered", "--run_dir=nowhere")
-    )
+def state_after(num_replicas: int) -> dict[str, bytes]:
+    ordered = "--reduction=ordered", "--micro_batches=2"
+    settings = config_lib.parse(told("ada", *ordered, "--run_dir=nowhere"))
     data = sources.open_data(settings)
     strategy, source = replicas.mirrored(num_replicas), data.source
     gan = gan_lib.GAN(
@@ -310,9 +309,8 @@ def state_after(name: str, num_replicas: int) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("sums_as_written")
-@pytest.mark.parametrize("name", CHANGES)
-def test_any_replicas_change_images_alike(name: str) -> None:
-    assert state_after(name, 1) == state_after(name, 2)
+def test_any_replicas_change_images_alike() -> None:
+    assert state_after(1) == state_after(2)
 
 
 def test_a_run_goes_on_with_its_probability(tmp_path: pathlib.Path) -> None:

@@ -343,7 +343,7 @@ def test_what_is_damaged_is_left_out_and_told(
         (("--run_dir=TOP/file",), "run_dir .*file. is a file; name a dir"),
         (("--run_dir=TOP/fresh",), "run_dir .*fresh. holds no metrics yet"),
         (("--run_dir=TOP/many",), "names 65 runs, and a page shows at most 64"),
-        (("--run_dir=TOP/future",), "it is of schema 2, and 1 is known; use"),
+        (("--run_dir=TOP/future",), "it is of schema 9, and 2 is known; use"),
         (("--run_dir=gs:x/y",), "must be of the form gs://BUCKET/DIR"),
         (("RUN", "--output=TOP"), "output .* is a directory; name a file"),
         (("RUN", "--output=TOP/file"), "is there, and no page of dtrain.gall"),
@@ -369,7 +369,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         (tmp_path / "many" / str(number) / "ledger").mkdir(parents=True)
     future = shown_runs.write(tmp_path / "future", 3)
     [ledger] = future.glob("ledger/*")
-    ledger.write_bytes(ledger.read_bytes().replace(b'schema":1', b'schema":2'))
+    ledger.write_bytes(ledger.read_bytes().replace(b'schema":2', b'schema":9'))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     given = [flag.replace("RUN", "--run_dir=TOP/run") for flag in flags]
     with pytest.raises(errors.UserError, match=words) as caught:
