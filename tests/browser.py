@@ -8,7 +8,6 @@ https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import base64
-import collections
 import contextlib
 import io
 import itertools
@@ -69,7 +68,8 @@ class Browser:
         os.close(answers)
         self._numbers = itertools.count(1)
         self._received = b""
-        self._events: collections.deque[dict[str, Any]] = collections.deque()
+        # What has happened to which page.
+        self._lived: list[tuple[str, str]] = []
         self._session = ""
         targets = self.call("Target.getTargets")["targetInfos"]
         [tab] = [each for each in targets if each["type"] == "page"]
@@ -78,6 +78,7 @@ class Browser:
         )["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Sends a command, and returns its result."""
@@ -118,18 +119,22 @@ class Browser:
             self.trouble.append(values["entry"]["text"])
         elif method == "Runtime.consoleAPICalled":
             self.trouble.append(json.dumps(values["args"])[:1000])
-        if method:
-            self._events.append(message)
+        elif method == "Page.lifecycleEvent":
+            self._lived.append((values["loaderId"], values["name"]))
 
     def open(self, path: pathlib.Path) -> None:
         """Opens a file, until all of it is there."""
         self.trouble.clear()
         self.requests.clear()
-        self._events.clear()
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(
-            e["method"] == "Page.loadEventFired" for e in self._events
-        ):
+        # Of that page and no other, such as one that reads itself again.
+        loader = self.call("Page.navigate", url=path.as_uri())["loaderId"]
+        while (loader, "load") not in self._lived:
+            self._receive()
+
+    def wait_for_reload(self) -> None:
+        """Waits until the page has read itself again."""
+        before = len(self._lived)
+        while not any(name == "load" for _, name in self._lived[before:]):
             self._receive()
 
     def value(self, expression: str) -> Any:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from dtrain import errors, gallery
 from dtrain.page import curves, document, figures, finding, pictures
+from dtrain.quality import figure_log
 from dtrain.record import images
 from dtrain.record.reading import Curve
 from dtrain.storage import sealed
@@ -94,7 +95,7 @@ def test_a_page_has_all_of_a_run(tmp_path: pathlib.Path) -> None:
         "samples before training",
         "step 100: a sample, then its nearest training images",
         "dtrain 0.1.0",
-        "extractor pixels",
+        "distance of mean and covariance; pixels abababababab, 64 samples",
     ):
         assert words in page, words
     # The default of the one is 64, the other is the default.
@@ -263,6 +264,11 @@ def test_figures_of_unlike_protocols_share_nothing(
         + shown_runs.line(10, 4.0, num_generated=128)
     )
     (run_dirs[1] / "figures.jsonl").write_text(shown_runs.line(5, 1.0))
+    for run_dir in run_dirs:
+        # Whatever their protocols are, metrics.jsonl does not say.
+        with open(run_dir / "metrics.jsonl", "a") as file:
+            file.write('{"step": 11, "frechet_distance": 7.0, "recall": 1}\n')
+            file.write('{"step": 12, "kernel_distance_error": 7.0}\n')
     page = page_of(*run_dirs, output=tmp_path / "page.html")
     charts = [
         [(line["name"], line["x"], line["y"]) for line in chart["lines"]]
@@ -276,6 +282,7 @@ def test_figures_of_unlike_protocols_share_nothing(
     heads = re.findall(r'<button type="button">(.*?)</button></th>', page)
     distances = [head for head in heads if head.startswith("frechet")]
     assert [head[-2] for head in distances] == ["1", "2"]
+    assert "recall" not in heads
     # An error is that of its figure, and none by itself.
     assert not any("error" in head for head in heads)
 
@@ -322,8 +329,7 @@ def test_what_is_damaged_is_left_out_and_told(
     told = capsys.readouterr().err.splitlines()
     names = ["config.json is", "20990101T000000Z-1.json is left out"]
     names += ["metrics.jsonl: line 5 is damaged, and left out"]
-    names += ["figures.jsonl: line 2 is damaged, and left out"]
-    names += ["figures.jsonl: lines without figures are left out (1)"]
+    names += ["figures.jsonl: 2 of 2 lines are damaged, and left out"]
     names += ["step-000005.png is left out: it is no picture"]
     assert len(told) == len(names), told
     for line, name in zip(told, names, strict=True):
@@ -343,7 +349,7 @@ def test_what_is_damaged_is_left_out_and_told(
         (("--run_dir=TOP/file",), "run_dir .*file. is a file; name a dir"),
         (("--run_dir=TOP/fresh",), "run_dir .*fresh. holds no metrics yet"),
         (("--run_dir=TOP/many",), "names 65 runs, and a page shows at most 64"),
-        (("--run_dir=TOP/future",), "it is of schema 9, and 2 is known; use"),
+        (("--run_dir=TOP/future",), "it is of schema 99, and . is known; use"),
         (("--run_dir=gs:x/y",), "must be of the form gs://BUCKET/DIR"),
         (("RUN", "--output=TOP"), "output .* is a directory; name a file"),
         (("RUN", "--output=TOP/file"), "is there, and no page of dtrain.gall"),
@@ -369,7 +375,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         (tmp_path / "many" / str(number) / "ledger").mkdir(parents=True)
     future = shown_runs.write(tmp_path / "future", 3)
     [ledger] = future.glob("ledger/*")
-    ledger.write_bytes(ledger.read_bytes().replace(b'schema":2', b'schema":9'))
+    newer = re.sub(rb'schema":\d+', b'schema":99', ledger.read_bytes())
+    ledger.write_bytes(newer)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     given = [flag.replace("RUN", "--run_dir=TOP/run") for flag in flags]
     with pytest.raises(errors.UserError, match=words) as caught:
@@ -440,7 +447,8 @@ def test_the_best_figure(
         figures.Figure(step, value, math.nan, math.nan)
         for step, value in enumerate(values)
     ]
-    found = figures.best(figures.Kind(name, "{}"), measured)
+    protocol = figure_log.Protocol("pixels", "", 0, 0, "", "", 0, "", "")
+    found = figures.best(figures.Kind(name, protocol), measured)
     assert (found and found.value) == best
 
 

@@ -17,7 +17,7 @@ from tests.ledger_test import make
 PROTOCOL = {
     **{"extractor": "pixels", "digest": "ab" * 32, "num_real": 64},
     **{"num_generated": 64, "split": "train", "resize": "none"},
-    **{"seed": 0, "weights": "average"},
+    **{"seed": 0, "weights": "average", "data": "cd" * 32},
 }
 
 

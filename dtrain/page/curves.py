@@ -135,7 +135,16 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Args:
         runs: at least one.
     """
-    drawn = [*_of_figures(runs), *_of_metrics(runs)]
+    all_curves = [_curves(run) for run in runs]
+    names = dict.fromkeys(name for curves in all_curves for name in curves)
+    # Those of a group first, then the figures, then what is left.
+    grouped = sorted(filter(groups.of, names), key=_place)
+    others = [name for name in names if not groups.of(name)]
+    drawn = [
+        *_of_metrics(runs, all_curves, grouped),
+        *_of_figures(runs),
+        *_of_metrics(runs, all_curves, others),
+    ]
     num_lines = sum(len(chart.lines) for chart in drawn)
     room = _MAX_BYTES // (_BYTES_PER_POINT * max(num_lines, 1))
     most = max(_FEWEST_POINTS, min(_MOST_POINTS, room))
@@ -163,11 +172,13 @@ def _line_of_figures(
     return _Line(number, name, curve, [each.floor for each in measured])
 
 
-def _of_metrics(runs: Sequence[Run]) -> Iterator[_Chart]:
-    all_curves = [_curves(run) for run in runs]
-    names = dict.fromkeys(name for curves in all_curves for name in curves)
+def _of_metrics(
+    runs: Sequence[Run],
+    all_curves: Sequence[Mapping[str, Curve]],
+    names: Sequence[str],
+) -> Iterator[_Chart]:
     shown: dict[str, list[str]] = {}
-    for name in sorted(names, key=_place):
+    for name in names:
         # Of one run, those of a group are on one chart.
         group = groups.of(name) if len(runs) == 1 else ""
         shown.setdefault(figures.title(group or name), []).append(name)
@@ -194,8 +205,7 @@ def _curves(run: Run) -> Mapping[str, Curve]:
 
 
 def _place(name: str) -> int:
-    """Returns where a name comes; those of no group stand behind."""
-    return (*groups.ALL, "").index(groups.of(name))
+    return groups.ALL.index(groups.of(name))
 
 
 def _as_json(chart: _Chart, most: int) -> dict[str, Any]:

@@ -6,23 +6,14 @@ on one axis, nor in one column.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from dtrain.config.figures import FIGURES
+from dtrain.quality import figure_log
 from dtrain.record import reading
-
-# Of these the largest is the best, and of the others below the smallest; of
-# any other it is not known.
-_LARGEST = (
-    *("precision", "recall", "density", "coverage", "inception_score"),
-    *("modes_covered", "conditional_accuracy"),
-)
-_SMALLEST = ("frechet_distance", "kernel_distance", "reverse_kl", "copy_score")
-
-# What a person asks for first of a protocol.
-_FIRST = ("extractor", "digest", "num_generated", "num_real", "weights")
+from dtrain.storage import files
 
 
 class Kind(NamedTuple):
@@ -30,30 +21,24 @@ class Kind(NamedTuple):
 
     Attributes:
         name: as `frechet_distance`.
-        protocol: how it was measured, as canonical JSON.
+        protocol: how it was measured.
     """
 
     name: str
-    protocol: str
+    protocol: figure_log.Protocol
 
     @property
     def words(self) -> str:
-        """The protocol for a person."""
-        values = json.loads(self.protocol)
-        if not isinstance(values, dict):
-            return str(values)
-        ordered = sorted(values, key=lambda name: [*_FIRST, name].index(name))
-        return ", ".join(
-            f"{name.replace('_', ' ')} {_short(values[name])}"
-            for name in ordered
-        )
+        """What it is, and how it was measured."""
+        known = FIGURES.get(self.name)
+        title = f"{known.title}; " if known else ""
+        return f"{title}{self.protocol}"
 
     @property
     def best(self) -> str:
         """`min`, `max`, or empty where it is not known which is the best."""
-        if self.name in _LARGEST:
-            return "max"
-        return "min" if self.name in _SMALLEST else ""
+        known = FIGURES.get(self.name)
+        return known.best if known else ""
 
 
 class Figure(NamedTuple):
@@ -85,27 +70,31 @@ def read(run_dir: str) -> tuple[dict[Kind, list[Figure]], list[str]]:
     Raises:
         StorageError: the disk or the store failed.
     """
-    path = f"{run_dir}/figures.jsonl"
-    rows, notes = reading.rows(path)
+    path = figure_log.path(run_dir)
+    with files.storage_errors(path):
+        lines = figure_log.read(run_dir)
     by_step: dict[Kind, dict[int, Figure]] = {}
-    num_odd = 0
-    for row in rows:
-        values, floors = row.get("figures"), row.get("floor")
-        if not isinstance(values, dict) or "protocol" not in row:
-            num_odd += 1
-            continue
-        protocol = json.dumps(row["protocol"], sort_keys=True)
-        for name, value in _of_row(values):
-            floor = floors.get(name) if isinstance(floors, dict) else None
-            by_step.setdefault(Kind(name, protocol), {})[row["step"]] = Figure(
-                row["step"],
-                value,
-                _number(values.get(f"{name}_error")),
-                _number(floor),
+    for line in lines:
+        for name, value in line.figures.items():
+            error = f"{name}_error"
+            if name.removesuffix("_error") in line.figures.keys() - {name}:
+                # It stands beside the figure that it is of.
+                continue
+            by_step.setdefault(Kind(name, line.protocol), {})[line.step] = (
+                Figure(
+                    line.step,
+                    _number(value),
+                    _number(line.figures.get(error)),
+                    _number(line.floor.get(name)),
+                )
             )
-    if num_odd:
+    # The last may be on its way to the disk.
+    num_lines = reading.content(path).count(b"\n")
+    notes = []
+    if num_lines > len(lines):
         notes.append(
-            f"{path}: lines without figures are left out ({num_odd:,})"
+            f"{path}: {num_lines - len(lines):,} of {num_lines:,} lines are "
+            "damaged, and left out"
         )
     return {
         kind: [steps[step] for step in sorted(steps)]
@@ -113,27 +102,17 @@ def read(run_dir: str) -> tuple[dict[Kind, list[Figure]], list[str]]:
     }, notes
 
 
-def _of_row(values: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns the figures of a line, without the errors of others."""
-    return [
-        (name, number)
-        for name, value in values.items()
-        if (number := reading.as_number(value)) is not None
-        and name.removesuffix("_error") not in values.keys() - {name}
-    ]
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
-def _number(value: Any) -> float:
-    number = reading.as_number(value)
-    return math.nan if number is None else number
+def is_measured(name: str) -> bool:
+    """Tells whether a name is that of a figure, or of the error of one.
 
-
-def _short(value: Any) -> str:
-    """Writes a value of a protocol; of a digest the beginning."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:12]}\N{HORIZONTAL ELLIPSIS}"
+    Args:
+        name: as metrics.jsonl has it.
+    """
+    return name.removesuffix("_error") in FIGURES
 
 
 def title(name: str) -> str:

@@ -42,7 +42,7 @@ class Run(NamedTuple):
         settings: by name, as config.json has them; empty if it cannot be read.
         data: what config.json says of the images; likewise.
         versions: of the programs that wrote it; likewise.
-        metrics: of all steps.
+        metrics: of all steps, but for what is in `figures`.
         figures: of each kind, by step.
         account: of its time; None if there is no ledger.
         grids: paths of the grids of samples, by step, ascending.
@@ -116,7 +116,14 @@ def read(place: Place) -> Run:
         settings=_mapping(config.get("config")),
         data=_mapping(config.get("data")),
         versions=_mapping(config.get("versions")),
-        metrics=metrics,
+        metrics=metrics._replace(
+            curves={
+                name: curve
+                for name, curve in metrics.curves.items()
+                # There they stand without the protocol that they are of.
+                if not figures.is_measured(name)
+            }
+        ),
         figures=measured,
         account=goodput.account(attempts) if attempts else None,
         grids=_pictures(f"{directory}/samples"),

@@ -9,12 +9,13 @@ from typing import NamedTuple
 from dtrain.page import figures, run, settings
 from dtrain.page.markup import number, scrolling, section, swatch, table, text
 from dtrain.page.run import Run
+from dtrain.quality.figure_log import Protocol
 from dtrain.record import goodput
 
 # Numbers of the colours.
 _COLORS_OF_TIME = {
     **{"useful": 2, "redone": 1, "save": 6, "draw": 5, "restore": 4},
-    **{"start": 8, "compile": 3, "other": 7, "idle": 11},
+    **{"start": 8, "compile": 3, "other": 7, "idle": 11, "evaluate": 0},
 }
 _ARROWS = {"min": " \N{DOWNWARDS ARROW}", "max": " \N{UPWARDS ARROW}", "": ""}
 # A program may have any number of metrics.
@@ -58,9 +59,8 @@ def of_runs(runs: Sequence[Run]) -> str:
         f"<tr>{''.join(_cell(column, index) for column in columns)}</tr>"
         for index in range(len(runs))
     )
-    words = {kind.protocol: kind.words for kind in kinds}
     notes = [
-        f"protocol {index}: {text(words[protocol])}"
+        f"protocol {index}: {text(protocol)}"
         for index, protocol in enumerate(protocols, 1)
     ]
     notes.append(
@@ -146,7 +146,7 @@ def _settings(runs: Sequence[Run]) -> list[_Column]:
 
 
 def _of_figure(
-    kind: figures.Kind, protocols: Sequence[str], runs: Sequence[Run]
+    kind: figures.Kind, protocols: Sequence[Protocol], runs: Sequence[Run]
 ) -> _Column:
     cells = []
     for each in runs:

@@ -100,23 +100,6 @@ def attempts(run_dir: str) -> tuple[list[goodput.Attempt], list[str]]:
     return found, notes
 
 
-def rows(path: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads a file of a JSON object for each line, as figures.jsonl.
-
-    Args:
-        path: of the file; it need not be there.
-
-    Returns:
-        The objects that have a step, and lines on what is left out.
-
-    Raises:
-        StorageError: the disk or the store failed.
-    """
-    damaged: list[int] = []
-    found = list(_rows(content(path), damaged))
-    return found, _told(path, damaged)
-
-
 def _rows(data: bytes, damaged: list[int]) -> Iterator[dict[str, Any]]:
     """Yields the objects with a step; counts the lines that are none."""
     lines = data.splitlines(keepends=True)
@@ -167,7 +150,7 @@ def metrics(run_dir: str) -> Metrics:
                     surplus.add(name)
                     continue
                 columns[name] = array.array("d"), array.array("d")
-            number = as_number(value)
+            number = _as_number(value)
             if number is not None:
                 columns[name][0].append(step)
                 columns[name][1].append(number)
@@ -183,7 +166,7 @@ def metrics(run_dir: str) -> Metrics:
     return Metrics(curves, newest, notes)
 
 
-def as_number(value: Any) -> float | None:
+def _as_number(value: Any) -> float | None:
     """Returns a value of JSON as a number; NaN for null and what is infinite.
 
     None is of what is no number at all.
