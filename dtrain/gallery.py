@@ -250,6 +250,12 @@ def _summary(path: str, runs: Sequence[Run]) -> str:
     number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
     lines = [f"page      {path}: {number}"]
     lines += [f"best      {line}" for line in run.best_by_figure(runs)]
+    bare = [each.directory for each in runs if not each.figures]
+    if bare:
+        lines.append(
+            f"figures   none yet of {len(bare)}; to measure: python -m "
+            f"dtrain.evaluate --run_dir={bare[0]} --checkpoint=all"
+        )
     return "\n".join(map(errors.printable, lines))
 
 

@@ -386,7 +386,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 
 
 def test_a_page_is_written_over_a_page_and_beside_its_run(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = shown_runs.write(tmp_path / "runs" / "a", 3)
     for _ in range(2):
@@ -394,6 +394,9 @@ def test_a_page_is_written_over_a_page_and_beside_its_run(
     shown_runs.write(tmp_path / "runs" / "b", 3)
     make(f"--run_dir={tmp_path}/runs/")
     assert (tmp_path / "runs" / "page.html").exists()
+    # Which is the better one cannot be told yet.
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.endswith(f"evaluate --run_dir={run_dir} --checkpoint=all")
     assert len(list(run_dir.iterdir())) == 5
     assert (run_dir / "page.html").exists()
     # Neither is taken for a run.
