@@ -137,8 +137,8 @@ def _files(
     for package in (dtrain, launch):
         directory = pathlib.Path(package.__path__[0])
         for path in sorted(directory.rglob("*")):
-            # The digits belong to it.
-            is_code = path.suffix in (".py", ".npz")
+            # The digits belong to it, and what a page is made of.
+            is_code = path.is_file() and path.suffix not in ("", ".md")
             if is_code and "__pycache__" not in path.parts:
                 yield directory.parent, path
     root = pathlib.Path(dtrain.__path__[0]).parent

@@ -19,11 +19,14 @@ def test_a_job_takes_its_code_and_the_lock_along(
     names = (
         "mine/model.py",
         "dtrain/errors.py",
+        "dtrain/data/digits/digits.npz",
+        "dtrain/page/page.css",
         "launch/submit.py",
         code.RUNNER,
     )
     for name in names:
         assert (tmp_path / "copy" / name).is_file()
+    assert not (tmp_path / "copy" / "dtrain" / "BUILD").exists()
     lock = pathlib.Path(code.__file__).parent.parent / code.LOCK
     copy = tmp_path / "copy" / code.LOCK
     assert not lock.exists() or copy.read_bytes() == lock.read_bytes()
