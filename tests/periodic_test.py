@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dtrain import errors
 from dtrain.config import Config
+from dtrain.record.rates import LearningRates
 from dtrain.record.spread import SampleSpread
 from tests import runs
 
@@ -105,3 +106,20 @@ def test_figures_stand_in_their_line_and_choose_the_best(
     best = max(spreads, key=lambda step: spreads[step])
     kept = {path.stem for path in tmp_path.glob("checkpoints/ckpt-*.index")}
     assert kept == {f"ckpt-{best}", "ckpt-8"}
+
+
+def test_learning_rates_of_ones_own_optimizers() -> None:
+    """By a schedule, which is asked for the step that comes next."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
+    own = {
+        "encoder": keras.optimizers.SGD(0.25),
+        "decoder": keras.optimizers.Adam(schedule),
+    }
+    rates = LearningRates(Config(sample_every_steps=3), own, is_chief=True)
+    assert rates.run(3) == {
+        "encoder_learning_rate": 0.25,
+        "decoder_learning_rate": 0.5,
+    }
+    assert rates.is_due(6, 10)
+    other = LearningRates(Config(), own, is_chief=False)
+    assert other.run(3) == {}, "the chief reads"
