@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from dtrain import errors, flags
 from dtrain.storage import access, files
@@ -135,15 +135,15 @@ def make(options: Options) -> None:
         runs = _read(places)
         _check_any(runs)
         page.write(runs)
-        print(_summary(output, runs))
+        _say(*_summary(output, runs))
         return
-    print(f"page      {output}: open it; Ctrl-C ends this", flush=True)
+    _say(f"page      {output}: open it; Ctrl-C ends this")
     try:
         _watch(options, page)
     except KeyboardInterrupt:
         # Without it the browser would read it again for ever.
         page.write(_read(finding.find(options.run_dir)))
-        print(f"page      {output}: written for the last time", flush=True)
+        _say(f"page      {output}: written for the last time")
 
 
 def _usual_output(options: Options, places: Sequence[Place]) -> str:
@@ -168,11 +168,11 @@ def _watch(options: Options, page: Page) -> None:
             secs = 0 if is_last else math.ceil(options.every_secs)
             page.write(runs, secs)
         except errors.StorageError as error:
-            print(f"{error}; it is tried again", file=sys.stderr, flush=True)
+            _say(f"{error}; it is tried again", stream=sys.stderr)
             is_last = False
         else:
             if is_last:
-                print(_summary(page.path, runs), flush=True)
+                _say(*_summary(page.path, runs))
                 return
         spent = time.monotonic() - began
         time.sleep(max(options.every_secs, spent / _MOST_SHARE - spent))
@@ -225,8 +225,14 @@ class Page:
         notes = [note for run in runs for note in run.notes]
         for note in [*notes, *self._pictures.notes]:
             if note not in self._told:
-                print(errors.printable(note), file=sys.stderr, flush=True)
+                _say(note, stream=sys.stderr)
                 self._told.add(note)
+
+
+def _say(*lines: str, stream: TextIO | None = None) -> None:
+    """Prints lines, which may hold names of files."""
+    for line in lines:
+        print(errors.printable(line), file=stream, flush=True)
 
 
 def _check_any(runs: Sequence[Run]) -> None:
@@ -243,7 +249,7 @@ def _check_any(runs: Sequence[Run]) -> None:
         )
 
 
-def _summary(path: str, runs: Sequence[Run]) -> str:
+def _summary(path: str, runs: Sequence[Run]) -> list[str]:
     """Says what was written, and which run is the best by each figure."""
     from dtrain.page import run
 
@@ -256,7 +262,7 @@ def _summary(path: str, runs: Sequence[Run]) -> str:
             f"figures   none yet of {len(bare)}; to measure: python -m "
             f"dtrain.evaluate --run_dir={bare[0]} --checkpoint=all"
         )
-    return "\n".join(map(errors.printable, lines))
+    return lines
 
 
 def run(arguments: Sequence[str]) -> int:

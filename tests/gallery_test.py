@@ -203,6 +203,18 @@ def test_what_comes_from_files_is_text(tmp_path: pathlib.Path) -> None:
     output.read_bytes().decode()
 
 
+def test_a_name_that_is_no_text(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / os.fsdecode(b"caf\xe9\x1b[31m")
+    shown_runs.write(run_dir, 3)
+    make(f"--run_dir={run_dir}")
+    (run_dir / "page.html").read_bytes().decode()
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "caf" in told
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The runs of a sweep over two flags, the best of which is the third."""
@@ -399,6 +411,9 @@ def test_a_page_is_written_over_a_page_and_beside_its_run(
     assert told.endswith(f"evaluate --run_dir={run_dir} --checkpoint=all")
     assert len(list(run_dir.iterdir())) == 5
     assert (run_dir / "page.html").exists()
+    # Named twice it is one.
+    again = f"{tmp_path}/runs/../runs/a"
+    assert len(finding.find([str(run_dir), f"{run_dir}/", again])) == 1
     # Neither is taken for a run.
     assert len(finding.find([str(tmp_path / "runs")])) == 2
 

@@ -42,13 +42,16 @@ def find(named: Sequence[str]) -> list[Place]:
         StorageError: the disk or the store failed.
     """
     paths = [path for text in named for path in _split(text)]
-    found = dict.fromkeys(run for path in paths for run in _runs_of(path))
+    # Whoever names a run twice, in whatever way, means one.
+    found = {
+        tuple(_absolute(run)): run for path in paths for run in _runs_of(path)
+    }
     if len(found) > MOST_RUNS:
         raise UserError(
             f"run_dir ({', '.join(named)}) names {len(found):,} runs, and a "
             f"page shows at most {MOST_RUNS}; name some of them"
         )
-    return _named(list(found))
+    return _named(list(found.values()))
 
 
 def _split(text: str) -> list[str]:
