@@ -249,7 +249,7 @@ def test_code_that_a_directory_names_runs_if_its_user_names_it(
 
     def use(*more: str) -> int:
         if door == "sample":
-            words = ("--run_dir=copied", "--num_images=1", "--nogif", *more)
+            words = ("--run_dir=copied", "--seeds=0", *more)
             return sample.run(["sample", *words])
         words = ("export", "copied", "--output=made", *more)
         return checkpoint_tool.run(words)

@@ -131,7 +131,7 @@ def test_users_model_file(tmp_path: pathlib.Path) -> None:
         "dtrain.sample",
         f"--run_dir={tmp_path}/cut",
         "--model=own_networks:make",
-        "--nogif",
+        "--interpolation_frames=0",
         **path,
     )
     assert code == errors.FINISHED, output
