@@ -132,6 +132,18 @@ CONTRADICTIONS = {
     "batch_norm": Bad(
         "--model=a:b --batch_norm", ("batch_norm", "--model=dcgan", "a:b")
     ),
+    "augmentation of none": Bad(
+        "--augment_target=0.5",
+        ("augment_target (0.5) is an option of --augment=ada; give that",),
+    ),
+    "augmentation of another": Bad(
+        "--augment=diff --augment_probability=0.3",
+        ("augment_probability (0.3) is an option of --augment=ada",),
+    ),
+    "augmentation both ways": Bad(
+        "--augment=ada --augment_probability=0.3 --augment_target=0.5",
+        ("augment_target (0.5) is of a probability that follows", "leave out"),
+    ),
     "gradient_penalty": Bad(
         "--gradient_penalty=5",
         ("gradient_penalty (5.0)", "--loss=wgan_gp", "use r1_gamma"),

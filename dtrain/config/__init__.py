@@ -159,6 +159,32 @@ def _check_evaluation(config: Config) -> None:
         )
 
 
+def _check_augmentation(config: ObjectiveSettings) -> None:
+    """Checks that what is said of the changes of images has an effect.
+
+    Raises:
+        UserError: it has none.
+    """
+    fields = {
+        field.name: field for field in dataclasses.fields(ObjectiveSettings)
+    }
+    names = ("augment_probability", "augment_target", "augment_ramp_images")
+    given = [
+        name for name in names if getattr(config, name) != fields[name].default
+    ]
+    if given and config.augment != "ada":
+        raise UserError(
+            f"{given[0]} ({getattr(config, given[0])}) is an option of "
+            "--augment=ada; give that, or leave it out"
+        )
+    if len(given) > 1 and config.augment_probability:
+        raise UserError(
+            f"{given[1]} ({getattr(config, given[1])}) is of a probability "
+            "that follows the discriminator, and --augment_probability fixes "
+            "it; leave out one of them"
+        )
+
+
 def _check_data(config: DataSettings) -> None:
     """Checks what is said of the form of the images.
 
@@ -241,6 +267,7 @@ def _check_together(config: Config) -> None:
             f"--loss=wgan_gp; with --loss={config.loss} use r1_gamma or "
             "r2_gamma"
         )
+    _check_augmentation(config)
     if config.strategy in ("default", "one_device") and config.num_devices > 1:
         raise UserError(
             f"num_devices ({config.num_devices}) needs --strategy=mirrored; "
