@@ -256,6 +256,9 @@ def _summary(path: str, runs: Sequence[Run]) -> list[str]:
     number = f"{len(runs)} run{'s' * (len(runs) > 1)}"
     lines = [f"page      {path}: {number}"]
     lines += [f"best      {line}" for line in run.best_by_figure(runs)]
+    ways = run.protocols(runs)
+    if len(ways) > 1:
+        lines += [f"protocol {n}: {way}" for n, way in enumerate(ways, 1)]
     bare = [each.directory for each in runs if not each.figures]
     if bare:
         lines.append(

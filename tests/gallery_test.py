@@ -206,13 +206,13 @@ def test_what_comes_from_files_is_text(tmp_path: pathlib.Path) -> None:
 def test_a_name_that_is_no_text(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = tmp_path / os.fsdecode(b"caf\xe9\x1b[31m")
+    run_dir = tmp_path / os.fsdecode(b"model\xe9\x1b[31m")
     shown_runs.write(run_dir, 3)
     make(f"--run_dir={run_dir}")
     (run_dir / "page.html").read_bytes().decode()
     told = capsys.readouterr().out
     assert "\x1b" not in told
-    assert "caf" in told
+    assert "model" in told
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_sweep_is_opened_as_one(
 
 
 def test_figures_of_unlike_protocols_share_nothing(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dirs = [shown_runs.write(tmp_path / name, 10) for name in "ab"]
     (run_dirs[0] / "figures.jsonl").write_text(
@@ -295,6 +295,10 @@ def test_figures_of_unlike_protocols_share_nothing(
     distances = [head for head in heads if head.startswith("frechet")]
     assert [head[-2] for head in distances] == ["1", "2"]
     assert "recall" not in heads
+    told = capsys.readouterr().out
+    assert "b: frechet distance 1 at step 5 by protocol 1\n" in told
+    assert "a: frechet distance 4 at step 10 by protocol 2\n" in told
+    assert "protocol 2: extractor" in told
     # An error is that of its figure, and none by itself.
     assert not any("error" in head for head in heads)
 

@@ -15,6 +15,7 @@ from dtrain import errors
 from dtrain.checkpoint import listing, manifest
 from dtrain.page import figures
 from dtrain.page.finding import Place
+from dtrain.quality.figure_log import Protocol
 from dtrain.record import goodput, reading
 from dtrain.storage import files, sealed
 
@@ -244,12 +245,16 @@ def in_a_line(run: Run) -> str:
 def best_by_figure(runs: Sequence[Run]) -> list[str]:
     """Says which run is the best, by each figure of which that is known.
 
+    Where figures were measured in several ways, it says in which.
+
     Args:
         runs: any number.
     """
     lines = []
     kinds = dict.fromkeys(kind for run in runs for kind in run.figures)
+    ways = protocols(runs)
     for kind in filter(lambda kind: kind.best, kinds):
+        by = f" by protocol {ways.index(kind.protocol) + 1}"
         found = [
             (best, run.name)
             for run in runs
@@ -258,11 +263,21 @@ def best_by_figure(runs: Sequence[Run]) -> list[str]:
         first = figures.best(kind, [best for best, _ in found])
         lines += [
             f"{name}: {figures.title(kind.name)} {best.value:.4g} at step "
-            f"{best.step:,}"
+            f"{best.step:,}{by if len(ways) > 1 else ''}"
             for best, name in found
             if best is first
         ]
     return lines
+
+
+def protocols(runs: Sequence[Run]) -> list[Protocol]:
+    """Lists the ways in which figures of runs were measured.
+
+    Args:
+        runs: any number.
+    """
+    kinds = (kind for run in runs for kind in run.figures)
+    return list(dict.fromkeys(kind.protocol for kind in kinds))
 
 
 def images_per_sec(account: goodput.Account) -> float:

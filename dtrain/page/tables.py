@@ -42,7 +42,7 @@ def of_runs(runs: Sequence[Run]) -> str:
         runs: at least one.
     """
     kinds = list(dict.fromkeys(kind for each in runs for kind in each.figures))
-    protocols = list(dict.fromkeys(kind.protocol for kind in kinds))
+    protocols = run.protocols(runs)
     columns = [
         _names(runs),
         *(_of_figure(kind, protocols, runs) for kind in kinds),
