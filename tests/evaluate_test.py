@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import pathlib
+import random
 import shutil
 from typing import Any
 
@@ -28,11 +31,12 @@ from dtrain.quality import (
 )
 from dtrain.quality.evaluation import Evaluation, Wanted
 from dtrain.quality.extractors import Extractor, Pixels
+from dtrain.quality.inception import Inception
 from dtrain.quality.real_images import RealImages
 from dtrain.quality.saying import Slowly
 from dtrain.run import best, init_from
 from dtrain.tensorfiles import containers
-from tests import replicas, runs
+from tests import hostile_files, replicas, runs
 
 SMALL = ("--num_images=24", "--extractor=pixels")
 LABELS = {"modes_covered", "reverse_kl", "conditional_accuracy"}
@@ -193,22 +197,37 @@ def test_lines_that_are_damaged_are_left_out(run_dir: pathlib.Path) -> None:
 # Whoever draws a sample with whom.
 
 
+CONDITIONAL = Config(
+    batch_size=8, base_channels=2, latent_size=4, conditional=True
+)
+
+
+@functools.cache
+def digits() -> sources.Data:
+    return sources.open_data(CONDITIONAL)
+
+
+@functools.cache
+def gan_on(num_replicas: int) -> gan_lib.GAN:
+    """Returns the same state, on so many replicas; 0 is without a strategy."""
+    strategy = replicas.alone().strategy
+    if num_replicas:
+        strategy = replicas.mirrored(num_replicas)
+    shape = digits().source.image_shape
+    return gan_lib.GAN(CONDITIONAL, strategy, shape, 10)
+
+
 class Given(Evaluation):
     """An evaluation of the digits by their pixels."""
 
     def __init__(
         self, num_replicas: int, cache_dir: str = "", **wanted: Any
     ) -> None:
-        config = Config(
-            batch_size=8, base_channels=2, latent_size=4, conditional=True
-        )
-        workers = replicas.alone()
-        if num_replicas:
-            workers = workers._replace(strategy=replicas.mirrored(num_replicas))
-        data = sources.open_data(config)
-        shape = data.source.image_shape
-        gan = gan_lib.GAN(config, workers.strategy, shape, 10)
-        self.gan, self.extractor = gan, Pixels(shape)
+        gan = gan_on(num_replicas)
+        workers = replicas.alone()._replace(strategy=gan.strategy)
+        data = digits()
+        self.gan = gan
+        self.extractor = Pixels(data.source.image_shape)
         super().__init__(
             gan,
             data,
@@ -427,6 +446,20 @@ def test_the_frozen_graph_takes_any_batch(tmp_path: pathlib.Path) -> None:
     assert made(f"inception:{path}#{extractor.digest[:9]}", tmp_path)
 
 
+def test_a_damaged_graph_is_refused_or_read(
+    tmp_path: pathlib.Path, chance: random.Random
+) -> None:
+    sound, path, said = frozen_graph(), tmp_path / "graph.pb", []
+    for _ in range(int(os.environ.get("DTRAIN_NUM_FUZZ", "15"))):
+        path.write_bytes(hostile_files.damaged(sound, chance))
+        try:
+            Inception(f"inception:{path}", (8, 8, 1))
+        except UserError as error:
+            said.append(str(error))
+    assert said
+    assert not any("\n" in each for each in said)
+
+
 OWN = """
 import keras
 
@@ -544,10 +577,12 @@ def test_what_cannot_be_measured(wanted: Wanted, said: str) -> None:
 
 def test_images_that_are_not_finite() -> None:
     given = Given(0)
-    for weight in given.gan.averages["generator"].weights:
-        weight.assign(tf.fill(weight.shape, math.nan))
+    [weight, *_] = given.gan.averages["generator"].weights
+    before = weight.numpy()
+    weight.assign(tf.fill(weight.shape, math.nan))
     with pytest.raises(UserError, match="image 0 has features that are not fi"):
         given.figures()
+    weight.assign(before)
 
 
 def test_runs_that_cannot_be_measured(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dtrain import errors, report
+from dtrain import errors, evaluate, report
 from dtrain import main as dtrain_main
 from dtrain.bundle import tensors
 from dtrain.config import Config
@@ -156,32 +156,24 @@ def wait_for_evaluation(run_dir: pathlib.Path) -> None:
     assert path.read_bytes().count(b"\n") == 2, "it is over"
 
 
-@pytest.mark.parametrize(
-    ("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGKILL)]
-)
-def test_ended_in_an_evaluation(
-    workers: int, number: int, tmp_path: pathlib.Path
-) -> None:
+def test_told_to_end_in_an_evaluation(tmp_path: pathlib.Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    processes = start(cut, workers)
+    [process] = start(cut, 1)
     wait_for_evaluation(cut)
     told = time.monotonic()
-    for process in processes:
-        process.send_signal(number)
-    ended = finish(processes)
-    print(ended)
-    if number == signal.SIGTERM:
-        secs = time.monotonic() - told
-        [(code, output)] = ended
-        assert code == errors.RUN_AGAIN, output
-        assert "saved at step 3" in output
-        # A round of the extractor, a save, and the end of the process.
-        assert secs < 5, output
-        assert steps_of(cut) == [3]
-        assert [line["step"] for line in runs.metrics(cut)] == [1, 2]
-    for run_dir in (cut, whole):
-        for code, output in finish(start(run_dir, workers)):
-            assert code == errors.FINISHED, output
+    process.send_signal(signal.SIGTERM)
+    [(code, output)] = finish([process])
+    secs = time.monotonic() - told
+    assert code == errors.RUN_AGAIN, output
+    assert "saved at step 3" in output
+    # A round of the extractor, a save, and the end of the process.
+    assert secs < 5, output
+    assert steps_of(cut) == [3]
+    assert [line["step"] for line in runs.metrics(cut)] == [1, 2]
+    [(code, output)] = finish(start(cut, 1))
+    assert code == errors.FINISHED, output
+    assert not (cut / "evaluation.safetensors").exists()
+    train(whole, *SLOW, f"--evaluate_cache_dir={cut}-cache")
     assert (cut / "metrics.jsonl").read_bytes() == (
         whole / "metrics.jsonl"
     ).read_bytes()
@@ -193,12 +185,44 @@ def test_ended_in_an_evaluation(
         )
         assert one == other
     found, expected = (
-        [(line.step, line.figures, line.floor) for line in lines]
-        for lines in map(figure_log.read, (str(cut), str(whole)))
+        [line._replace(secs=0.0) for line in figure_log.read(str(run_dir))]
+        for run_dir in (cut, whole)
     )
     assert found == expected
     assert best.step_of(str(cut)) == best.step_of(str(whole))
-    assert not (cut / "evaluation.safetensors").exists()
+
+
+def test_two_workers_killed_in_an_evaluation(tmp_path: pathlib.Path) -> None:
+    run_dir = tmp_path / "run"
+    processes = start(run_dir, 2)
+    wait_for_evaluation(run_dir)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes)
+    for code, output in finish(start(run_dir, 2)):
+        assert code == errors.FINISHED, output
+    assert [line["step"] for line in runs.metrics(run_dir)] == [*range(1, 7)]
+    lines = {line.step: line for line in figure_log.read(str(run_dir))}
+    assert set(lines) == {3, 6}
+    # One process, which nothing happens to, measures the same of what is kept.
+    path = run_dir / "figures.jsonl"
+    path.rename(tmp_path / "by_two")
+    code = evaluate.run(
+        [
+            *("evaluate", f"--run_dir={run_dir}", "--checkpoint=all"),
+            *("--num_images=64", "--extractor=tests.slow_extractor:make"),
+            "--figures=frechet_distance,recall",
+            f"--cache_dir={tmp_path}/cache",
+        ]
+    )
+    assert code == errors.FINISHED
+    for line in figure_log.read(str(run_dir)):
+        if line.step:
+            expected = lines[line.step]
+            assert line.protocol == expected.protocol
+            for name, value in line.figures.items():
+                wanted = expected.figures[name]
+                assert value == pytest.approx(wanted, rel=1e-6), name
 
 
 def test_a_line_that_waits_for_its_figures(tmp_path: pathlib.Path) -> None:

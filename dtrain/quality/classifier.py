@@ -38,7 +38,11 @@ Report = Callable[[str], None]
 
 
 class Classifier(Extractor):
-    """The network without its last layer, whose classes are the labels."""
+    """The network without its last layer, whose classes are the labels.
+
+    Attributes:
+        network: of images, resized, to features and logits.
+    """
 
     knows_labels = True
 
@@ -70,7 +74,7 @@ class Classifier(Extractor):
         if self._size != image_shape[:2]:
             self.resize = "{}x{} area".format(*self._size)
         with scope():
-            self._model = _build((*self._size, image_shape[2]), num_classes)
+            self.network = _build((*self._size, image_shape[2]), num_classes)
 
     def train(self, source: Source, report: Report) -> float:
         """Trains it; all that it draws follows from a fixed seed.
@@ -87,17 +91,17 @@ class Classifier(Extractor):
         steps = min(max(steps, _FEWEST_STEPS), _MOST_STEPS)
         schedule = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
         optimizer = keras.optimizers.Adam(schedule)
-        optimizer.build(self._model.trainable_variables)
+        optimizer.build(self.network.trainable_variables)
 
         @tf.function(autograph=False)
         def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
-                _, logits = self._model(self._resized(images), training=True)
+                _, logits = self.network(self._resized(images), training=True)
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
                     labels, logits
                 )
                 loss = tf.reduce_mean(losses)
-            variables = self._model.trainable_variables
+            variables = self.network.trainable_variables
             optimizer.apply(tape.gradient(loss, variables), variables)
             is_right = tf.equal(tf.argmax(logits, 1, tf.int32), labels)
             return tf.reduce_mean(tf.cast(is_right, tf.float32))
@@ -115,7 +119,7 @@ class Classifier(Extractor):
     @property
     def weights(self) -> dict[str, np.ndarray]:
         """Its weights by their number."""
-        arrays = self._model.get_weights()
+        arrays = self.network.get_weights()
         return {str(number): array for number, array in enumerate(arrays)}
 
     def take(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -128,17 +132,17 @@ class Classifier(Extractor):
             ValueError: they are of another one.
             KeyError: one is missing.
         """
-        mine = self._model.get_weights()
+        mine = self.network.get_weights()
         taken = [np.asarray(weights[str(n)]) for n in range(len(mine))]
         for one, other in zip(mine, taken, strict=True):
             if one.shape != other.shape or one.dtype != other.dtype:
                 raise ValueError("the weights are of another network")
-        self._model.set_weights(taken)
-        self.digest = extractors.digest_of(self._model)
+        self.network.set_weights(taken)
+        self.digest = extractors.digest_of(self.network)
 
     def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Calls the network; see `Extractor.__call__`."""
-        features, logits = self._model(self._resized(images), training=False)
+        features, logits = self.network(self._resized(images), training=False)
         return features, tf.nn.softmax(logits)
 
     def _resized(self, images: tf.Tensor) -> tf.Tensor:
