@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from dtrain.checkpoint import listing
 from dtrain.cluster.environment import ALONE
 from dtrain.cluster.workers import Workers
 from dtrain.config import figures as table
@@ -18,6 +19,10 @@ from dtrain.quality.saying import Slowly
 from dtrain.record import images
 from dtrain.run import best, export, places, resuming
 from dtrain.storage import files
+
+# Steps in one table: more are wider than a terminal.
+_COLUMNS = 6
+_BETTER = {"min": "small", "max": "large"}
 
 
 class Request(NamedTuple):
@@ -70,7 +75,7 @@ def measure(
     evaluation = _evaluation(request, trained, Slowly(say))
     show(f"protocol  {evaluation.protocol}")
     found = []
-    for number, step in enumerate(steps):
+    for step in steps:
         try:
             resuming.restore_step(
                 trained.gan.checkpoint, trained.config, step, run_id
@@ -82,14 +87,13 @@ def measure(
             say(f"step {step:,} is left out: {error.text}")
             continue
         line, is_new = _line(evaluation, step, request)
-        if not found:
-            show(_head(line))
         found.append(line)
-        show(_row(line, is_new=is_new))
-        if number + 1 == len(steps):
-            show(_floor(line))
+        how = f"in {line.secs:.1f} s" if is_new else "before"
+        say(f"step {step:,} was measured {how}")
     if not found:
         raise UserError(f"{run_dir}: none of its checkpoints could be read")
+    for each in tables(found):
+        show(each)
     return found
 
 
@@ -193,36 +197,51 @@ def _line(
     return result.line, True
 
 
-def _head(line: Line) -> str:
-    return f"{'step':>10}  " + "  ".join(map(_short, line.figures))
+def tables(lines: Sequence[Line]) -> list[str]:
+    """Writes figures as tables: a row for each, a column for each step.
+
+    The best of several steps has a star.
+
+    Args:
+        lines: of one protocol, by step; at least one.
+
+    Returns:
+        The lines of the tables, six steps in each.
+    """
+    names = list(dict.fromkeys(name for line in lines for name in line.figures))
+    best_steps = {name: _best_step(lines, name) for name in names}
+    written = []
+    for start in range(0, len(lines), _COLUMNS):
+        some = lines[start : start + _COLUMNS]
+        head = ("figure", "better", *(f"step {line.step:,}" for line in some))
+        rows: list[tuple[str, ...]] = [(*head, "floor")]
+        for name in names:
+            cells = [
+                _cell(line.figures.get(name))
+                + ("*" if line.step == best_steps[name] else " ")
+                for line in some
+            ]
+            better = ""
+            if name in table.FIGURES:
+                better = _BETTER[table.best_of(name)]
+            floor = _cell(lines[-1].floor.get(name))
+            rows.append((name, better, *cells, floor))
+        written += ["", *listing.columns(rows)]
+    return written
 
 
-def _row(line: Line, *, is_new: bool) -> str:
-    how = f"in {line.secs:.1f} s" if is_new else "as measured before"
-    return f"{line.step:>10,}  {_cells(line.figures, line.figures)}  {how}"
+def _best_step(lines: Sequence[Line], name: str) -> int | None:
+    """Finds the step with the best value of a figure; None where one is all."""
+    known = {
+        line.step: value
+        for line in lines
+        if (value := line.figures.get(name)) is not None
+    }
+    if name not in table.FIGURES or len(set(known.values())) < 2:
+        return None
+    sign = -1.0 if table.best_of(name) == "max" else 1.0
+    return min(known, key=lambda step: (sign * known[step], -step))
 
 
-def _floor(line: Line) -> str:
-    return (
-        f"{'floor':>10}  {_cells(line.figures, line.floor)}  of one half of "
-        "the real images against the other"
-    )
-
-
-def _short(name: str) -> str:
-    """Names a figure with the way in which it is better."""
-    if name not in table.FIGURES:
-        return name
-    arrow = {"min": "-", "max": "+"}[table.best_of(name)]
-    return f"{name}{arrow}"
-
-
-def _cells(
-    names: Mapping[str, float | None], values: Mapping[str, float | None]
-) -> str:
-    cells = []
-    for name in names:
-        value = values.get(name)
-        text = "-" if value is None else f"{value:.4g}"
-        cells.append(text.rjust(len(_short(name))))
-    return "  ".join(cells)
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
