@@ -206,7 +206,7 @@ def test_lines_that_are_damaged_are_left_out(run_dir: pathlib.Path) -> None:
 
 
 CONDITIONAL = Config(
-    batch_size=8, base_channels=2, latent_size=4, conditional=True
+    batch_size=64, base_channels=2, latent_size=4, conditional=True
 )
 
 

@@ -105,20 +105,10 @@ class Evaluation:
         """
         self._extractor, self._workers = extractor, workers
         self._wanted, self._say = wanted, say
-        config, num_images = gan.config, data.source.num_images
+        config = gan.config
         self.names = _names(wanted.names, config, extractor)
-        _check_numbers(wanted, num_images)
-        self.protocol = Protocol(
-            extractor=extractor.name,
-            digest=extractor.digest,
-            num_real=min(wanted.num_real or wanted.num_images, num_images),
-            num_generated=wanted.num_images,
-            split=config.split,
-            resize=extractor.resize,
-            seed=wanted.seed,
-            weights=wanted.weights,
-            data=workers.share(lambda: fingerprint(data.source, config)),
-        )
+        _check_numbers(wanted, data.source.num_images)
+        self.protocol = _protocol(extractor, data, config, wanted, workers)
         self._keeps_rows = any(
             table.FIGURES[name].of_pairs for name in self.names
         )
@@ -127,8 +117,13 @@ class Evaluation:
         )
         self._real, self._is_prepared = None, False
         self.samples = Samples(gan, data, wanted.seed, wanted.weights)
-        make = self.samples.make
-        self._extraction = Extraction(extractor, workers, make=make)
+        self._extraction = Extraction(
+            extractor,
+            workers,
+            make=self.samples.make,
+            # What can be trained on can be drawn.
+            most=config.batch_size // workers.strategy.num_replicas_in_sync,
+        )
 
     def measure(
         self,
@@ -269,6 +264,28 @@ class Evaluation:
             # UserError is one: of another step, or of other figures.
             return 0
         return sample.num_seen
+
+
+def _protocol(
+    extractor: Extractor,
+    data: Data,
+    config: Config,
+    wanted: Wanted,
+    workers: Workers,
+) -> Protocol:
+    source = data.source
+    num_real = wanted.num_real or wanted.num_images
+    return Protocol(
+        extractor=extractor.name,
+        digest=extractor.digest,
+        num_real=min(num_real, source.num_images),
+        num_generated=wanted.num_images,
+        split=config.split,
+        resize=extractor.resize,
+        seed=wanted.seed,
+        weights=wanted.weights,
+        data=workers.share(lambda: fingerprint(source, config)),
+    )
 
 
 def _names(

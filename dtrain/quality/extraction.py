@@ -20,12 +20,10 @@ from dtrain.quality.extractors import Extractor
 from dtrain.quality.sample import Rows
 
 # Images of a replica in a round; each is traced once.
-_SIZES = (8, 64, 256)
+_SIZES = (8, 64)
 # A round that took longer is followed by a smaller one, a shorter one by a
 # larger, if all workers agree.
 _LONG_SECS, _SHORT_SECS = 0.4, 0.05
-# Of the images of a replica, as the device holds them.
-_MOST_BYTES = 64 * 2**20
 
 # Makes images, float [b, H, W, C] in [-1, 1], and labels, int32 [b], of their
 # indices, int64 [b]; in a graph, on a replica.
@@ -44,6 +42,7 @@ class Extraction:
         *,
         make: Make | None = None,
         read: Read | None = None,
+        most: int = 64,
     ) -> None:
         """Traces nothing yet. Every worker calls this.
 
@@ -52,11 +51,13 @@ class Extraction:
             workers: whose replicas share the images.
             make: makes images on the replicas; or
             read: reads them on the host.
+            most: images that a replica has room for.
         """
         assert (make is None) != (read is None)
         self._extractor, self._workers, self._read = extractor, workers, read
         replicas = workers.strategy.num_replicas_in_sync
         self._replicas = replicas // workers.cluster.num_workers
+        self._largest = sum(size <= most for size in _SIZES[1:])
 
         def of_replica(indices: tf.Tensor, *given: tf.Tensor) -> Any:
             images, labels = make(indices) if make else given
@@ -88,7 +89,6 @@ class Extraction:
             UserError: an image is not finite, or cannot be read.
         """
         place, size = 0, _SIZES[0]
-        largest = self._largest()
         while start < total:
             began = time.monotonic()
             rows = self._round(start, size)
@@ -104,45 +104,14 @@ class Extraction:
             if is_long:
                 place = max(place - 1, 0)
             elif not is_not_short:
-                place = min(place + 1, largest)
+                place = min(place + 1, self._largest)
             size = _SIZES[place]
-
-    def _largest(self) -> int:
-        """Returns the place in `_SIZES` that a device has room for."""
-        num_bytes = 4 * int(np.prod(self._extractor.image_shape))
-        fitting = [s for s in _SIZES if s * num_bytes <= _MOST_BYTES]
-        return max(len(fitting) - 1, 0)
 
     def _round(self, start: int, size: int) -> Rows:
         """Takes the next images, so many on each replica."""
-        strategy = self._workers.strategy
-
-        def given(replica: int) -> Any:
-            first = start + replica * size
-            indices = tf.range(first, first + size, dtype=tf.int64)
-            return (indices, *(self._read(indices) if self._read else ()))
-
-        first = self._workers.cluster.index * self._replicas
-        own = range(first, first + self._replicas)
-        # Together, for reading may fail on one worker alone.
-        values = self._workers.together(lambda: [given(one) for one in own])
-        columns = zip(*values, strict=True)
-        if strategy.num_replicas_in_sync > 1:
-            columns = [self._distributed(column, first) for column in columns]
-        else:
-            columns = values[0]
-        columns = tuple(columns)
-        if size not in self._traced:
-            self._traced[size] = self._function.get_concrete_function(*columns)
-        made = self._traced[size](*columns)
-        features, probabilities, labels = (
-            np.concatenate(
-                [
-                    part.numpy()
-                    for part in strategy.experimental_local_results(array)
-                ]
-            )
-            for array in made
+        # Together, for reading, or the memory, may fail on one worker alone.
+        features, probabilities, labels = self._workers.together(
+            lambda: self._of_this_worker(start, size)
         )
         # As one message: labels by their bits.
         columns = [features, probabilities, labels.view(np.float32)[:, None]]
@@ -151,6 +120,46 @@ class Extraction:
         features, probabilities, labels = np.split(rows, ends, axis=1)
         labels = np.ascontiguousarray(labels[:, 0])
         return Rows(features, probabilities, labels.view(np.int32))
+
+    def _of_this_worker(self, start: int, size: int) -> list[np.ndarray]:
+        """Takes the images of this worker's replicas.
+
+        Raises:
+            UserError: an image cannot be read, or there is no memory.
+        """
+        strategy = self._workers.strategy
+        first = self._workers.cluster.index * self._replicas
+        values = []
+        for replica in range(first, first + self._replicas):
+            place = start + replica * size
+            indices = tf.range(place, place + size, dtype=tf.int64)
+            read = self._read(indices) if self._read else ()
+            values.append((indices, *read))
+        columns = values[0]
+        if strategy.num_replicas_in_sync > 1:
+            columns = tuple(
+                self._distributed(column, first)
+                for column in zip(*values, strict=True)
+            )
+        try:
+            if size not in self._traced:
+                traced = self._function.get_concrete_function(*columns)
+                self._traced[size] = traced
+            made = self._traced[size](*columns)
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                f"the extractor {self._extractor.name} needs more memory than "
+                "the device has beside the training; use a smaller one"
+            ) from error
+        return [
+            np.concatenate(
+                [
+                    part.numpy()
+                    for part in strategy.experimental_local_results(array)
+                ]
+            )
+            for array in made
+        ]
 
     def _distributed(self, column: Any, first: int) -> Any:
         """Gives each replica of this worker its tensor."""

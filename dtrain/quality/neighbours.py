@@ -103,8 +103,8 @@ def balls(features: Features) -> Balls:
         return near[:, (0, _MANIFOLD - 1, _AROUND - 1)]
 
     reach = np.concatenate(list(_blocks(features, features, of_rows)))
-    squares = np.square(features.astype(np.float64)).sum(1).mean()
-    reach = reach * (1 + _SLACK) + squares * _SLACK_OF_SQUARES
+    squares = np.einsum("ij,ij->", features, features, dtype=np.float64)
+    reach = reach * (1 + _SLACK) + squares / len(features) * _SLACK_OF_SQUARES
     return Balls(*reach.T.copy())
 
 
@@ -188,10 +188,10 @@ def _blocks(
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     size = max(1, _BLOCK_BYTES // threads // (8 * len(columns)))
     # |x - y|^2 as one product: of (-2x, |x|^2, 1) and (y, 1, |y|^2).
-    right = _with_squares(columns)[:, [*range(columns.shape[1]), -1, -2]]
+    right = _with_squares(columns, -1)
 
     def of_block(start: int) -> _Result:
-        left = _with_squares(rows[start : start + size])
+        left = _with_squares(rows[start : start + size], -2)
         left[:, :-2] *= -2
         squared = left @ right.T
         return use(slice(start, start + len(left)), squared)
@@ -201,8 +201,13 @@ def _blocks(
         yield from pool.map(of_block, starts)
 
 
-def _with_squares(features: Features) -> Floats:
-    """Puts the square of each row, and a 1, behind it."""
-    rows = features.astype(np.float64)
-    squares = np.square(rows).sum(1, keepdims=True)
-    return np.concatenate([rows, squares, np.ones_like(squares)], axis=1)
+def _with_squares(features: Features, column: int) -> Floats:
+    """Puts two columns behind features: the squares of the rows, and ones.
+
+    `column` is that of the squares, -1 or -2.
+    """
+    size, width = features.shape
+    rows = np.ones((size, width + 2))
+    rows[:, :width] = features
+    rows[:, column] = np.einsum("ij,ij->i", rows[:, :width], rows[:, :width])
+    return rows

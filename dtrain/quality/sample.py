@@ -136,7 +136,8 @@ class Sample:
     @property
     def rows(self) -> Rows:
         """Of all images, where they are kept and were added."""
-        return join(*self._rows)
+        self._rows = [join(*self._rows)]
+        return self._rows[0]
 
     def sums_of(self, name: str) -> Floats:
         """Returns a sum that classes are measured by; see `_sums`."""
