@@ -120,6 +120,22 @@ def test_a_budget_leaves_evaluations_out(tmp_path: pathlib.Path) -> None:
     assert [line.step for line in found] == [4]
 
 
+def test_an_evaluation_that_fails_ends_no_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(
+        tmp_path / "run",
+        *SETTINGS,
+        *EVALUATION,
+        "--evaluate_extractor=tests.slow_extractor:odd",
+        f"--evaluate_cache_dir={tmp_path}/cache",
+    )
+    output = capsys.readouterr().out
+    assert output.count("is not evaluated: image 0 has features that are") == 2
+    assert len(runs.metrics(tmp_path / "run")) == 8
+    assert not figure_log.read(str(tmp_path / "run"))
+
+
 def start(run_dir: pathlib.Path, workers: int) -> list[runs.Process]:
     """Starts the slow run, on as many workers."""
     flags = (

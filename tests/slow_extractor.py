@@ -1,4 +1,4 @@
-"""An extractor that takes its time, so that something can happen meanwhile."""
+"""Extractors: one that takes its time, and one that makes no numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ class Slow(keras.layers.Layer):
 
         waited = tf.numpy_function(wait, [images], tf.float32)
         return tf.ensure_shape(waited, images.shape)
+
+
+class Odd(keras.layers.Layer):
+    """Makes features that are no numbers."""
+
+    def call(self, images: Any) -> Any:
+        return tf.math.log(images - 2.0)
+
+
+def odd(image_shape: tuple[int, int, int]) -> keras.Model:
+    return keras.Sequential(
+        [keras.Input(image_shape), Odd(), keras.layers.Flatten()]
+    )
 
 
 def make(image_shape: tuple[int, int, int]) -> keras.Model:

@@ -12,6 +12,7 @@ It holds:
     run_dir/backup/         the newest state of a run that is not finished
     run_dir/saved.json      the directories that the run has saved to
     run_dir/figures.jsonl   what was measured of its states, and how
+    run_dir/evaluation.safetensors  of one that a notice has ended
     run_dir/nearest/        samples beside the images that are nearest to them
     run_dir/ledger/         where the time of each attempt went; see `goodput`
     run_dir/stacks/         of the threads of workers that were stuck or crashed
