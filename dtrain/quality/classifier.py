@@ -44,7 +44,7 @@ class Classifier(Extractor):
         network: of images, resized, to features and logits.
     """
 
-    knows_labels = True
+    knows_labels, most = True, 256
 
     def __init__(
         self,

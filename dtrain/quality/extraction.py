@@ -7,6 +7,7 @@ What is made of an image does not depend on that.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,9 @@ from dtrain.quality.extractors import Extractor
 from dtrain.quality.sample import Rows
 
 # Images of a replica in a round; each is traced once.
-_SIZES = (8, 64)
+_SIZES = (8, 64, 256)
+# Of the images of a replica, as the device holds them.
+_MOST_BYTES = 64 * 2**20
 # A round that took longer is followed by a smaller one, a shorter one by a
 # larger, if all workers agree.
 _LONG_SECS, _SHORT_SECS = 0.4, 0.05
@@ -42,7 +45,7 @@ class Extraction:
         *,
         make: Make | None = None,
         read: Read | None = None,
-        most: int = 64,
+        most: int = _SIZES[-1],
     ) -> None:
         """Traces nothing yet. Every worker calls this.
 
@@ -57,6 +60,8 @@ class Extraction:
         self._extractor, self._workers, self._read = extractor, workers, read
         replicas = workers.strategy.num_replicas_in_sync
         self._replicas = replicas // workers.cluster.num_workers
+        num_bytes = 4 * math.prod(extractor.image_shape)
+        most = min(most, extractor.most, _MOST_BYTES // num_bytes)
         self._largest = sum(size <= most for size in _SIZES[1:])
 
         def of_replica(indices: tf.Tensor, *given: tf.Tensor) -> Any:

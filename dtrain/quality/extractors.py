@@ -43,6 +43,8 @@ class Extractor(abc.ABC):
         num_features: of an image.
         num_classes: that it tells apart; 0 if it does not.
         knows_labels: whether its classes are the labels of the data.
+        most: images that it is given at once; a large network has no room for
+            more.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Extractor(abc.ABC):
     num_features: int
     num_classes: int = 0
     knows_labels: bool = False
+    most: int = 64
 
     @abc.abstractmethod
     def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -92,6 +95,8 @@ class Pixels(Extractor):
 
     Means of areas, so that it is as if the image were seen from farther away.
     """
+
+    most = 256
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         """Makes it for images of a shape.

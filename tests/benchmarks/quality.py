@@ -170,7 +170,7 @@ def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 def cost(arguments: list[str]) -> None:
     """Prints what it costs to measure an untrained DCGAN on a data set."""
-    own, rest = train.own_flags(arguments, {"num_images": 50_000, "rounds": 5})
+    own, rest = train.own_flags(arguments, {"num_images": 50_000, "rounds": 15})
     config = config_lib.parse([sys.argv[0], *rest])
     strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)
@@ -202,7 +202,7 @@ def cost(arguments: list[str]) -> None:
 
 def _compare(source: sources.Source, extractor: Any, rounds: int) -> None:
     """Prints images/s beside those of `predict`, taking turns."""
-    count = min(source.num_images, 20_000)
+    count = min(source.num_images, 5_000)
     stored, labels = pipeline.read(source, tf.range(count, dtype=tf.int64))
     images = source.seen(stored, None).numpy()
 
