@@ -65,10 +65,9 @@ class Inception(Extractor):
             )
         self.name, self.resize = "inception", _RESIZE
         self.image_shape = image_shape
-        self._graph, self._has_classes = _imported(text, content)
-        features, classes = self._graph(tf.zeros([2, *image_shape[:2], 3]))
-        self.num_features = int(features.shape[1])
-        self.num_classes = int(classes.shape[1])
+        tried = tf.zeros([2, *image_shape[:2], 3])
+        self._graph, shapes, self._has_classes = _imported(text, content, tried)
+        self.num_features, self.num_classes = shapes
 
     def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs the graph; see `Extractor.__call__`."""
@@ -91,8 +90,12 @@ def _read(text: str, path: str) -> bytes:
     return content
 
 
-def _imported(text: str, content: bytes) -> tuple[Any, bool]:
-    """Makes a function of the graph; tells whether it knows classes.
+def _imported(
+    text: str, content: bytes, tried: tf.Tensor
+) -> tuple[Any, tuple[int, int], bool]:
+    """Makes a function of the graph, and tries it.
+
+    Returns it, how many features and classes it has, and whether it has any.
 
     Raises:
         UserError: the file is no such graph.
@@ -119,10 +122,13 @@ def _imported(text: str, content: bytes) -> tuple[Any, bool]:
         wanted.append(weights if ":" in weights else f"{weights}:0")
     try:
         _mend(nodes)
-        return _function(graph_def, wanted), has_classes
+        graph = _function(graph_def, wanted)
+        features, classes = graph(tried)
+        shapes = int(features.shape[1]), int(classes.shape[1])
+        return graph, shapes, has_classes
     except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
         raise UserError(
-            f"extractor ({text}) is no graph that TensorFlow can import "
+            f"extractor ({text}) is no graph that TensorFlow can run "
             f"({files.reason(error)}); {damaged}"
         ) from error
 
