@@ -183,16 +183,18 @@ def _line(
             evaluation.samples.state(),
             evaluation.names,
         )
-        if known:
+        path = figure_log.nearest_path(run_dir, step)
+        is_shown = not request.nearest or files.exists(path)
+        if known and is_shown:
             return known, False
         result = evaluation.measure(step, f"ckpt-{step}", lambda: False)
         assert result, "nothing stops it"
-        figure_log.append(run_dir, result.line)
+        if not known:
+            figure_log.append(run_dir, result.line)
         if request.nearest and result.nearest is not None:
             picture = evaluation.samples.beside(
                 result.nearest[: request.nearest]
             )
-            path = figure_log.nearest_path(run_dir, step)
             images.write_png(path, picture)
     return result.line, True
 
