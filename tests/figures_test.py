@@ -60,7 +60,7 @@ def test_frechet_by_the_root_of_the_product() -> None:
     c1, c2 = np.cov(one.T), np.cov(other.T)
     shift = one.mean(0) - other.mean(0)
     expected = shift @ shift + np.trace(
-        c1 + c2 - 2 * linalg.sqrtm(c1 @ c2).real
+        c1 + c2 - 2 * np.real(linalg.sqrtm(c1 @ c2))
     )
     got = frechet.distance(frechet.of(one), frechet.of(other))
     assert got == pytest.approx(expected, rel=1e-9)
