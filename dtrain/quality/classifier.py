@@ -44,7 +44,7 @@ class Classifier(Extractor):
         network: of images, resized, to features and logits.
     """
 
-    knows_labels, most = True, 256
+    knows_labels, at_once = True, 32
 
     def __init__(
         self,

@@ -121,8 +121,6 @@ class Evaluation:
             extractor,
             workers,
             make=self.samples.make,
-            # What can be trained on can be drawn.
-            most=config.batch_size // workers.strategy.num_replicas_in_sync,
         )
 
     def measure(
@@ -156,8 +154,14 @@ class Evaluation:
         sample = self._sample()
         if not self._draw(sample, key, step, is_stopped, half_path):
             return None
+
+        def is_to_end() -> bool:
+            total = f"{sample.total:,} samples"
+            self._say(f"evaluating step {step:,}: comparing {total}")
+            return is_stopped()
+
         measured = background.compute(
-            self._workers, lambda: self._compute(sample), is_stopped
+            self._workers, lambda: self._compute(sample), is_to_end
         )
         if measured is None:
             self._keep_half(half_path, key, sample)

@@ -1,14 +1,14 @@
 """Runs an extractor over images: on all replicas, in the order of the images.
 
-A round takes as many images as the devices are quick with: few at first, then
-more, so that each lasts well under a second and a notice is heard between two.
-What is made of an image does not depend on that.
+A replica is always given as many images at once, from one that this number
+divides: sums of another order would have other bits, and a run that was killed
+in an evaluation, or goes on with other replicas, other figures. They are few,
+so that a notice is heard between two rounds.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,13 +20,9 @@ from dtrain.errors import UserError
 from dtrain.quality.extractors import Extractor
 from dtrain.quality.sample import Rows
 
-# Images of a replica in a round; each is traced once.
-_SIZES = (8, 64, 256)
-# Of the images of a replica, as the device holds them.
-_MOST_BYTES = 64 * 2**20
-# A round that took longer is followed by a smaller one, a shorter one by a
-# larger, if all workers agree.
-_LONG_SECS, _SHORT_SECS = 0.4, 0.05
+# Larger images, in numbers, are few at once, whatever extracts.
+_SMALL_IMAGE = 64 * 64 * 3
+_FEW = 8
 
 # Makes images, float [b, H, W, C] in [-1, 1], and labels, int32 [b], of their
 # indices, int64 [b]; in a graph, on a replica.
@@ -45,7 +41,6 @@ class Extraction:
         *,
         make: Make | None = None,
         read: Read | None = None,
-        most: int = _SIZES[-1],
     ) -> None:
         """Traces nothing yet. Every worker calls this.
 
@@ -54,15 +49,13 @@ class Extraction:
             workers: whose replicas share the images.
             make: makes images on the replicas; or
             read: reads them on the host.
-            most: images that a replica has room for.
         """
         assert (make is None) != (read is None)
         self._extractor, self._workers, self._read = extractor, workers, read
         replicas = workers.strategy.num_replicas_in_sync
         self._replicas = replicas // workers.cluster.num_workers
-        num_bytes = 4 * math.prod(extractor.image_shape)
-        most = min(most, extractor.most, _MOST_BYTES // num_bytes)
-        self._largest = sum(size <= most for size in _SIZES[1:])
+        is_small = math.prod(extractor.image_shape) <= _SMALL_IMAGE
+        self._size = extractor.at_once if is_small else _FEW
 
         def of_replica(indices: tf.Tensor, *given: tf.Tensor) -> Any:
             images, labels = make(indices) if make else given
@@ -74,9 +67,6 @@ class Extraction:
             return workers.strategy.run(of_replica, args=given)
 
         self._function = tf.function(run, autograph=False)
-        # By the images of a replica: TensorFlow warns of functions that it
-        # traces several times.
-        self._traced: dict[int, Any] = {}
 
     def rows(
         self, start: int, total: int, is_stopped: Callable[[], bool]
@@ -86,37 +76,27 @@ class Extraction:
         Every worker gets the rows of all of them, and goes through all rounds.
 
         Args:
-            start: index of the first image.
+            start: index of the first image; 0, or where it was stopped.
             total: how many there are; the last round may go beyond.
             is_stopped: asked after each round; one worker's word ends it.
 
         Raises:
             UserError: an image is not finite, or cannot be read.
         """
-        place, size = 0, _SIZES[0]
         while start < total:
-            began = time.monotonic()
-            rows = self._round(start, size)
-            secs = time.monotonic() - began
-            stop, is_long, is_not_short = self._workers.agree(
-                is_stopped(), secs > _LONG_SECS, secs > _SHORT_SECS
-            )
+            rows = self._round(start)
+            [stop] = self._workers.agree(is_stopped())
             self._check(rows, start, total)
             yield rows
             if stop:
                 return
             start += len(rows.labels)
-            if is_long:
-                place = max(place - 1, 0)
-            elif not is_not_short:
-                place = min(place + 1, self._largest)
-            size = _SIZES[place]
 
-    def _round(self, start: int, size: int) -> Rows:
-        """Takes the next images, so many on each replica."""
+    def _round(self, start: int) -> Rows:
+        """Takes the next images, as many on each replica."""
         # Together, for reading, or the memory, may fail on one worker alone.
         features, probabilities, labels = self._workers.together(
-            lambda: self._of_this_worker(start, size)
+            lambda: self._of_this_worker(start)
         )
         # As one message: labels by their bits.
         columns = [features, probabilities, labels.view(np.float32)[:, None]]
@@ -126,7 +106,7 @@ class Extraction:
         labels = np.ascontiguousarray(labels[:, 0])
         return Rows(features, probabilities, labels.view(np.int32))
 
-    def _of_this_worker(self, start: int, size: int) -> list[np.ndarray]:
+    def _of_this_worker(self, start: int) -> list[np.ndarray]:
         """Takes the images of this worker's replicas.
 
         Raises:
@@ -136,8 +116,8 @@ class Extraction:
         first = self._workers.cluster.index * self._replicas
         values = []
         for replica in range(first, first + self._replicas):
-            place = start + replica * size
-            indices = tf.range(place, place + size, dtype=tf.int64)
+            place = start + replica * self._size
+            indices = tf.range(place, place + self._size, dtype=tf.int64)
             read = self._read(indices) if self._read else ()
             values.append((indices, *read))
         columns = values[0]
@@ -147,10 +127,7 @@ class Extraction:
                 for column in zip(*values, strict=True)
             )
         try:
-            if size not in self._traced:
-                traced = self._function.get_concrete_function(*columns)
-                self._traced[size] = traced
-            made = self._traced[size](*columns)
+            made = self._function(*columns)
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 f"the extractor {self._extractor.name} needs more memory than "

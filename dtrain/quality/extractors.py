@@ -43,8 +43,8 @@ class Extractor(abc.ABC):
         num_features: of an image.
         num_classes: that it tells apart; 0 if it does not.
         knows_labels: whether its classes are the labels of the data.
-        most: images that it is given at once; a large network has no room for
-            more.
+        at_once: images that it is given at once, of small ones. A notice is
+            heard in between, so a large network has few.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Extractor(abc.ABC):
     num_features: int
     num_classes: int = 0
     knows_labels: bool = False
-    most: int = 64
+    at_once: int = 8
 
     @abc.abstractmethod
     def __call__(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -96,7 +96,7 @@ class Pixels(Extractor):
     Means of areas, so that it is as if the image were seen from farther away.
     """
 
-    most = 256
+    at_once = 32
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         """Makes it for images of a shape.
