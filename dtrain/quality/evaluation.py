@@ -154,15 +154,7 @@ class Evaluation:
         sample = self._sample()
         if not self._draw(sample, key, step, is_stopped, half_path):
             return None
-
-        def is_to_end() -> bool:
-            total = f"{sample.total:,} samples"
-            self._say(f"evaluating step {step:,}: comparing {total}")
-            return is_stopped()
-
-        measured = background.compute(
-            self._workers, lambda: self._compute(sample), is_to_end
-        )
+        measured = self._compare(sample, step, is_stopped)
         if measured is None:
             self._keep_half(half_path, key, sample)
             return None
@@ -192,6 +184,20 @@ class Evaluation:
         # The chief alone has it.
         [self._is_prepared] = self._workers.agree(self._real is not None)
         return self._is_prepared
+
+    def _compare(
+        self, sample: Sample, step: int, is_stopped: Callable[[], bool]
+    ) -> tuple[dict[str, float], dict[str, float], Nearest] | None:
+        """Measures samples on the chief; None elsewhere, or if stopped."""
+
+        def is_to_end() -> bool:
+            total = f"{sample.total:,} samples"
+            self._say(f"evaluating step {step:,}: comparing {total}")
+            return is_stopped()
+
+        return background.compute(
+            self._workers, lambda: self._compute(sample), is_to_end
+        )
 
     def _compute(
         self, sample: Sample
