@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from dtrain import errors
+from dtrain import main as dtrain_main
 from dtrain.config import Config
 from dtrain.record.rates import LearningRates
 from dtrain.record.spread import SampleSpread
@@ -50,6 +51,21 @@ def test_spread_of_one_picture_is_none() -> None:
     assert measured(0.0) == 0.0
     # Standard normal latents, of which few are cut at 1.
     assert measured(0.25) == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_best_of_what_is_never_measured_is_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    flags = "--keep_best=1", "--best_metric=frechet_distanse"
+    with pytest.raises(errors.UserError) as caught:
+        dtrain_main.run(
+            ["main", *runs.SMALL, *flags, f"--run_dir={tmp_path}/run"]
+        )
+    line = str(caught.value)
+    assert "best_metric (frechet_distanse) is no metric of this run" in line
+    assert "frechet_distance" in line
+    assert "generator_learning_rate" in line
+    assert "sample_spread" in line
 
 
 def test_figures_stand_in_their_line_and_choose_the_best(

@@ -9,7 +9,7 @@ metrics.jsonl, where `--best_metric` finds them.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 class UnfinishedError(Exception):
@@ -27,10 +27,12 @@ class Periodic(abc.ABC):
         every_steps: steps between two times; 0 is never.
         at_end: whether it is done after the last step, too. Figures are not:
             metrics.jsonl would not be that of a longer run.
+        names: of the figures that it returns, as metrics.jsonl has them.
         spends: what the ledger counts its time as, of `goodput.KINDS`.
     """
 
     at_end = False
+    names: Collection[str] = ()
     spends = "draw"
 
     def __init__(self, every_steps: int) -> None:

@@ -28,6 +28,7 @@ class LearningRates(Periodic):
             is_chief: whether this worker reads them.
         """
         super().__init__(config.sample_every_steps)
+        self.names = [f"{name}_learning_rate" for name in optimizers]
         self._optimizers = optimizers
         self._is_chief = is_chief
 
@@ -37,8 +38,8 @@ class LearningRates(Periodic):
         if not self._is_chief:
             return {}
         return {
-            f"{name}_learning_rate": float(
-                keras.ops.convert_to_numpy(optimizer.learning_rate)
+            name: float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+            for name, optimizer in zip(
+                self.names, self._optimizers.values(), strict=True
             )
-            for name, optimizer in self._optimizers.items()
         }

@@ -21,6 +21,8 @@ class SampleSpread(Periodic):
     whatever the latents has 0: all modes are lost.
     """
 
+    names = ("sample_spread",)
+
     def __init__(
         self,
         config: Config,

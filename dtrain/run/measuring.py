@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ def measure(
         StorageError: a disk or a store failed.
     """
     run_dir = request.run_dir
+    _check_writable(run_dir)
     trained, run_id = export.build(run_dir, request.model, **request.settings)
     steps = _steps(request, trained, run_id)
     evaluation = _evaluation(request, trained, Slowly(say))
@@ -95,6 +97,19 @@ def measure(
     for each in tables(found):
         show(each)
     return found
+
+
+def _check_writable(run_dir: str) -> None:
+    """Refuses, before the work is done, a directory that cannot hold it.
+
+    Raises:
+        UserError: it is on a disk, and cannot be written to.
+    """
+    if os.path.isdir(run_dir) and not os.access(run_dir, os.W_OK):
+        raise UserError(
+            f"run_dir ({run_dir}) cannot be written to, and the figures go "
+            "there; measure a copy of it"
+        )
 
 
 def _evaluation(
