@@ -22,7 +22,7 @@ from dtrain import errors
 from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import preemption_test, runs
 
-NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "3"))
+NUM_SIGNALS = int(os.environ.get("DTRAIN_NUM_SIGNALS", "2"))
 SIGNALS = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2),
