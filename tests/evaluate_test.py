@@ -152,12 +152,17 @@ def test_what_was_measured_is_not_measured_again(
     (run_dir / "figures.jsonl").write_text(text.replace(state, "0" * 32))
     measure(run_dir, *SMALL)
     assert len(written(run_dir)) == 6
+    # Where no figure compares pairs, nothing shows what is nearest.
+    for _ in range(2):
+        measure(run_dir, *SMALL, "--seed=2", "--figures=frechet_distance")
+    assert "step 4 was measured before" in capsys.readouterr().err
+    assert len(written(run_dir)) == 7
     # What shows it is drawn again where it is gone, and not written again.
     picture = run_dir / "nearest/step-000004.png"
     picture.unlink()
     measure(run_dir, *SMALL)
     assert picture.exists()
-    assert len(written(run_dir)) == 6
+    assert len(written(run_dir)) == 7
 
 
 def test_the_best_checkpoint(run_dir: pathlib.Path) -> None:

@@ -218,11 +218,11 @@ def _check_data(config: DataSettings) -> None:
         )
 
 
-def _check_together(config: Config) -> None:
-    """Checks the rules between settings that need no data and no device.
+def _check_names(config: Config) -> None:
+    """Checks what names a directory, a tracker, data or a model.
 
     Raises:
-        UserError: two settings contradict each other, or a name is missing.
+        UserError: a name is missing, or none of that kind.
     """
     if not config.run_dir:
         raise UserError("run_dir is empty; name a directory for the run")
@@ -240,6 +240,20 @@ def _check_together(config: Config) -> None:
         )
     if not config.dataset:
         raise UserError("dataset is empty; try --dataset=digits")
+    if config.model not in MODELS and config.model.count(":") != 1:
+        raise UserError(
+            f"model ({config.model}) must be {', '.join(MODELS)} or "
+            "package.module:make"
+        )
+
+
+def _check_together(config: Config) -> None:
+    """Checks the rules between settings that need no data and no device.
+
+    Raises:
+        UserError: two settings contradict each other, or a name is missing.
+    """
+    _check_names(config)
     _check_data(config)
     if config.micro_batches and config.batch_size % config.micro_batches:
         raise UserError(
@@ -250,11 +264,6 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"warmup_steps ({config.warmup_steps}) must be below num_steps "
             f"({config.num_steps})"
-        )
-    if config.model not in MODELS and config.model.count(":") != 1:
-        raise UserError(
-            f"model ({config.model}) must be {', '.join(MODELS)} or "
-            "package.module:make"
         )
     if config.batch_norm and config.model != "dcgan":
         raise UserError(

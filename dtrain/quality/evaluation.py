@@ -75,6 +75,8 @@ class Evaluation:
         names: of the figures that are measured.
         protocol: how.
         samples: draws what is measured.
+        keeps_rows: whether a figure compares single images, so that it is
+            known which are the nearest.
     """
 
     _real: Real | None
@@ -109,7 +111,7 @@ class Evaluation:
         self.names = _names(wanted.names, config, extractor)
         _check_numbers(wanted, data.source.num_images)
         self.protocol = _protocol(extractor, data, config, wanted, workers)
-        self._keeps_rows = any(
+        self.keeps_rows = any(
             table.FIGURES[name].of_pairs for name in self.names
         )
         self._real_images = RealImages(
@@ -150,7 +152,7 @@ class Evaluation:
             return None
         state = self.samples.state()
         key = {"step": step, "state": state, **self.protocol._asdict()}
-        key["rows"] = self._keeps_rows
+        key["rows"] = self.keeps_rows
         sample = self._sample()
         if not self._draw(sample, key, step, is_stopped, half_path):
             return None
@@ -178,7 +180,7 @@ class Evaluation:
             self.protocol,
             self.names,
             is_stopped,
-            keeps_rows=self._keeps_rows,
+            keeps_rows=self.keeps_rows,
         )
         self.samples.prepare()
         # The chief alone has it.
@@ -227,7 +229,7 @@ class Evaluation:
             self._wanted.num_images,
             extractor.num_features,
             extractor.num_classes,
-            keeps_rows=self._keeps_rows,
+            keeps_rows=self.keeps_rows,
         )
 
     def _draw(

@@ -199,7 +199,8 @@ def _line(
             evaluation.names,
         )
         path = figure_log.nearest_path(run_dir, step)
-        is_shown = not request.nearest or files.exists(path)
+        has_nearest = request.nearest and evaluation.keeps_rows
+        is_shown = not has_nearest or files.exists(path)
         if known and is_shown:
             return known, False
         result = evaluation.measure(step, f"ckpt-{step}", lambda: False)
