@@ -105,10 +105,10 @@ def run(code: pathlib.Path, *arguments: str) -> str:
 def test_a_network_a_loss_and_a_source_of_data(code: pathlib.Path) -> None:
     (code / "dtrain/models/flat.py").write_text(NETWORK)
     loading = code / "dtrain/gan/loading.py"
-    add_row(loading, "from dtrain.models import dcgan", ", flat")
-    add_row(loading, '{"dcgan": dcgan.make', ', "flat": flat.make')
+    row = '"dcgan": "dtrain.models.dcgan",'
+    add_row(loading, row, ' "flat": "dtrain.models.flat",')
     learning = code / "dtrain/config/learning.py"
-    add_row(learning, 'MODELS = ("dcgan",', ' "flat"')
+    add_row(learning, 'MODELS = ("dcgan",', ' "flat",')
     add_row(
         code / "dtrain/gan/losses.py",
         "LOSSES: dict[str, Loss] = {",

@@ -1,7 +1,7 @@
 """Loads what `--model` names, and builds networks that fit the data.
 
-A model is a function `make(config, image_shape, num_classes)`: the package's
-own `dcgan`, or yours as `package.module:make`. It returns a generator and a
+A model is a function `make(config, image_shape, num_classes)`: one of the
+package's own, or yours as `package.module:make`. It returns a generator and a
 discriminator, with phases and optimizers of its own if it likes, or a whole
 `program.Program`:
 
@@ -35,14 +35,16 @@ from dtrain.gan import (
     trial,
 )
 from dtrain.gan.program import Program
-from dtrain.models import dcgan
 
 # Of the settings, the shape of an image, the number of classes, and whatever
 # else it has by `--model_flag`.
 Make = Callable[..., Any]
 
-# `config.learning.MODELS` has their names.
-_BUILT_IN: dict[str, Make] = {"dcgan": dcgan.make}
+# `config.learning.MODELS` has their names, too. Each is imported when it is
+# asked for: what is a program stands on top of this package.
+_BUILT_IN: dict[str, str] = {
+    "dcgan": "dtrain.models.dcgan",
+}
 
 
 # Finding a model.
@@ -60,7 +62,7 @@ def load(spec: str) -> Make:
             such function.
     """
     if spec in _BUILT_IN:
-        return _BUILT_IN[spec]
+        return importlib.import_module(_BUILT_IN[spec]).make
     return find("model", spec, "config, image_shape, num_classes", _BUILT_IN)
 
 
