@@ -24,6 +24,7 @@ import math
 import os
 import re
 import textwrap
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 _WIDTH = 78
 # TensorFlow, numpy and JSON have no larger whole numbers.
 _MOST = 2**63
+_NONE: Mapping[str, Any] = types.MappingProxyType({})
 # The group of a program whose flags need none.
 FLAGS = "Flags"
 
@@ -129,12 +131,15 @@ def check(instance: Any) -> None:
         _check_value(flag, getattr(instance, flag.name))
 
 
-def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
+def parse(
+    kind: type, argv: Sequence[str], defaults: Mapping[str, Any] = _NONE
+) -> dict[str, Any]:
     """Parses a command line by the flags of a dataclass.
 
     Args:
         kind: the dataclass, all of whose fields are of `field`.
         argv: the command line, the program's name first.
+        defaults: by name, in place of those of the fields.
 
     Returns:
         The values by name. They have the right type, and may break a rule.
@@ -147,7 +152,7 @@ def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
         flag.name: (flag.default, flag.metadata["help"])
         for flag in dataclasses.fields(kind)
     }
-    values = parse_flags(argv, known)
+    values = parse_flags(argv, known, defaults)
     for flag in dataclasses.fields(kind):
         if flag.metadata.get("is_required") and not values[flag.name]:
             raise UserError(f"{flag.name} is missing; use --{flag.name}=DIR")
@@ -158,13 +163,16 @@ def parse(kind: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_flags(
-    argv: Sequence[str], known: dict[str, tuple[Any, str]]
+    argv: Sequence[str],
+    known: dict[str, tuple[Any, str]],
+    defaults: Mapping[str, Any] = _NONE,
 ) -> dict[str, Any]:
     """Parses a command line that holds nothing but flags.
 
     Args:
         argv: the command line, the program's name first.
         known: default and help text of each flag.
+        defaults: others of some of them, by name, which may be None.
 
     Returns:
         The values by name.
@@ -177,6 +185,7 @@ def parse_flags(
     for name, (default, help_text) in known.items():
         # A list is what absl wants for several, and what it returns.
         first = list(default) if isinstance(default, tuple) else default
+        first = defaults.get(name, first)
         define = _DEFINE[type(default)]
         define(name, first, help_text, flag_values=flag_values)
     try:
@@ -316,6 +325,9 @@ def _head(flag: dataclasses.Field[Any]) -> str:
 def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
     rule = flag.metadata
     name = flag.name
+    if value is None:
+        # Decided later on, by a rule that keeps the others.
+        return
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and not _can_be_typed(text):
             raise UserError(f"{name} ({text!r}) must be text of a command line")
@@ -324,9 +336,8 @@ def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
     if type(value) is int and abs(value) >= _MOST:
         raise UserError(f"{name} ({value}) must be below {_MOST}")
     if rule["choices"] and value not in rule["choices"]:
-        raise UserError(
-            f"{name} ({value}) must be one of {', '.join(rule['choices'])}"
-        )
+        choices = ", ".join(filter(None, rule["choices"]))
+        raise UserError(f"{name} ({value}) must be one of {choices}")
     if rule["minimum"] is not None and value < rule["minimum"]:
         raise UserError(
             f"{name} ({value}) must be at least {rule['minimum']:.10g}"

@@ -30,7 +30,8 @@ from dtrain.record import samples
 from dtrain.record.periodic import UnfinishedError
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
-from dtrain.run.opening import Run, introduce, open_run, rehearse, say
+from dtrain.run.opening import Run, introduce, open_run, say
+from dtrain.run.rehearsal import rehearse
 from dtrain.storage import files
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain import config
-from dtrain.config import Config, further
+from dtrain.config import Config, further, presets
 from dtrain.errors import UserError
 
 # Later work builds on these names; removing one breaks somebody's scripts.
@@ -62,7 +62,8 @@ def value_of(field: dataclasses.Field) -> st.SearchStrategy:
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
-@given(st.data(), st.sampled_from(sorted(FIELDS)))
+# A preset on a command line is more than its name.
+@given(st.data(), st.sampled_from(sorted(FIELDS.keys() - {"preset"})))
 def test_flag_and_json_give_the_same(data: st.DataObject, name: str) -> None:
     value = data.draw(value_of(FIELDS[name]))
     texts = value if isinstance(value, tuple) else (value,)
@@ -197,3 +198,72 @@ def test_flags_that_are_given_several_times_are_told() -> None:
     assert config.describe(differences) == (
         "paired was a=x b=y and is now nothing"
     )
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_puts_other_defaults(name: str) -> None:
+    parsed = config.parse(["main", f"--preset={name}"])
+    preset = presets.of(name)
+    values = parsed.to_dict()
+    assert {each: values[each] for each in preset.settings} == preset.settings
+    assert config.undecided(parsed) == list(preset.decided)
+    assert all((preset.paper, preset.purpose, preset.cost, preset.reaches))
+    # What a run is told is written down, and read again without the preset.
+    assert config.from_dict(parsed.to_dict() | {"preset": ""}).differences(
+        parsed
+    ) == ({})
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_flag_wins_over_a_preset_if_it_is_the_default(name: str) -> None:
+    preset = presets.of(name)
+    of_flags = Config()
+    told = {
+        each: getattr(of_flags, each)
+        for each in (*preset.settings, *preset.decided)
+        # What it is of may be gone then.
+        if each not in ("model", "loss", "augment", "burn_in_images")
+    }
+    flags = [f"--{each}={value}" for each, value in told.items()]
+    parsed = config.parse(["main", *flags, f"--preset={name}"])
+    assert {each: getattr(parsed, each) for each in told} == told
+
+
+@given(st.integers(1, 4096), st.integers(1, 1024))
+def test_what_auto_decides_fits_any_devices(
+    image_size: int, num_devices: int
+) -> None:
+    values = presets.decide(image_size, num_devices)
+    decided = Config(**values)
+    assert decided.batch_size % num_devices == 0
+    # R1 over a batch is of the pixels alone.
+    weight = decided.r1_gamma * decided.batch_size
+    assert weight == pytest.approx(0.0002 * image_size**2)
+    assert 1 <= decided.base_channels <= 512
+
+
+@pytest.mark.parametrize(
+    ("image_size", "num_devices", "expected"),
+    # Of stylegan2-ada-pytorch, as its training logs have them.
+    [
+        (128, 1, (32, 0.1024, 0.0025, 128)),
+        (256, 1, (16, 0.8192, 0.0025, 64)),
+        (256, 8, (64, 0.2048, 0.0025, 64)),
+        (512, 2, (16, 3.2768, 0.0025, 64)),
+        (1024, 8, (32, 6.5536, 0.002, 32)),
+    ],
+)
+def test_auto_is_that_of_stylegan2_ada(
+    image_size: int, num_devices: int, expected: tuple[float, ...]
+) -> None:
+    values = presets.decide(image_size, num_devices)
+    names = "batch_size", "r1_gamma", "generator_learning_rate", "base_channels"
+    assert [values[name] for name in names] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "flag", ["end_gamma_factor=0.1", "end_beta_2=0.99"], ids=str
+)
+def test_an_end_needs_a_burn_in(flag: str) -> None:
+    with pytest.raises(UserError, match="needs --burn_in_images"):
+        config.parse(["main", f"--{flag}"])

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from dtrain import checkpoint_tool, errors
-from tests import doors_test, runs
+from tests import doors_test, presets_page, runs
 
 PAGES = (runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md")))
 
@@ -139,3 +139,8 @@ def test_flags_of_the_documentation_are_flags() -> None:
     for page in PAGES:
         for name in re.findall(r"(?<![\w-])--(\w+)(?![\w-])", page.read_text()):
             assert name in known, (page.name, name)
+
+
+def test_the_page_of_presets_is_what_they_say() -> None:
+    page = presets_page.PAGE.read_text()
+    assert page == presets_page.render(page)

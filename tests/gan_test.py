@@ -234,27 +234,6 @@ def test_average_has_its_half_life(digits: sources.Source) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"),
-    [(0, 0.25), (3, 1.0), (4, 1.0), (12, 0.5), (20, 0.0), (99, 0.0)],
-)
-def test_cosine_schedule_after_a_warm_up(step: int, expected: float) -> None:
-    config = dataclasses.replace(
-        SMALL, num_steps=20, warmup_steps=4, learning_rate_schedule="cosine"
-    )
-    factor = optimizers.schedule(config, tf.constant(step, tf.int64))
-    assert factor.numpy() == pytest.approx(expected, abs=1e-6)
-
-
-def test_schedule_reaches_the_optimizers(digits: sources.Source) -> None:
-    config = dataclasses.replace(
-        SMALL, warmup_steps=10, generator_learning_rate=1e-3
-    )
-    gan, _ = train(config, mirrored(2), digits, 4)
-    rate = gan.optimizers["generator"].learning_rate
-    assert float(rate.numpy()) == pytest.approx(1e-3 * 0.4)
-
-
-@pytest.mark.parametrize(
     "changes",
     [
         {"loss": "hinge", "discriminator_steps": 2},

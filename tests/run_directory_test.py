@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -357,6 +358,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
         assert code == errors.FINISHED, output
         assert f"{name}: {start}, 5 steps in all" in output
         assert "batch 8, float32, about " in output
+        assert re.search("^given     num_steps 5, batch_size 8, ", output, re.M)
+        assert re.search(r"to_image \(Conv2D\) .* \(None, 8, 8, 1\) ", output)
+        steps = 2 if name == "run" else 5
+        assert re.search(
+            r"speed     [\d,]+ images/s, \S+ ms a step, over 10 steps; "
+            rf"0:00:0\d for the {steps} steps that are left",
+            output,
+        )
         assert f"saves     to {tmp_path}/{name}/checkpoints, " in output
         assert "nothing was written" in output
     assert _contents(tmp_path) == before

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain import flags
-from dtrain.config import figures, further
+from dtrain.config import figures, further, presets
 from dtrain.config.keeping import DivergenceSettings, SavingSettings
 from dtrain.config.learning import (
     MODELS,
@@ -29,6 +29,7 @@ from dtrain.config.learning import (
     ModelSettings,
     ObjectiveSettings,
     OptimizerSettings,
+    ScheduleSettings,
 )
 from dtrain.config.measuring import EvaluationSettings
 from dtrain.config.running import DeviceSettings, RunSettings
@@ -51,6 +52,7 @@ class Config(
     DivergenceSettings,
     EvaluationSettings,
     SavingSettings,
+    ScheduleSettings,
     OptimizerSettings,
     ObjectiveSettings,
     ModelSettings,
@@ -104,7 +106,8 @@ class Config(
         return {
             name: (getattr(self, name), getattr(other, name))
             for name in fixed
-            if getattr(self, name) != getattr(other, name)
+            # None is not decided yet, and then is what it was.
+            if getattr(other, name) not in (None, getattr(self, name))
         }
 
 
@@ -185,6 +188,21 @@ def _check_augmentation(config: ObjectiveSettings) -> None:
         )
 
 
+def _check_schedules(config: ScheduleSettings) -> None:
+    """Checks that an end of a schedule has a schedule.
+
+    Raises:
+        UserError: it has none.
+    """
+    for field in dataclasses.fields(ScheduleSettings):
+        value = getattr(config, field.name)
+        if value != field.default and not config.burn_in_images:
+            raise UserError(
+                f"{field.name} ({value}) needs --burn_in_images, the images "
+                "over which it is reached"
+            )
+
+
 def _check_data(config: DataSettings) -> None:
     """Checks what is said of the form of the images.
 
@@ -255,7 +273,8 @@ def _check_together(config: Config) -> None:
     """
     _check_names(config)
     _check_data(config)
-    if config.micro_batches and config.batch_size % config.micro_batches:
+    batch_size = config.batch_size or 0
+    if config.micro_batches and batch_size % config.micro_batches:
         raise UserError(
             f"batch_size ({config.batch_size}) must be a multiple of "
             f"micro_batches ({config.micro_batches})"
@@ -277,6 +296,7 @@ def _check_together(config: Config) -> None:
             "r2_gamma"
         )
     _check_augmentation(config)
+    _check_schedules(config)
     if config.strategy in ("default", "one_device") and config.num_devices > 1:
         raise UserError(
             f"num_devices ({config.num_devices}) needs --strategy=mirrored; "
@@ -326,8 +346,22 @@ def parse(argv: Sequence[str]) -> Config:
             contradicts another; or something that is no flag is left over.
     """
     values = flags.parse(Config, argv)
+    preset = presets.of(values["preset"])
+    if preset.settings:
+        # Once more, for a flag that is given wins, if it is the default, too.
+        others = {**preset.settings, **dict.fromkeys(preset.decided)}
+        values = flags.parse(Config, argv, others)
     values["run_dir"] = flags.expand_home(values["run_dir"])
     return Config(**values)
+
+
+def undecided(config: Config) -> list[str]:
+    """Names what a preset leaves open until data and devices are known."""
+    return [
+        name
+        for name in presets.of(config.preset).decided
+        if getattr(config, name) is None
+    ]
 
 
 def describe(differences: Mapping[str, tuple[Any, Any]]) -> str:

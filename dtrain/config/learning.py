@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from dtrain import flags
+from dtrain.config import presets
 
 _data, _model = flags.fields_of("Data"), flags.fields_of("Model")
 _objective = flags.fields_of("Objective")
 _optimizers = flags.fields_of("Optimizers")
+_schedules = flags.fields_of("Schedules")
 
 # Here, for --help does not wait for TensorFlow; `gan.loading` has the rest.
 MODELS = ("dcgan",)
@@ -126,6 +128,14 @@ class DataSettings:
 class ModelSettings:
     """Which networks, and how large."""
 
+    preset: str = _model(
+        "",
+        "A recipe: puts other defaults for networks, losses, optimizers and "
+        "schedules, which flags that are given override. docs/presets.md has "
+        "them, --dry_run prints what results.",
+        choices=("", *presets.PRESETS),
+        may_change=True,
+    )
     model: str = _model(
         "dcgan", f"{', '.join(MODELS)}, or your own as package.module:make."
     )
@@ -254,4 +264,26 @@ class OptimizerSettings:
         0,
         "Steps over which the learning rates first rise from zero.",
         minimum=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleSettings:
+    """What changes with the images that were seen, from a value to another."""
+
+    burn_in_images: float = _schedules(
+        0.0,
+        "Images over which what begins with end_ goes from the first value to "
+        "its last, along half a cosine; the average's half-life, and a fixed "
+        "--augment_probability, rise from 0 likewise. 0 leaves all as it is.",
+        minimum=0.0,
+    )
+    end_learning_rate_factor: float = _schedules(
+        1.0, "Of both learning rates.", minimum=0.0
+    )
+    end_gamma_factor: float = _schedules(
+        1.0, "Of the weights of R1 and R2.", minimum=0.0
+    )
+    end_beta_2: float = _schedules(
+        0.0, "Of Adam.", shown="--beta_2", minimum=0.0, below=1.0
     )

@@ -22,7 +22,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from dtrain.config import ObjectiveSettings
+from dtrain.config import Config, ObjectiveSettings
+from dtrain.gan import schedules
 from dtrain.gan.example import Example
 
 # Of the state of a program whose probability follows the discriminator.
@@ -36,13 +37,12 @@ _SCALE, _ADA_SHIFT = 0.2, 0.125
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0.2, 0.5, 1.0
 
 
-def augment(
-    config: ObjectiveSettings, images: tf.Tensor, example: Example
-) -> tf.Tensor:
+def augment(config: Config, images: tf.Tensor, example: Example) -> tf.Tensor:
     """Changes images as `--augment` says.
 
     Args:
-        config: `augment` and `augment_probability` count.
+        config: `augment` and `augment_probability` count, and the burn-in
+            over which a fixed probability rises.
         images: float32 [b, H, W, C] in [-1, 1].
         example: of each image; other numbers at each call.
 
@@ -52,9 +52,11 @@ def augment(
     if config.augment == "diff":
         return diff_augment(images, example)
     if config.augment == "ada":
-        chance = config.augment_probability
         if is_steered(config):
             chance = example.state[PROBABILITY]
+        else:
+            fixed = config.augment_probability
+            chance = schedules.rising(config, example.step, fixed)
         return ada(images, example, chance)
     return images
 

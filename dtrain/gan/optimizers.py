@@ -8,7 +8,7 @@ into that variable before each step. What is saved stays that of a stock
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,42 +19,56 @@ from dtrain.errors import UserError
 
 
 def make(
-    learning_rate: float, config: OptimizerSettings, name: str
+    learning_rate: float,
+    config: OptimizerSettings,
+    name: str,
+    beta_2: tf.Variable | None = None,
 ) -> keras.Optimizer:
     """Makes the Adam optimizer of one network, before any schedule.
 
     Kingma and Ba, 2015, "Adam: A Method for Stochastic Optimization".
-    """
-    return keras.optimizers.Adam(
-        learning_rate, beta_1=config.beta_1, beta_2=config.beta_2, name=name
-    )
-
-
-def schedule(config: Config, step: tf.Tensor) -> tf.Tensor:
-    """Computes the factor of both learning rates at a step.
-
-    Rises linearly over the first `warmup_steps`, then stays at 1 or falls
-    along half a cosine to 0 at `num_steps` (Loshchilov and Hutter, 2017,
-    "SGDR", equation 5, without restarts).
 
     Args:
-        config: the run's settings.
-        step: int64 scalar, the steps that are done.
-
-    Returns:
-        float32 scalar in [0, 1].
+        learning_rate: the first one.
+        config: beta_1 and beta_2 count.
+        name: of the optimizer.
+        beta_2: holds that of each step; None leaves it as it is.
     """
-    done = tf.cast(step, tf.float32)
-    factor = tf.constant(1.0)
-    if config.learning_rate_schedule == "cosine":
-        length = float(config.num_steps - config.warmup_steps)
-        fraction = tf.clip_by_value(
-            (done - config.warmup_steps) / length, 0.0, 1.0
-        )
-        factor = 0.5 * (1.0 + tf.cos(math.pi * fraction))
-    if config.warmup_steps:
-        factor *= tf.minimum((done + 1.0) / config.warmup_steps, 1.0)
-    return factor
+    options: dict[str, Any] = {"beta_1": config.beta_1, "name": name}
+    if beta_2 is None:
+        options["beta_2"] = config.beta_2
+        return keras.optimizers.Adam(learning_rate, **options)
+    return _MovingAdam(beta_2.read_value, learning_rate, **options)
+
+
+def moving_beta_2(config: Config) -> tf.Variable | None:
+    """Makes what holds beta_2 in a strategy's scope; None if it stays."""
+    if not config.end_beta_2:
+        return None
+    return variable(config.beta_2, tf.float32, "beta_2")
+
+
+class _MovingAdam(keras.optimizers.Adam):
+    """Adam whose beta_2 is that of the step.
+
+    What is saved of it is that of Adam: beta_2 is a function of the step.
+    """
+
+    def __init__(
+        self, read: Callable[[], tf.Tensor], *arguments: Any, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        # Not the variable, which would be tracked, and saved.
+        self._read_beta_2 = read
+
+    @property
+    def beta_2(self) -> tf.Tensor:
+        """The one of this step, float32 scalar."""
+        return self._read_beta_2()
+
+    @beta_2.setter
+    def beta_2(self, value: float) -> None:
+        """Lets Keras write down the one that it would be."""
 
 
 def refuse_conditions(name: str, optimizer: keras.Optimizer) -> None:

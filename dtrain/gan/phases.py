@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
-from dtrain.gan import augmentation, losses
+from dtrain.gan import augmentation, losses, schedules
 from dtrain.gan.example import Example
 from dtrain.gan.program import DISCRIMINATOR, GENERATOR, Phase
 
@@ -102,12 +102,13 @@ def _discriminator_objective(
         "fake_logits": fake_logits,
     }
     # Mescheder et al. 2018, equation (9): R1 = gamma / 2 E |grad D(x)|^2.
+    half = 0.5 * schedules.gamma_factor(config, example.step)
     if r1_penalty is not None:
         metrics["r1_penalty"] = r1_penalty
-        loss += 0.5 * config.r1_gamma * r1_penalty
+        loss += half * config.r1_gamma * r1_penalty
     if r2_penalty is not None:
         metrics["r2_penalty"] = r2_penalty
-        loss += 0.5 * config.r2_gamma * r2_penalty
+        loss += half * config.r2_gamma * r2_penalty
     # Gulrajani et al. 2017, equation (3): the weight is not halved.
     if config.loss == "wgan_gp" and config.gradient_penalty:
         gradient_penalty = losses.one_centered_penalty(

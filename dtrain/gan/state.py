@@ -22,6 +22,7 @@ from dtrain.gan import (
     loading,
     optimizers,
     replicas,
+    schedules,
     trial,
 )
 from dtrain.gan.program import Named, Program
@@ -44,6 +45,8 @@ class GAN:
         state: variables of the program's state, by name.
         step: int64 variable, the number of steps that are done.
         divergence: judges each step, and remembers what it needs for that.
+        beta_2: variable of what it is in a step, which no checkpoint holds;
+            None unless it changes.
         checkpoint: holds all of the above that changes.
     """
 
@@ -76,6 +79,7 @@ class GAN:
         # would be in the weights, and a later start would have others.
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
+            self.beta_2 = optimizers.moving_beta_2(config)
             self.program = loading.build(make, config, *data)
             self.averages = self._averages_of(
                 loading.build(make, config, *data, is_tried=True)
@@ -123,7 +127,7 @@ class GAN:
                     config, full_form.learning_rate_flag(first)
                 )
                 optimizer = optimizers.make(
-                    learning_rate, config, f"{first}_optimizer"
+                    learning_rate, config, f"{first}_optimizer", self.beta_2
                 )
             optimizers.refuse_conditions(first, optimizer)
             # Built before any restore and any trace: a slot made later would
@@ -195,10 +199,12 @@ class GAN:
         """
         return self.step + self.divergence.skipped_steps
 
-    def set_learning_rates(self) -> None:
-        """Writes the learning rates of this step into the optimizers."""
+    def follow_schedules(self) -> None:
+        """Writes what the optimizers are told in this step into them."""
         config = self.config
-        factor = optimizers.schedule(config, self.step)
+        if self.beta_2 is not None:
+            self.beta_2.assign(schedules.beta_2(config, self.step))
+        factor = schedules.learning_rate_factor(config, self.step)
         cut = config.rollback_learning_rate_factor
         if cut != 1.0:
             rollbacks = tf.cast(self.divergence.rollbacks, tf.float32)
@@ -212,14 +218,11 @@ class GAN:
     def update_average(self) -> None:
         """Moves the averages towards their networks, on each device.
 
-        Karras et al., 2018, "Progressive Growing of GANs", section 6.1. As in
-        NVIDIA's StyleGAN2, the half-life is at most a twentieth of the images
-        so far, or an early average would be that of the initial weights.
+        Karras et al., 2018, "Progressive Growing of GANs", section 6.1.
         State that is not trained, such as BatchNorm's averages, is copied.
         """
         config = self.config
-        seen = tf.cast((self.step + 1) * config.batch_size, tf.float32)
-        half_life = tf.minimum(config.ema_half_life_images, 0.05 * seen)
+        half_life = schedules.half_life_images(config, self.step)
         decay = 0.5 ** (config.batch_size / half_life)
         for average, weight in self._pairs(self.averages):
             values = (weight.value, decay)

@@ -127,7 +127,7 @@ class Step:
         self, draws: list[pipeline.Batch]
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
         gan = self._gan
-        gan.set_learning_rates()
+        gan.follow_schedules()
         outcomes = [
             outcome
             for part in self._rounds
@@ -279,7 +279,8 @@ class Step:
     def _check_traced(self) -> None:
         """Refuses what a resumed run would not do again, in this graph."""
         graph = tf.compat.v1.get_default_graph()
-        traced.check(graph, self._gan.checkpoint, [self._stop])
+        own = [self._stop, *filter(None, [self._gan.beta_2])]
+        traced.check(graph, self._gan.checkpoint, own)
 
 
 def _largest(

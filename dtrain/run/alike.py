@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 
-from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config
 from dtrain.data.sources import Data
@@ -32,7 +31,6 @@ def check_flags(config: Config, workers: Workers) -> None:
     Raises:
         UserError: they do not; on every worker.
     """
-    strategy_lib.check_batch(config, workers.strategy)
     flags = config.to_dict()
     for name in _OF_A_WORKER:
         del flags[name]

@@ -140,6 +140,20 @@ def read(run_dir: str) -> Description:
     return description
 
 
+def settings(config: Config) -> Config | None:
+    """Reads the settings that a run has begun with; None if none is there.
+
+    Args:
+        config: what it is told now; run_dir and checkpoint_dir count.
+
+    Raises:
+        UserError: they cannot be read any more.
+    """
+    with files.storage_errors(config.run_dir):
+        before, _ = _read(config.run_dir, [places.checkpoint_dir(config)])
+    return before and before.config
+
+
 def _read(run_dir: str, more: Sequence[str]) -> tuple[Description | None, str]:
     """Reads what a run is, from its checkpoints if config.json is damaged.
 
@@ -334,9 +348,12 @@ def _check_same(
             differences[name] = (old, new)
     if differences:
         listed = config_lib.describe(differences)
+        same, preset = "use the same settings", before.config.preset
+        if preset != now.config.preset:
+            same = f"use --preset={preset}" if preset else "leave out --preset"
+            same += ", as it began"
         raise UserError(
-            f"{where} belongs to another run: {listed}; use the same "
-            f"settings, {remedy}"
+            f"{where} belongs to another run: {listed}; {same}, {remedy}"
         )
     if before.files and now.files and before.files != now.files:
         raise UserError(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, RunSettings
 from dtrain.data import pipeline, sources
-from dtrain.errors import FINISHED, LOST_WORKER, UserError, code_of
+from dtrain.errors import LOST_WORKER, UserError, code_of
 from dtrain.gan.memory import Estimate
 from dtrain.gan.pictures import Pictures
 from dtrain.gan.replicas import Comparison
@@ -32,17 +32,15 @@ from dtrain.record.spread import SampleSpread
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
 from dtrain.run import (
-    alike,
     checkpointer,
     identity,
     init_from,
     introduction,
+    looking,
     places,
-    resuming,
 )
 from dtrain.run.resuming import Restored
-from dtrain.run.tiers import open_tiers
-from dtrain.storage import access, claim, files
+from dtrain.storage import claim, files
 
 
 class Run(NamedTuple):
@@ -112,8 +110,9 @@ def open_run(
         UserError: the settings do not fit data, machine or run directory.
         StorageError: the state could not be read.
     """
-    data, description, note = _look_together(config, workers)
-    gan, step, estimate = _build(config, data, workers)
+    data, description, note = looking.look(config, workers)
+    config = description.config
+    gan, step, estimate = build(config, data, workers)
     evaluation = evaluations.make(gan, data, workers)
     # Not before all is known to fit: a mistake must leave nothing behind.
     claims = workers.together(lambda: _claim(config, workers, watcher, stack))
@@ -144,10 +143,22 @@ def open_run(
     return run, restored._replace(notes=[note, *restored.notes])
 
 
-def _build(
+def build(
     config: Config, data: sources.Data, workers: Workers
 ) -> tuple[GAN, Step, Estimate]:
-    """Builds the state and its step, and refuses one that no memory holds."""
+    """Builds the state and its step. Every worker calls this.
+
+    Args:
+        config: the run's settings.
+        data: all that it reads.
+        workers: all of them, with the strategy of the run.
+
+    Returns:
+        The state, its step, and the memory that this takes.
+
+    Raises:
+        UserError: the model does not fit, or no memory holds it.
+    """
     source = data.source
     gan = GAN(
         config,
@@ -195,46 +206,6 @@ def _make_periodic(
         )
         made.append(evaluations.Evaluating(config, evaluation, around))
     return tuple(made)
-
-
-def _look_together(
-    config: Config, workers: Workers
-) -> tuple[sources.Data, identity.Description, str]:
-    """Looks as `_look`, on all workers alike. Every worker calls this."""
-    alike.check_flags(config, workers)
-    looked = workers.together(lambda: _look(config, workers))
-    alike.check_images(looked[0], workers)
-    return looked
-
-
-def _look(
-    config: Config, workers: Workers
-) -> tuple[sources.Data, identity.Description, str]:
-    """Opens the data and looks at the run's directory; changes nothing.
-
-    The last value is a note if the directory is damaged, and otherwise empty.
-    """
-    for name in ("run_dir", "checkpoint_dir", "backup_dir"):
-        access.check(name, getattr(config, name))
-    data = sources.open_data(config)
-    source = data.source
-    description = identity.Description(
-        config,
-        source.image_shape,
-        source.num_classes,
-        source.num_images,
-        files=source.digest,
-        inputs={
-            name: identity.describe_input(each)
-            for name, each in data.further.items()
-        },
-    )
-    description, note = identity.check(
-        description,
-        is_chief=workers.is_chief,
-        is_alone=not workers.are_several and not config.backup_dir,
-    )
-    return data, description, note
 
 
 def _name(
@@ -346,7 +317,7 @@ def _begin(
     workers: Workers,
 ) -> metrics.Recorder:
     """Describes the run in its directory, and opens its metrics."""
-    _check_belongs(restored, description)
+    check_belongs(restored, description)
     run_dir = description.config.run_dir
     if not workers.is_chief:
         return metrics.Recorder()
@@ -363,10 +334,14 @@ def _begin(
         )
 
 
-def _check_belongs(
+def check_belongs(
     restored: Restored, description: identity.Description
 ) -> None:
     """Checks that what was restored is of this run, and within its length.
+
+    Args:
+        restored: what was found.
+        description: what the run is told now.
 
     Raises:
         UserError: it is beyond `num_steps`.
@@ -381,37 +356,6 @@ def _check_belongs(
             f"{config.run_dir} ({saved.step}); raise it, or name another "
             "run_dir"
         )
-
-
-def rehearse(config: Config, workers: Workers) -> int:
-    """Prints what a run would do, and changes nothing. Every worker calls it.
-
-    Returns the exit code.
-
-    Args:
-        config: the run's settings.
-        workers: all of them, with the strategy of the run.
-
-    Raises:
-        UserError: the settings do not fit data, machine or run directory.
-        StorageError: the state could not be read.
-    """
-    data, description, note = _look_together(config, workers)
-    gan, _, estimate = _build(config, data, workers)
-    tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
-    restored = workers.together(lambda: resuming.look(tiers))
-    _check_belongs(restored, description)
-    if workers.is_chief:
-        print(introduction.text(gan, data, workers, estimate, restored))
-        backup = "nowhere"
-        if tiers.backup and config.backup_every_secs:
-            backup = tiers.backup.directory.path
-        print(
-            f"saves     to {tiers.history.directory.path}, backups to "
-            f"{backup}\nnothing was written: this was a dry run"
-        )
-        say([note, *restored.notes])
-    return FINISHED
 
 
 def introduce(run: Run, restored: Restored) -> None:

@@ -1,0 +1,125 @@
+"""Recipes by name: what `--preset` puts where no flag says otherwise.
+
+A preset is a small value: what it is for, and the settings that differ from
+those of a plain run. A flag that is given wins; config.json holds the name and
+all that came of it, so a preset that changes in a later version changes no run
+that has begun.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """A recipe.
+
+    Attributes:
+        paper: where it comes from.
+        purpose: what it is for.
+        cost: what it costs, beside others.
+        reaches: what was published of it, or measured by docs/results.md.
+        settings: values of flags by name.
+        decided: flags that are decided when the images and the devices are
+            known (`decide`), unless they are given.
+    """
+
+    paper: str
+    purpose: str
+    cost: str
+    reaches: str
+    settings: Mapping[str, Any]
+    decided: tuple[str, ...] = ()
+
+
+def of(name: str) -> Preset:
+    """Returns a preset; that without a name changes nothing."""
+    return PRESETS.get(name, _NONE)
+
+
+def decide(image_size: int, num_devices: int) -> dict[str, Any]:
+    """Decides what `auto` leaves open; returns values by the flag's name.
+
+    The rules are those of stylegan2-ada-pytorch's `--cfg=auto` (Karras et al.
+    2020, Training Generative Adversarial Networks with Limited Data,
+    appendix C), which keep an H100 or eight of them busy and have been tried
+    at all sizes: fewer images at once as they grow, R1 in proportion to the
+    pixels of an image, an average over ten thirds of a batch in thousands.
+
+    Args:
+        image_size: the larger side, in pixels.
+        num_devices: of all workers.
+    """
+    images = max(1, min(4096 // image_size, 32, 64 // num_devices))
+    batch_size = num_devices * images
+    feature_maps = 0.5 if image_size < 512 else 1.0
+    learning_rate = 0.0025 if image_size < 1024 else 0.002
+    return {
+        "batch_size": batch_size,
+        "r1_gamma": 0.0002 * image_size**2 / batch_size,
+        "generator_learning_rate": learning_rate,
+        "discriminator_learning_rate": learning_rate,
+        "ema_half_life_images": batch_size * 10_000 / 32,
+        # At the full size, from where they double to 512.
+        "base_channels": min(int(feature_maps * 32768 / image_size), 512),
+    }
+
+
+_NONE = Preset("", "", "", "", types.MappingProxyType({}))
+_DCGAN = {
+    "model": "dcgan",
+    "batch_norm": True,
+    "latent_size": 100,
+    "base_channels": 64,
+    "r1_gamma": 0.0,
+    "batch_size": 128,
+    "generator_learning_rate": 2e-4,
+    "discriminator_learning_rate": 2e-4,
+    "beta_1": 0.5,
+    "beta_2": 0.999,
+}
+
+PRESETS: Mapping[str, Preset] = types.MappingProxyType(
+    {
+        "dcgan": Preset(
+            paper="Radford et al. 2015, Unsupervised Representation Learning "
+            "with Deep Convolutional GANs (arXiv 1511.06434)",
+            purpose="the baseline that everybody knows, from 8 to 128 pixels",
+            cost="the least of all",
+            reaches="48.3 on CIFAR-10 in StudioGAN's table (FID), and "
+            "collapses when trained on: keep the best",
+            settings=_DCGAN,
+        ),
+        "lsgan": Preset(
+            paper="Mao et al. 2017, Least Squares Generative Adversarial "
+            "Networks (arXiv 1611.04076)",
+            purpose="dcgan with a loss whose gradient does not vanish",
+            cost="that of dcgan",
+            reaches="40.2 on CIFAR-10 in StudioGAN's table (FID)",
+            settings={**_DCGAN, "loss": "least_squares"},
+        ),
+        "wgan_gp": Preset(
+            paper="Gulrajani et al. 2017, Improved Training of Wasserstein "
+            "GANs (arXiv 1704.00028), algorithm 1",
+            purpose="a loss that follows the quality and hardly ever collapses",
+            cost="five steps of the critic for each of the generator, each "
+            "with a second derivative: about ten times dcgan",
+            reaches="22.3 on CIFAR-10 with a ResNet (torch-mimicry, FID), 24.5 "
+            "on Fashion-MNIST (Lucic et al. 2018)",
+            settings={
+                **_DCGAN,
+                "loss": "wgan_gp",
+                "latent_size": 128,
+                "discriminator_steps": 5,
+                "gradient_penalty": 10.0,
+                "batch_size": 64,
+                "generator_learning_rate": 1e-4,
+                "discriminator_learning_rate": 1e-4,
+                "beta_1": 0.0,
+                "beta_2": 0.9,
+            },
+        ),
+    }
+)

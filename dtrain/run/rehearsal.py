@@ -1,0 +1,140 @@
+"""`--dry_run`: what a run would do and cost, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import textwrap
+import time
+
+import keras
+import tensorflow as tf
+
+from dtrain.cluster.workers import Workers
+from dtrain.config import Config, presets
+from dtrain.data import pipeline, sources
+from dtrain.errors import FINISHED
+from dtrain.gan.state import GAN
+from dtrain.gan.step import Step
+from dtrain.quality import periodic as evaluations
+from dtrain.run import identity, introduction, looking, opening, resuming
+from dtrain.run.tiers import open_tiers
+
+# Timed after one that is not, in which the step is traced and compiled.
+_NUM_TIMED_STEPS = 10
+_WIDTH = 78
+_SHOWN_ELSEWHERE = ("preset", "dry_run", "run_dir")
+
+
+def rehearse(config: Config, workers: Workers) -> int:
+    """Prints what a run would do, and changes nothing. Every worker calls it.
+
+    Some steps are run, to be timed, on a state that nobody keeps.
+
+    Args:
+        config: the run's settings.
+        workers: all of them, with the strategy of the run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: the settings do not fit data, machine or run directory.
+        StorageError: the state could not be read.
+    """
+    data, description, note = looking.look(config, workers)
+    config = description.config
+    gan, step, estimate = opening.build(config, data, workers)
+    evaluations.make(gan, data, workers)
+    tiers = open_tiers(config, workers.cluster, identity.to_dict(description))
+    restored = workers.together(lambda: resuming.look(tiers))
+    opening.check_belongs(restored, description)
+    done = restored.manifest.step if restored.manifest else 0
+    if workers.is_chief:
+        print("\n".join(_settings(config)))
+        for network in gan.program.networks.values():
+            print("\n".join(_layers(network)))
+        print(
+            introduction.text(gan, data, workers, estimate, restored),
+            flush=True,
+        )
+    secs = _secs_per_step(gan, step, data)
+    if workers.is_chief:
+        backup = "nowhere"
+        if tiers.backup and config.backup_every_secs:
+            backup = tiers.backup.directory.path
+        print(
+            f"{_speed(config, secs, config.num_steps - done)}\n"
+            f"saves     to {tiers.history.directory.path}, backups to "
+            f"{backup}\nnothing was written: this was a dry run"
+        )
+        opening.say([note, *restored.notes])
+    return FINISHED
+
+
+def _settings(config: Config) -> list[str]:
+    """Says what the preset is, and which settings are not the defaults."""
+    preset = presets.of(config.preset)
+    of_preset, given = [], []
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if value == field.default or name in _SHOWN_ELSEWHERE:
+            continue
+        is_decided = name in preset.decided
+        is_set = name in preset.settings and value == preset.settings[name]
+        (of_preset if is_set or is_decided else given).append(f"{name} {value}")
+    lines = [f"{config.preset}: {preset.purpose}. {preset.paper}"]
+    titled = {
+        "preset": lines if config.preset else [],
+        "": [f"sets {', '.join(of_preset)}"] if of_preset else [],
+        "given": [", ".join(given)] if given else [],
+    }
+    return [
+        line
+        for title, texts in titled.items()
+        for text in texts
+        for line in textwrap.wrap(
+            text,
+            _WIDTH,
+            initial_indent=f"{title:10}",
+            subsequent_indent=" " * 10,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
+
+
+def _layers(network: keras.Model) -> list[str]:
+    """Lists the layers of a network, as Keras does, with its own title."""
+    lines: list[str] = []
+    network.summary(
+        line_length=_WIDTH, expand_nested=True, print_fn=lines.append
+    )
+    return list(itertools.chain(*(text.rstrip().split("\n") for text in lines)))
+
+
+def _secs_per_step(gan: GAN, step: Step, data: sources.Data) -> float:
+    """Runs some steps from the first weights, and returns what one takes.
+
+    Every worker calls this.
+    """
+    iterator = pipeline.make_iterator(
+        data, gan.config, gan.strategy, 0, step.num_draws
+    )
+    step.run(iterator, tf.constant(1))
+    began = time.monotonic()
+    metrics, _ = step.run(iterator, tf.constant(_NUM_TIMED_STEPS))
+    # One whose losses are not finite ends the others.
+    num_steps = len(next(iter(metrics.values())).numpy())
+    return (time.monotonic() - began) / num_steps
+
+
+def _speed(config: Config, secs: float, num_steps: int) -> str:
+    """Says how fast the steps were, and when the run would end."""
+    left = datetime.timedelta(seconds=round(secs * num_steps))
+    return (
+        f"speed     {config.batch_size / secs:,.0f} images/s, {secs * 1e3:.3g} "
+        f"ms a step, over {_NUM_TIMED_STEPS} steps; {left} for the "
+        f"{num_steps:,} steps that are left"
+    )
