@@ -44,6 +44,8 @@ Make = Callable[..., Any]
 # asked for: what is a program stands on top of this package.
 _BUILT_IN: dict[str, str] = {
     "dcgan": "dtrain.models.dcgan",
+    "pix2pix": "dtrain.recipes.pix2pix",
+    "cyclegan": "dtrain.recipes.cyclegan",
 }
 
 
