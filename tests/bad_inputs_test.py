@@ -127,7 +127,8 @@ CONTRADICTIONS = {
         ("warmup_steps (2) must be below num_steps (2)",),
     ),
     "model": Bad(
-        "--model=biggan", ("model (biggan) must be dcgan or package.module",)
+        "--model=biggan",
+        ("model (biggan) must be dcgan, ", "package.module:make"),
     ),
     "batch_norm": Bad(
         "--model=a:b --batch_norm", ("batch_norm", "--model=dcgan", "a:b")
