@@ -44,7 +44,8 @@ chaos: $(VENV)/clients/mlflow.stamp ## The long form of all that kills, damages 
 	    tests/hostile_files_test.py tests/hostile_checkpoints_test.py \
 	    tests/hostile_pictures_test.py tests/claim_test.py \
 	    tests/programs_test.py tests/gallery_test.py tests/retention_test.py \
-	    tests/tracking_test.py tests/augmentation_test.py
+	    tests/tracking_test.py tests/augmentation_test.py \
+	    tests/presets_test.py
 
 lint: $(VENV)/tests.stamp ## Checks format, style, types, layers and spelling.
 	$(VENV)/bin/ruff format --check $(SOURCES)

@@ -32,7 +32,7 @@ from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
 from tests import runs
 from tests.benchmarks import memory as benchmark
-from tests.replicas import mirrored
+from tests.replicas import collectives, mirrored
 
 SMALL = Config(
     batch_size=8,
@@ -368,19 +368,7 @@ def test_collectives_in_a_step(
         sources.Data(digits), config, strategy, 0, config.discriminator_steps
     )
     traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
-    graph = traced.graph.as_graph_def()
-    nodes = [
-        node
-        for function in graph.library.function
-        for node in function.node_def
-    ]
-    reductions = [
-        node
-        for node in (*graph.node, *nodes)
-        if node.op.startswith("CollectiveReduce")
-    ]
-    # Each replica has a node of its own for the same collective.
-    assert len(reductions) == expected * strategy.num_replicas_in_sync
+    assert collectives(traced.graph, 2) == {"CollectiveReduceV2": expected}
 
 
 def test_unsynchronized_batch_norm_is_refused(

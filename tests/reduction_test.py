@@ -29,7 +29,7 @@ from dtrain.gan import state as gan_lib
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
 from dtrain.models import batch_norm
-from tests.replicas import mirrored
+from tests.replicas import collectives, mirrored
 
 SMALL = Config(
     batch_size=8,
@@ -288,15 +288,7 @@ def test_collectives_in_a_step(
         sources.Data(digits), config, strategy, 0, config.discriminator_steps
     )
     traced = Step(gan)._run.get_concrete_function(iterator, tf.constant(1))
-    graph = traced.graph.as_graph_def()
-    ops = collections.Counter(
-        node.op
-        for nodes in (graph.node, *(f.node_def for f in graph.library.function))
-        for node in nodes
-        if node.op.startswith("Collective")
-    )
-    # Each replica has a node of its own for the same collective.
-    assert ops == {op: num * num_replicas for op, num in expected.items()}
+    assert collectives(traced.graph, num_replicas) == expected
 
 
 def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:

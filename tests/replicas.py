@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from unittest import mock
 
@@ -23,6 +24,20 @@ def mirrored(num_replicas: int) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy(
             [f"CPU:{index}" for index in range(num_replicas)]
         )
+
+
+def collectives(graph: tf.Graph, num_replicas: int) -> dict[str, int]:
+    """Counts the collectives of a traced graph, by their kind."""
+    definition = graph.as_graph_def()
+    functions = [each.node_def for each in definition.library.function]
+    counts = collections.Counter(
+        node.op
+        for nodes in (definition.node, *functions)
+        for node in nodes
+        if node.op.startswith("Collective")
+    )
+    # Each replica has a node of its own for the same collective.
+    return {op: number // num_replicas for op, number in counts.items()}
 
 
 def alone() -> Workers:

@@ -1,0 +1,98 @@
+"""Counts what replicas send each other in a step of each preset.
+
+    python -m tests.benchmarks.collectives [NAME ...]
+
+The step is traced on two replicas, and its all-reduces are counted: one of all
+gradients, losses and metrics for each phase, and one for each BatchNorm in each
+pass, and once more for its gradient; `--reduction=ordered` has the first alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+from typing import NamedTuple
+from unittest import mock
+
+import tensorflow as tf
+
+from dtrain import config as config_lib
+from dtrain.config import presets
+from dtrain.data import pipeline, sources
+from dtrain.gan.state import GAN
+from dtrain.gan.step import Step
+from dtrain.models.batch_norm import BatchNorm
+from tests import programs_test, replicas, small_presets
+
+NUM_REPLICAS = 2
+SIDE = 32
+
+
+class Counts(NamedTuple):
+    """What there is in a step.
+
+    Attributes:
+        phases: those of the program.
+        passes: of all BatchNorms in training.
+        collectives: of all kinds.
+    """
+
+    phases: int
+    passes: int
+    collectives: int
+
+
+def count(name: str, place: pathlib.Path) -> Counts:
+    """Counts what there is in a step of a preset.
+
+    Args:
+        name: of the preset.
+        place: of the data, as `small_presets` wants it.
+    """
+    told = small_presets.flags(name, place)
+    config = config_lib.parse(["main", *told, "--run_dir=nowhere"])
+    data = sources.open_data(config)
+    strategy, source = replicas.mirrored(NUM_REPLICAS), data.source
+    gan = GAN(
+        *(config, strategy, source.image_shape, source.num_classes), data.specs
+    )
+    step = Step(gan)
+    iterator = pipeline.make_iterator(data, config, strategy, 0, step.num_draws)
+    passes = 0
+    batch_statistics = BatchNorm._batch_statistics
+
+    def counted(layer: BatchNorm, values: tf.Tensor, is_alone: bool) -> object:
+        nonlocal passes
+        passes += 1
+        return batch_statistics(layer, values, is_alone)
+
+    with mock.patch.object(BatchNorm, "_batch_statistics", counted):
+        traced = step._run.get_concrete_function(iterator, tf.constant(1))
+    found = replicas.collectives(traced.graph, NUM_REPLICAS)
+    return Counts(
+        len(gan.program.phases), passes // NUM_REPLICAS, sum(found.values())
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    names = sys.argv[1:] or list(presets.PRESETS)
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * NUM_REPLICAS
+    )
+    print("| preset | phases | BatchNorm passes | all-reduces |")
+    print("|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as directory:
+        place = pathlib.Path(directory)
+        programs_test.write_data(place, SIDE)
+        for name in names:
+            counts = " | ".join(map(str, count(name, place)))
+            print(f"| {name} | {counts} |", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
