@@ -443,3 +443,47 @@ def test_what_is_new_must_be_named(
     )
     with pytest.raises(UserError, match=re.escape(said)):
         init_from.take(of_blocks(2), config, init_from.find(config))
+
+
+def test_frozen_layers_stay_as_they_were_found(
+    source: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """FreezeD, on two replicas, with other layers of both networks trained."""
+    frozen = "discriminator/from_image*"
+    code, output = runs.run(
+        *("dtrain.main", *runs.SMALL, f"--run_dir={tmp_path}/run"),
+        *("--strategy=mirrored", "--num_devices=2", "--num_steps=3"),
+        *(f"--init_from={source}", f"--frozen_layers={frozen}"),
+    )
+    assert code == errors.FINISHED, output
+    before = saved(f"{source}/checkpoints/ckpt-10")
+    after = saved(f"{tmp_path}/run/checkpoints/ckpt-3")
+    stay = {
+        name
+        for name, value in after.items()
+        if name in before
+        and name.startswith("discriminator/")
+        and np.array_equal(value, before[name])
+    }
+    networks = [each for each in before if each.startswith("discriminator/")]
+    assert len(stay) == 2
+    assert len(networks) > len(stay)
+    # A kernel and a bias less, with two slots each.
+    slots = [
+        len([each for each in names if each.startswith("discriminator_opt")])
+        for names in (before, after)
+    ]
+    assert slots[0] - slots[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("frozen", "line"),
+    [
+        ("discriminator/from_imge*", "there are generator/project_4x4, "),
+        ("*", "leaves nothing of generator to train"),
+    ],
+)
+def test_what_cannot_be_frozen(frozen: str, line: str) -> None:
+    config = dataclasses.replace(CONFIG, frozen_layers=frozen)
+    with pytest.raises(UserError, match=re.escape(line)):
+        gan_lib.GAN(config, tf.distribute.get_strategy(), (8, 8, 1), 10)

@@ -163,6 +163,12 @@ class ModelSettings:
     batch_norm: bool = _model(
         False, "Adds BatchNorm over the whole batch to the generator of dcgan."
     )
+    frozen_layers: str = _model(
+        "",
+        "Layers that stay as they are, as NETWORK/LAYER with commas between "
+        "them; --dry_run prints their names, * is any. With --init_from of a "
+        "run on other pictures, as in discriminator/from_image*.",
+    )
     ema_half_life_images: float = _model(
         50000.0,
         "Images after which a weight of the generator counts half in its "

@@ -27,6 +27,7 @@ from dtrain.errors import UserError
 from dtrain.gan import (
     describing,
     draws,
+    freezing,
     full_form,
     model_flags,
     phases,
@@ -172,12 +173,14 @@ def build(
         made = full_form.check(subject, returned, config, facts)
         given = trial.specs(config, made, image_shape, inputs or {}, 2)
         _try(subject, made, config, given, is_tried=is_tried)
-        return made
-    networks = simple_form.unpack(subject, returned)
-    simple_form.check_calls(config, networks, image_shape)
-    steps = networks.phases or phases.adversarial_phases(config)
-    state = phases.adversarial_state(config)
-    return program.of_networks(networks, steps, state)
+    else:
+        networks = simple_form.unpack(subject, returned)
+        simple_form.check_calls(config, networks, image_shape)
+        steps = networks.phases or phases.adversarial_phases(config)
+        state = phases.adversarial_state(config)
+        made = program.of_networks(networks, steps, state)
+    freezing.freeze(config.frozen_layers, made)
+    return made
 
 
 def _try(
