@@ -65,7 +65,8 @@ def run(argv: Sequence[str]) -> int:
         for field in dataclasses.fields(DataSettings)
     }
     # All that can be decoded is sound, whatever its size.
-    settings["image_size"] = options.image_size or 1
+    if not options.dataset.startswith("points:"):
+        settings["image_size"] = options.image_size or 1
     config = config_module.Config(**settings)
     startup.import_tensorflow()
     from dtrain.data import sources

@@ -229,7 +229,7 @@ def _subject(request: Request, trained: export.Trained) -> _Subject:
         UserError: there are no such classes, or it is too much.
     """
     from dtrain.gan import pictures
-    from dtrain.record import drawing
+    from dtrain.record import drawing, scatter
 
     gan, config, num_classes = trained
     classes: Sequence[int] = _numbers("classes", request.classes)
@@ -251,6 +251,11 @@ def _subject(request: Request, trained: export.Trained) -> _Subject:
             f"{request.run_dir} has none; leave it out"
         )
     seeds = _numbers("seeds", request.seeds) or drawing.default_seeds(config)
+    if not request.grid and gan.image_shape == scatter.SHAPE:
+        raise errors.UserError(
+            f"nogrid writes a file for each picture, and {request.run_dir} "
+            "draws points, which are dots of one; leave it out"
+        )
     if len(seeds) * max(1, len(classes)) > _MOST_PICTURES:
         raise errors.UserError(
             f"seeds ({request.seeds}) of {len(classes)} classes are more than "

@@ -150,6 +150,11 @@ def run(argv: Sequence[str]) -> int:
     from dtrain.data.sources import open_source
 
     source = open_source(config)
+    if source.stored.is_floating:
+        raise UserError(
+            f"dataset ({config.dataset}) is of points, and no pictures; keep "
+            "them as they are"
+        )
     for line in source.files:
         print(line)
     path = store(

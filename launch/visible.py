@@ -95,7 +95,10 @@ def _check_data(config: Config) -> None:
     for dataset in further.datasets(config):
         kind, colon, path = further.part_of(dataset).dataset.partition(":")
         path = flags.expand_home(path)
-        is_path = f"{kind}{colon}" in further.PATHS
+        is_path = (
+            f"{kind}{colon}" in further.PATHS
+            and dataset not in further.POINT_SETS
+        )
         if is_path and not files.is_remote(path) and not os.path.exists(path):
             raise UserError(
                 f"dataset ({dataset}): there is no {path} on this machine; "

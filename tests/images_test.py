@@ -64,8 +64,9 @@ def test_grid_shows_what_is_transparent() -> None:
     batch[0, ..., 3] = -1
     grid = images.make_grid(batch, columns=2, padding=0, min_width=0)
     assert grid.tolist() == [[[64] * 3, [255] * 3]]
-    grid = images.make_grid(batch[..., 2:], columns=2, padding=0, min_width=0)
-    assert grid.tolist() == [[[64], [255]]]
+    grey = batch[..., 2:].repeat(2, axis=1)
+    grid = images.make_grid(grey, columns=2, padding=0, min_width=0)
+    assert grid.tolist() == [[[64], [255]]] * 2
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

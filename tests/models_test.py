@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import types
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dtrain import config
 from dtrain.errors import UserError
 from dtrain.gan import loading
-from dtrain.models import batch_norm, dcgan
+from dtrain.models import batch_norm, dcgan, mlp
 
 SMALL = config.Config(base_channels=4, latent_size=8)
 DIGITS = (8, 8, 1)
@@ -223,3 +224,58 @@ def test_discriminator_learns_to_tell_two_images_apart() -> None:
         weights = networks.discriminator.trainable_variables
         optimizer.apply(tape.gradient(error, weights), weights)
     assert error < 0.1
+
+
+@pytest.mark.parametrize("image_shape", [(1, 1, 2), (4, 6, 3)])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_mlp_is_dense_layers_of_a_width_and_a_depth(
+    image_shape: tuple[int, int, int], num_classes: int
+) -> None:
+    settings = config.Config(
+        latent_size=5, base_channels=7, conditional=bool(num_classes)
+    )
+    networks = mlp.make(settings, image_shape, num_classes, depth=3)
+    for network, given, made in zip(
+        networks, ((5,), image_shape), (image_shape, (1,)), strict=True
+    ):
+        into, out = math.prod(given), math.prod(made)
+        embedding = [(num_classes, 7)] if num_classes else []
+        assert sorted(tuple(each.shape) for each in network.weights) == sorted(
+            [(into, 7), (7,), *[(7, 7), (7,)] * 2, (7, out), (out,), *embedding]
+        )
+        inputs = tf.random.stateless_normal([4, *given], [0, 0])
+        labels = tf.constant([0, 1, 2, 0])
+        returned = network([inputs, labels] if num_classes else inputs)
+        assert returned.shape == (4, *made)
+        # What is drawn is bounded by nothing.
+        more = network([1e3 * inputs, labels] if num_classes else 1e3 * inputs)
+        assert np.abs(more).max() > 2.0
+
+
+def test_mlp_with_labels_is_that_of_one_hot_ones() -> None:
+    settings = config.Config(latent_size=2, base_channels=4, conditional=True)
+    generator, _ = mlp.make(settings, (1, 1, 2), 3, depth=1)
+    latents, labels = tf.constant([[0.5, -2.0]]), tf.constant([2])
+    weights = {each.path: each.numpy() for each in generator.weights}
+    first, bias = (weights[f"hidden_0/{name}"] for name in ("kernel", "bias"))
+    table = weights["label_embedding/embeddings"]
+    last = weights["made/kernel"]
+    hidden = np.concatenate([latents, [[0, 0, 1]]], 1) @ np.concatenate(
+        [first, table]
+    )
+    hidden = np.where(hidden + bias > 0, hidden + bias, 0.2 * (hidden + bias))
+    np.testing.assert_allclose(
+        generator([latents, labels])[:, 0, 0], hidden @ last, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "depth", "words"),
+    [((64, 64, 3), 2, "have 12288; give another"), ((1, 1, 2), 0, "depth (0)")],
+)
+def test_mlp_refuses(
+    image_shape: tuple[int, int, int], depth: int, words: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        mlp.make(config.Config(), image_shape, 0, depth=depth)
+    assert words in str(error.value)

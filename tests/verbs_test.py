@@ -518,7 +518,11 @@ def seen_here(
             "dataset (npz:/none.npz#b): there is no /none.npz on this machine",
         ),
         (("--init_from=none/ckpt-1",), "init_from (none/ckpt-1) is not on"),
-        (("--model=mine:make",), "model (mine:make): there is no module mine"),
+        (("--dataset=points:no.npz",), "there is no no.npz on this machine"),
+        (
+            ("--model=mine:make", "--dataset=points:ring"),
+            "model (mine:make): there is no module mine",
+        ),
         (("--model=broken:make",), "importing broken raised ZeroDivisionError"),
     ],
 )

@@ -41,6 +41,11 @@ _OF_KINDS = (
     ("skip_damaged", False, ("folder:", "zip:")),
     ("array_layout", "hwc", ("npz:",)),
 )
+# What changes pictures, and no points in the plane.
+_OF_PICTURES = (
+    *("image_size", "image_width", "image_fit", "background", "channels"),
+    *("white_level", "mirror", "augment"),
+)
 _IN_JSON: Mapping[type, Sequence[type]] = {tuple: (list,), float: (int,)}
 # 1, 2, 4 or 8 replicas can then share a batch with the same bits.
 _ORDERED_MICRO_BATCHES = 8
@@ -236,6 +241,23 @@ def _check_data(config: DataSettings) -> None:
         )
 
 
+def _check_points(config: Config) -> None:
+    """Refuses what changes pictures where there are points.
+
+    Raises:
+        UserError: it was given.
+    """
+    if not config.dataset.startswith("points:"):
+        return
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in _OF_PICTURES and value != field.default:
+            raise UserError(
+                f"{field.name} ({value}) changes pictures, and "
+                f"{config.dataset} is of points; leave it out"
+            )
+
+
 def _check_names(config: Config) -> None:
     """Checks what names a directory, a tracker, data or a model.
 
@@ -272,6 +294,7 @@ def _check_together(config: Config) -> None:
         UserError: two settings contradict each other, or a name is missing.
     """
     _check_names(config)
+    _check_points(config)
     _check_data(config)
     batch_size = config.batch_size or 0
     if config.micro_batches and batch_size % config.micro_batches:

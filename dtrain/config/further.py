@@ -19,14 +19,16 @@ from dtrain.config.learning import DataSettings
 from dtrain.errors import UserError
 
 # Kinds of --dataset that name a path.
-PATHS = ("folder:", "zip:", "idx:", "npz:")
+PATHS = ("folder:", "zip:", "idx:", "npz:", "points:")
+# Of these, what is no path.
+POINT_SETS = ("points:grid", "points:ring")
 # What an example has beside its inputs.
 _TAKEN = (
     *("real_images", "labels", "latents", "uniforms", "step", "inputs"),
     *("state", "place"),
 )
 _MAP = "map:"
-_ARRAY = re.compile(r"(npz:.*\.npz)#([^/]+)")
+_ARRAY = re.compile(r"((?:npz|points):.*\.npz)#([^/]+)")
 
 
 class Named(NamedTuple):

@@ -13,7 +13,7 @@ _optimizers = flags.fields_of("Optimizers")
 _schedules = flags.fields_of("Schedules")
 
 # Here, for --help does not wait for TensorFlow; `gan.loading` has the rest.
-MODELS = ("dcgan", "pix2pix", "cyclegan")
+MODELS = ("dcgan", "mlp", "pix2pix", "cyclegan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,9 @@ class DataSettings:
         "digits",
         "digits (embedded), any TFDS image set as name[:config], "
         "folder:/path or zip:/path (pictures, optionally one folder per "
-        "class), idx:/path (MNIST's files) or npz:/path. npz:/path.npz#array "
-        "and name@split#feature name a part of a set.",
+        "class), idx:/path (MNIST's files), npz:/path, or points:grid, "
+        "points:ring and points:/path.npz (points in the plane). "
+        "npz:/path.npz#array and name@split#feature name a part of a set.",
     )
     paired: tuple[str, ...] = _data(
         (),

@@ -47,7 +47,10 @@ _BUILT_IN: dict[str, str] = {
     "dcgan": "dtrain.models.dcgan",
     "pix2pix": "dtrain.recipes.pix2pix",
     "cyclegan": "dtrain.recipes.cyclegan",
+    "mlp": "dtrain.models.mlp",
 }
+# Of these, what makes no points in the plane.
+_OF_PICTURES = _BUILT_IN.keys() - {"mlp"}
 
 
 # Finding a model.
@@ -165,6 +168,11 @@ def build(
             "none; leave out --conditional"
         )
     subject = f"model ({config.model})"
+    if image_shape[:2] == (1, 1) and config.model in _OF_PICTURES:
+        raise UserError(
+            f"{subject} draws pictures, and {config.dataset} is of points; "
+            "give --model=mlp"
+        )
     more = model_flags.read(subject, make, config.model_flag)
     with describing.in_one_line(subject, make):
         returned = make(config, image_shape, num_classes, **more)

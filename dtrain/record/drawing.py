@@ -11,7 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
-from dtrain.record import images
+from dtrain.data.sources import points
+from dtrain.record import images, scatter
 
 # Draws a picture for each latent vector, float32 [n, latent_size], and label,
 # int32 [n] or None, of which the first has a number among all that are drawn.
@@ -20,8 +21,10 @@ Draw = Callable[[tf.Tensor, Any, int], tf.Tensor]
 # Rows and columns of the grid that a run writes as it goes; a conditional
 # model has a row for each class instead.
 GRID_SIZE = 8
-# Pictures of seeds that are drawn at once: a row of a grid.
-_BLOCK = 8
+# Pictures of seeds that are drawn at once: a row of a grid. A point is less.
+_BLOCK, _BLOCK_OF_POINTS = 8, 256
+# Points of a picture, and real ones behind them.
+NUM_POINTS, _NUM_BEHIND = 1024, 5000
 
 
 def latents(config: ModelSettings, seed: int, num_images: int) -> tf.Tensor:
@@ -83,14 +86,29 @@ def fixed_grid(
     return grid(draw_some, config, default_seeds(config), classes)
 
 
-def default_seeds(config: ModelSettings) -> Sequence[int]:
+def default_seeds(config: Config) -> Sequence[int]:
     """Returns the seeds of the grid that a run writes as it goes."""
-    return range(GRID_SIZE if config.conditional else GRID_SIZE * GRID_SIZE)
+    number = NUM_POINTS if _is_of_points(config) else GRID_SIZE * GRID_SIZE
+    return range(number // GRID_SIZE if config.conditional else number)
+
+
+def _is_of_points(config: Config) -> bool:
+    return config.dataset.startswith(points.KIND)
+
+
+def behind(config: Config) -> scatter.Behind | None:
+    """Returns what points are drawn over; None of other data, or of none."""
+    found = points.of_run(config)
+    if found is None:
+        return None
+    corners = found.plane.to_points(np.array([[-1.0, -1.0], [1.0, 1.0]]))
+    real = found.plane.to_images(found.values[:_NUM_BEHIND])
+    return scatter.Behind(real, (corners[0], corners[1]))
 
 
 def grid(
     draw_some: Draw,
-    config: ModelSettings,
+    config: Config,
     seeds: Sequence[int],
     classes: Sequence[int],
     truncation: float = 0.0,
@@ -113,7 +131,8 @@ def grid(
         draw_seeds(draw_some, config, seeds, label, truncation)
         for label in classes or [None]
     ]
-    return images.make_grid(np.concatenate(drawn), columns)
+    under = behind(config)
+    return images.make_grid(np.concatenate(drawn), columns, behind=under)
 
 
 def class_columns(
@@ -159,7 +178,7 @@ def of_seeds(
 
 def draw_seeds(
     draw_some: Draw,
-    config: ModelSettings,
+    config: Config,
     seeds: Sequence[int],
     label: int | None = None,
     truncation: float = 0.0,
@@ -181,11 +200,13 @@ def draw_seeds(
     Returns:
         float32 [n, h, w, C] in [-1, 1].
     """
-    pictures = {}
-    for block in sorted({seed // _BLOCK for seed in seeds}):
-        start = block * _BLOCK
-        neighbours = range(start, start + _BLOCK)
-        labels = None if label is None else tf.fill([_BLOCK], label)
+    pictures, size = {}, _BLOCK
+    if _is_of_points(config):
+        size = _BLOCK_OF_POINTS
+    for block in sorted({seed // size for seed in seeds}):
+        start = block * size
+        neighbours = range(start, start + size)
+        labels = None if label is None else tf.fill([size], label)
         some = of_seeds(config, neighbours, truncation)
         drawn = tf.cast(draw_some(some, labels, start), tf.float32).numpy()
         wanted = set(seeds).intersection(neighbours)
@@ -212,7 +233,7 @@ class Walk(NamedTuple):
 
 def interpolation(
     draw_some: Draw,
-    config: ModelSettings,
+    config: Config,
     seeds: Sequence[int],
     classes: Sequence[int],
     walk: Walk,
@@ -247,6 +268,7 @@ def interpolation(
             for start in range(number)
         ]
     latents = tf.stack([of_seeds(config, way, truncation) for way in ways])
+    under = behind(config)
     columns = math.ceil(math.sqrt(len(ways)))
     for frame in range(walk.num_frames):
         point = _on_the_way(latents, frame / walk.num_frames)
@@ -257,7 +279,9 @@ def interpolation(
         elif classes:
             labels = np.array(classes[: len(ways)], np.int32)
         drawn = draw(draw_some, point, labels)
-        yield images.make_grid(drawn, columns, min_width=walk.width)
+        yield images.make_grid(
+            drawn, columns, min_width=walk.width, behind=under
+        )
 
 
 def _on_the_way(latents: tf.Tensor, share: float) -> tf.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dtrain.record import scatter
 from dtrain.storage import files
 
 # Narrower grids are enlarged: 8x8 digits are a few millimetres on a screen.
@@ -38,8 +39,9 @@ def make_grid(
     columns: int,
     padding: int = 1,
     min_width: int = MIN_GRID_WIDTH,
+    behind: scatter.Behind | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Lays images out in rows, on dark grey.
+    """Lays images out in rows, on dark grey; points are dots of one picture.
 
     Args:
         images: float [n, H, W, C] in [-1, 1], n at least 1, C 1 to 4: grey or
@@ -48,10 +50,14 @@ def make_grid(
         padding: pixels, before enlarging, around and between the images.
         min_width: pixels; a narrower grid is enlarged by the smallest whole
             factor that reaches it, each pixel repeated. 0 leaves it as it is.
+        behind: what points are drawn over.
 
     Returns:
         uint8 [height, width, C], C 1 or 3; what is transparent is on the grey.
     """
+    images = np.asarray(images)
+    if images.shape[1:] == scatter.SHAPE:
+        return scatter.draw(images, min_width or MIN_GRID_WIDTH, behind)
     tiles = _on_background(to_uint8(images))
     num_images, height, width, channels = tiles.shape
     assert num_images >= 1, "a grid of no images"

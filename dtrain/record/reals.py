@@ -11,7 +11,7 @@ import os
 from dtrain.config import Config
 from dtrain.data import pipeline
 from dtrain.data.sources import Data
-from dtrain.record import drawing, images
+from dtrain.record import drawing, images, scatter
 
 
 def path(run_dir: str) -> str:
@@ -30,7 +30,11 @@ def write(data: Data, config: Config) -> None:
         config: of the run.
     """
     size = drawing.GRID_SIZE
-    number = min(size * size, data.source.num_images)
+    number = size * size
+    if data.source.image_shape == scatter.SHAPE:
+        number = drawing.NUM_POINTS
+    number = min(number, data.source.num_images)
     batch = pipeline.first_batch(data, config, number)
-    grid = images.make_grid(batch.images, size)
+    under = drawing.behind(config)
+    grid = images.make_grid(batch.images, size, behind=under)
     images.write_or_say(path(config.run_dir), images.encode_png(grid))

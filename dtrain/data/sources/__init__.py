@@ -29,6 +29,7 @@ from dtrain.data.sources import (
     memory,
     npz,
     pairing,
+    points,
     source,
 )
 from dtrain.data.sources.picture_files import PictureFiles
@@ -42,6 +43,7 @@ _KINDS = {
     "folder": folder.open_folder,
     "idx": idx.open_idx,
     "npz": npz.open_npz,
+    "points": points.open_points,
     "zip": archive.open_zip,
 }
 # The name that the images of --dataset have among the others.

@@ -51,6 +51,27 @@ def open_npz(
             not images and labels.
         StorageError: the store that it is on does not answer.
     """
+    return _make_source(config, wanted, *read(path, config, wanted))
+
+
+def read(
+    path: str, config: DataSettings, wanted: Wanted
+) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray | None]]:
+    """Reads the arrays of a file that are images, and their labels.
+
+    Args:
+        path: of the file; gs:// is read into memory.
+        config: `split` counts.
+        wanted: what of it is read.
+
+    Returns:
+        Each with its name for an error; None where there are no labels.
+
+    Raises:
+        UserError: there is no such file, it is malformed, or has no such
+            arrays.
+        StorageError: the store that it is on does not answer.
+    """
     content = _fetch(path) if files.is_remote(path) else path
     if content is None or (content == path and not os.path.isfile(path)):
         raise UserError(
@@ -80,9 +101,7 @@ def open_npz(
     # NumPy returns what is no array as bytes.
     if isinstance(images, bytes) or isinstance(labels, bytes):
         raise UserError(f"{path} cannot be read: it holds no NumPy arrays")
-    return _make_source(
-        config,
-        wanted,
+    return (
         (f"{images_name} in {path}", images),
         (f"{labels_name} in {path}", labels),
     )
