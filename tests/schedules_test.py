@@ -119,7 +119,7 @@ def test_a_burn_in_is_the_same_on_two_replicas_and_resumed(
     config = dataclasses.replace(
         BURN_IN, reduction="ordered", micro_batches=2, r1_gamma=1.0
     )
-    whole = train(config, mirrored(1), digits, 0, 3)
+    whole = train(config, tf.distribute.get_strategy(), digits, 0, 3)
     cut = train(config, mirrored(2), digits, 0, 2)
     prefix = cut.checkpoint.save(str(tmp_path / "ckpt"))
     names = [name for name, _ in tf.train.list_variables(prefix)]

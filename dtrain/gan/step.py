@@ -279,7 +279,9 @@ class Step:
     def _check_traced(self) -> None:
         """Refuses what a resumed run would not do again, in this graph."""
         graph = tf.compat.v1.get_default_graph()
-        own = [self._stop, *filter(None, [self._gan.beta_2])]
+        own = [self._stop]
+        if self._gan.beta_2 is not None:
+            own.append(self._gan.beta_2)
         traced.check(graph, self._gan.checkpoint, own)
 
 
