@@ -48,6 +48,7 @@ _BUILT_IN: dict[str, str] = {
     "pix2pix": "dtrain.recipes.pix2pix",
     "cyclegan": "dtrain.recipes.cyclegan",
     "mlp": "dtrain.models.mlp",
+    "r3gan": "dtrain.models.r3gan",
 }
 # Of these, what makes no points in the plane.
 _OF_PICTURES = _BUILT_IN.keys() - {"mlp"}
