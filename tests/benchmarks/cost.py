@@ -1,0 +1,158 @@
+"""Counts the operations of a step of each preset, and what a GPU would take.
+
+    python -m tests.benchmarks.cost [--write] [NAME ...]
+
+Each phase is traced, with its gradients, at the preset's own widths for images of
+64, 256 and 512 pixels, and what convolutions and products of matrices compute is
+counted; a phase of each n-th step counts as an n-th. Nothing is run on a GPU: the
+seconds are computed. `--write` puts them into docs/gpus.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from dtrain import config as config_lib
+from dtrain.config import Config, presets
+from dtrain.errors import UserError
+from dtrain.gan import loading, objectives, trial
+from dtrain.gan.program import Named, Program
+from tests import runs
+from tests.benchmarks.pages import replace_table
+
+SIDES = (64, 256, 512)
+PAGE = runs.ROOT / "docs/gpus.md"
+# Of the batch that is traced; groups of a standard deviation want as many.
+BATCH_SIZE = 4
+# 10^12 operations a second of dense matrices in 16 bits, by the data sheets.
+DEVICES = {"V100": 125.0, "A100": 312.0, "H100": 989.0}
+_OF_POINTS = ("mlp",)
+
+
+class Cost(NamedTuple):
+    """What a step costs.
+
+    Attributes:
+        parameters: that are trained, of all networks.
+        operations: of an image of the batch.
+    """
+
+    parameters: int
+    operations: float
+
+
+def of_preset(name: str, side: int) -> Cost:
+    """Counts what a preset costs at its own widths.
+
+    Args:
+        name: of the preset.
+        side: of the images, in colour, in pixels.
+
+    Raises:
+        UserError: it makes no images of this size.
+    """
+    told = [f"--preset={name}", f"--batch_size={BATCH_SIZE}", "--run_dir=x"]
+    if presets.of(name).decided:
+        values = presets.decide(side, 1)
+        told += [f"--base_channels={values['base_channels']}", "--r1_gamma=1"]
+        told += ["--ema_half_life_images=1000"]
+        told += [f"--{each}_learning_rate=0.001" for each in _NETWORKS]
+    config = config_lib.parse(["main", *told])
+    shape = side, side, 3
+    inputs = {"given": tf.TensorSpec(shape, tf.float32)}
+    if name not in ("pix2pix", "cyclegan"):
+        inputs = {}
+    make = loading.load(config.model)
+    program = loading.build(make, config, shape, 0, inputs)
+    parameters = sum(
+        weight.shape.num_elements()
+        for each in program.trained
+        for weight in program.networks[each].trainable_weights
+    )
+    given = trial.specs(config, program, shape, inputs, BATCH_SIZE)
+    operations = sum(
+        _counted(program, number, given) / phase.every_steps
+        for number, phase in enumerate(program.phases)
+    )
+    return Cost(parameters, operations / BATCH_SIZE)
+
+
+_NETWORKS = ("generator", "discriminator")
+
+
+def _counted(program: Program, number: int, given: Any) -> int:
+    """Counts the operations of a phase and of its gradients."""
+    phase = program.phases[number]
+
+    def differentiate(given: Any) -> Any:
+        weights = {
+            name: [
+                each.value for each in program.networks[name].trainable_weights
+            ]
+            for name in phase.names
+        }
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(weights)
+            example = objectives.prepared(program, given)
+            networks = Named(**program.networks)
+            returned = objectives.call(phase, number, networks, example)
+            same = {id(loss): loss for loss in returned.losses.values()}
+            sums = {key: tf.reduce_sum(loss) for key, loss in same.items()}
+        gradients = []
+        for name, loss in returned.losses.items():
+            gradients += tape.gradient(sums[id(loss)], weights[name])
+        return [each for each in gradients if each is not None]
+
+    graph = tf.function(differentiate, autograph=False).get_concrete_function(
+        given
+    ).graph
+    wanted = tf.compat.v1.graph_util.extract_sub_graph(
+        graph.as_graph_def(), [each.op.name for each in graph.outputs]
+    )
+    return sum(
+        _of_operation(graph.get_operation_by_name(node.name))
+        for node in wanted.node
+    )
+
+
+def _of_operation(operation: tf.Operation) -> int:
+    """Counts the multiplications and additions of an operation, 2 each."""
+    shapes = [tensor.shape for tensor in operation.inputs]
+    if operation.type == "Conv2D":
+        kernel, made = shapes[1], operation.outputs[0].shape
+    elif operation.type == "Conv2DBackpropInput":
+        kernel, made = shapes[1], shapes[2]
+    elif operation.type == "Conv2DBackpropFilter":
+        # [h, w, inputs of a group, outputs]: as the convolution itself.
+        kernel, made = operation.outputs[0].shape, shapes[2]
+        if kernel.rank is None or None in kernel.as_list():
+            sizes = tf.get_static_value(operation.inputs[1])
+            kernel = tf.TensorShape(sizes)
+    elif operation.type in ("MatMul", "BatchMatMulV2"):
+        is_turned = any(
+            operation.node_def.attr[each].b for each in ("transpose_a", "adj_x")
+        )
+        inner = shapes[0][-2 if is_turned else -1]
+        return 2 * operation.outputs[0].shape.num_elements() * inner
+    else:
+        return 0
+    return 2 * made.num_elements() * kernel[:3].num_elements()
+
+
+def main() -> None:
+    """Counts and prints."""
+    for name in sys.argv[1:]:
+        for side in SIDES:
+            try:
+                print(name, side, of_preset(name, side))
+            except UserError as error:
+                print(name, side, error)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
