@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dtrain import config
 from dtrain.errors import UserError
 from dtrain.gan import loading
-from dtrain.models import batch_norm, dcgan, mlp
+from dtrain.models import batch_norm, dcgan, mlp, sizes
 
 SMALL = config.Config(base_channels=4, latent_size=8)
 DIGITS = (8, 8, 1)
@@ -42,7 +42,7 @@ def _latents(number: int, seed: int = 0) -> tf.Tensor:
 
 @hypothesis.given(st.integers(1, 300))
 def test_base_size_is_the_halved_size(image_size: int) -> None:
-    base = dcgan.base_size(image_size)
+    base = sizes.base_size(image_size)
     if base is None:
         halvings = [image_size / 2**k for k in range(1, 6)]
         assert not (
@@ -55,8 +55,8 @@ def test_base_size_is_the_halved_size(image_size: int) -> None:
 
 
 def test_sizes_of_common_data_sets() -> None:
-    sizes = {8: 4, 28: 7, 32: 4, 48: 6, 64: 4, 96: 6, 112: 7, 128: 4}
-    assert {size: dcgan.base_size(size) for size in sizes} == sizes
+    bases = {8: 4, 28: 7, 32: 4, 48: 6, 64: 4, 96: 6, 112: 7, 128: 4}
+    assert {size: sizes.base_size(size) for size in bases} == bases
 
 
 @pytest.mark.parametrize("image_size", [8, 12, 20, 28, 32, 128])

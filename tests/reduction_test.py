@@ -28,7 +28,7 @@ from dtrain.gan import loading, reduction
 from dtrain.gan import state as gan_lib
 from dtrain.gan.replicas import Comparison
 from dtrain.gan.step import Step
-from dtrain.models import batch_norm
+from dtrain.models import batch_norm, spectral_norm
 from tests.replicas import collectives, mirrored
 
 SMALL = Config(
@@ -360,7 +360,7 @@ def make_with(make_layers: Callable[[], list[keras.layers.Layer]]) -> Any:
         (lambda: keras.layers.Dropout(0.5), "dropout.* use a layer without"),
         (
             lambda: keras.layers.SpectralNormalization(keras.layers.Dense(3)),
-            "is a SpectralNormalization, .* use a layer without",
+            "is a SpectralNormalization, .* use those of dtrain.models",
         ),
     ],
 )
@@ -378,16 +378,27 @@ def test_other_state_is_refused(
 def test_a_users_own_layers_train_in_order(
     digits: sources.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A discriminator's BatchNorm is called for real and for fake images."""
+    """A discriminator's norms are called for real and for fake images."""
     model = make_with(
         lambda: [
             keras.layers.Dense(3, trainable=False),
+            spectral_norm.SpectralDense(3),
             batch_norm.BatchNorm(),
         ]
     )
     monkeypatch.setattr(loading, "load", lambda _: model)
+    moved = []
+    iterate = spectral_norm.SpectralNorm.iterate
+
+    def count(self: spectral_norm.SpectralNorm) -> None:
+        moved.append(self)
+        iterate(self)
+
+    monkeypatch.setattr(spectral_norm.SpectralNorm, "iterate", count)
     digests = {digest(train(SMALL, count, digits, 2)) for count in (1, 2)}
     assert len(digests) == 1
+    # In the phase of the discriminator alone, once on each replica.
+    assert len(moved) == 1 + 2
 
 
 def test_replicas_that_would_cut_the_tree_are_refused() -> None:

@@ -49,6 +49,7 @@ _BUILT_IN: dict[str, str] = {
     "cyclegan": "dtrain.recipes.cyclegan",
     "mlp": "dtrain.models.mlp",
     "r3gan": "dtrain.models.r3gan",
+    "sngan": "dtrain.models.sngan",
 }
 # Of these, what makes no points in the plane.
 _OF_PICTURES = _BUILT_IN.keys() - {"mlp"}

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from dtrain.errors import UserError
-from dtrain.models import batch_norm
+from dtrain.models import batch_norm, spectral_norm
 
 
 class Comparison:
@@ -87,21 +87,33 @@ def refuse_unsynchronized(
             )
 
 
+def with_own_state(networks: Iterable[keras.Model]) -> list[Any]:
+    """Returns the layers of networks whose forward passes assign state."""
+    return [
+        layer
+        for layer in _layers(networks)
+        # That of a spectral norm is moved by the update of its network.
+        if not isinstance(layer, spectral_norm.SpectralNorm)
+        and (layer._non_trainable_variables or layer._seed_generators)
+    ]
+
+
 def refuse_own_state(networks: Iterable[keras.Model]) -> None:
     """Refuses layers whose state depends on the number of replicas.
 
     Raises:
         UserError: a network has one.
     """
-    for layer in _layers(networks):
+    for layer in with_own_state(networks):
         if isinstance(layer, batch_norm.BatchNorm):
             continue
-        if layer._non_trainable_variables or layer._seed_generators:
-            remedy = "a layer without"
-            if isinstance(layer, keras.layers.BatchNormalization):
-                remedy = "dtrain.models.batch_norm.BatchNorm"
-            raise UserError(
-                f"reduction (ordered): {layer.name} is a "
-                f"{type(layer).__name__}, whose state would depend on the "
-                f"number of replicas; use {remedy}, or --reduction=fast"
-            )
+        remedy = "a layer without"
+        if isinstance(layer, keras.layers.BatchNormalization):
+            remedy = "dtrain.models.batch_norm.BatchNorm"
+        elif isinstance(layer, keras.layers.SpectralNormalization):
+            remedy = "those of dtrain.models.spectral_norm"
+        raise UserError(
+            f"reduction (ordered): {layer.name} is a "
+            f"{type(layer).__name__}, whose state would depend on the "
+            f"number of replicas; use {remedy}, or --reduction=fast"
+        )

@@ -20,7 +20,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import DeviceSettings
 from dtrain.data import pipeline
 from dtrain.errors import UserError
-from dtrain.gan import divergence, objectives, traced
+from dtrain.gan import divergence, objectives, replicas, traced
 from dtrain.gan.program import Program
 from dtrain.gan.state import GAN
 from dtrain.gan.update import Outcome, Update
@@ -326,8 +326,8 @@ def _jit_compile(
     if config.jit_compile == "off":
         return False
     # In ordered mode, what is compiled returns state and assigns none.
-    has_state = config.reduction == "fast" and any(
-        network.non_trainable_variables for network in program.networks.values()
+    has_state = config.reduction == "fast" and bool(
+        replicas.with_own_state(program.networks.values())
     )
     several = strategy.num_replicas_in_sync > 1
     if config.jit_compile == "auto":

@@ -20,7 +20,7 @@ from dtrain.gan.example import Draw
 from dtrain.gan.objectives import Returned
 from dtrain.gan.program import Phase
 from dtrain.gan.state import GAN
-from dtrain.models import batch_norm
+from dtrain.models import batch_norm, spectral_norm
 
 
 class Outcome(NamedTuple):
@@ -110,6 +110,12 @@ class Update:
             for layer in network._flatten_layers()
             if isinstance(layer, batch_norm.BatchNorm)
         ]
+        self._spectral = [
+            layer
+            for name in phase.names
+            for layer in gan.program.networks[name]._flatten_layers()
+            if isinstance(layer, spectral_norm.SpectralNorm)
+        ]
         self._part_of_batch: Any = self._add_micro_batches
         self._part_of_micro_batch: Any = self._differentiate
         # How XLA fuses, and so rounds, follows from what it compiles at once:
@@ -148,6 +154,9 @@ class Update:
         )
         part = tf.nest.pack_sequence_as(part, sums)
         self._move_statistics(part.statistics)
+        # By the kernels that the gradients are of.
+        for layer in self._spectral:
+            layer.iterate()
         gradients, applies = self._apply(part.gradients, scales)
         norms = {
             name: tf.linalg.global_norm(values)

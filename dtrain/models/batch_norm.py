@@ -75,27 +75,25 @@ class BatchNorm(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         """Makes the four variables, float32 [channels].
 
         Args:
             input_shape: any rank, the channels last.
         """
-        # Statistics are float32 under every precision policy.
-        common = {
-            "shape": (input_shape[-1],),
-            "dtype": "float32",
-            "autocast": False,
-        }
+        common = _float32(input_shape[-1])
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **common)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **common)
+        self._add_moving(input_shape[-1])
+
+    def _add_moving(self, num_channels: int) -> None:
         # All replicas assign equal values, so one of them may stand for all:
         # averaging them would be a collective for nothing.
         moving = {
-            **common,
+            **_float32(num_channels),
             "trainable": False,
             "aggregation": "only_first_replica",
         }
-        self.gamma = self.add_weight(name="gamma", initializer="ones", **common)
-        self.beta = self.add_weight(name="beta", initializer="zeros", **common)
         self.moving_mean = self.add_weight(
             name="moving_mean", initializer="zeros", **moving
         )
@@ -103,7 +101,7 @@ class BatchNorm(keras.layers.Layer):
             name="moving_variance", initializer="ones", **moving
         )
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """Normalizes by the batch, or by the moving statistics.
 
         Args:
@@ -116,6 +114,14 @@ class BatchNorm(keras.layers.Layer):
             The compute type of the layer, the shape of `inputs`.
         """
         values = tf.cast(inputs, tf.float32)
+        mean, variance = self._statistics(values, training)
+        scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast((values - mean) * scale + self.beta, self.compute_dtype)
+
+    def _statistics(
+        self, values: tf.Tensor, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the mean and variance to normalize by; see `call`."""
         if training:
             passes = getattr(_ghost, "passes", None)
             mean, variance = self._batch_statistics(values, passes is not None)
@@ -127,8 +133,7 @@ class BatchNorm(keras.layers.Layer):
         else:
             mean = tf.convert_to_tensor(self.moving_mean)
             variance = tf.convert_to_tensor(self.moving_variance)
-        scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast((values - mean) * scale + self.beta, self.compute_dtype)
+        return mean, variance
 
     def _batch_statistics(
         self, values: tf.Tensor, is_alone: bool
@@ -174,9 +179,7 @@ class BatchNorm(keras.layers.Layer):
             new = old + (1.0 - self.momentum) * (tf.stop_gradient(value) - old)
             moving.assign(tf.where(finite, new, old))
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the output, which is that of the input."""
         return input_shape
 
@@ -187,3 +190,48 @@ class BatchNorm(keras.layers.Layer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
         }
+
+
+@keras.saving.register_keras_serializable(package="dtrain")
+class ConditionalBatchNorm(BatchNorm):
+    """A `BatchNorm` whose scale and shift each example brings along.
+
+        y = (1 + gain) * (x - mean) / sqrt(variance + epsilon) + bias
+
+    De Vries et al. 2017, Modulating early visual processing by language. The 1
+    is what a gain near 0, of new weights, leaves the features as they are by.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the moving statistics, float32 [channels].
+
+        Args:
+            input_shape: of the features, the gains and the biases.
+        """
+        self._add_moving(input_shape[0][-1])
+
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Normalizes as `BatchNorm` does.
+
+        Args:
+            inputs: features float [b, h, w, channels], gains and biases float
+                [b, channels].
+            training: see `BatchNorm.call`.
+
+        Returns:
+            The compute type of the layer, the shape of the features.
+        """
+        values, gains, biases = (tf.cast(each, tf.float32) for each in inputs)
+        mean, variance = self._statistics(values, training)
+        normalized = (values - mean) * tf.math.rsqrt(variance + self.epsilon)
+        gains, biases = gains[:, None, None, :], biases[:, None, None, :]
+        return tf.cast(normalized * (1.0 + gains) + biases, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the output, which is that of the features."""
+        return input_shape[0]
+
+
+def _float32(num_channels: int) -> dict[str, Any]:
+    """Says of variables that they are float32 under every precision policy."""
+    return {"shape": (num_channels,), "dtype": "float32", "autocast": False}

@@ -16,33 +16,12 @@ from typing import Any
 import keras
 
 from dtrain.config import Config, ModelSettings
-from dtrain.errors import UserError
-from dtrain.models import batch_norm
+from dtrain.models import batch_norm, sizes
 
-MIN_IMAGE_SIZE = 8
-MAX_IMAGE_SIZE = 128
-
-_BASE_SIZES = range(4, 8)
 # Beyond this, more channels cost memory and time and gain little: images of 128
 # pixels would end with 32 times the base channels.
 _MAX_CHANNEL_FACTOR = 8
 _SLOPE = 0.2
-
-
-def base_size(image_size: int) -> int | None:
-    """Returns the side of the smallest feature maps, 4 to 7 pixels.
-
-    The size of the images is halved until it is reached; None for a size from
-    which it cannot be.
-
-    Args:
-        image_size: pixels a side, at least 1.
-    """
-    size = image_size
-    while size % 2 == 0 and size > _BASE_SIZES[-1]:
-        size //= 2
-    in_range = MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE
-    return size if in_range and size in _BASE_SIZES else None
 
 
 def make(
@@ -64,7 +43,7 @@ def make(
     Raises:
         UserError: dcgan cannot make images of this shape.
     """
-    _check_shape(image_shape)
+    sizes.check("dcgan", image_shape)
     channels = _feature_channels(config.base_channels, image_shape[0])
     labels = num_classes if config.conditional else 0
     return (
@@ -73,36 +52,9 @@ def make(
     )
 
 
-def _check_shape(image_shape: tuple[int, int, int]) -> None:
-    height, width, _ = image_shape
-    if height != width:
-        raise UserError(
-            f"images of {height}x{width} pixels are not square, as dcgan wants "
-            f"them; try --image_size={_near_sizes(min(height, width))[0]}"
-        )
-    if base_size(height) is None:
-        near = " or ".join(str(size) for size in _near_sizes(height))
-        raise UserError(
-            f"dcgan makes no images of {height} pixels a side: a size from "
-            f"{MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} must halve to "
-            f"{_BASE_SIZES[0]}, 5, 6 or {_BASE_SIZES[-1]}; try "
-            f"--image_size={near}"
-        )
-
-
-def _near_sizes(size: int) -> list[int]:
-    """Returns the nearest possible size below (or at) `size` and above it."""
-    sizes = range(MIN_IMAGE_SIZE, MAX_IMAGE_SIZE + 1)
-    possible = [one for one in sizes if base_size(one) is not None]
-    below = [one for one in possible if one <= size]
-    return below[-1:] + possible[len(below) :][:1]
-
-
 def _feature_channels(base_channels: int, image_size: int) -> list[int]:
     """Returns the channels at each size, the image's own first."""
-    smallest = base_size(image_size)
-    assert smallest is not None
-    num_halvings = (image_size // smallest).bit_length() - 1
+    num_halvings = sizes.num_halvings(image_size)
     return [
         base_channels * min(2**level, _MAX_CHANNEL_FACTOR)
         for level in range(num_halvings + 1)

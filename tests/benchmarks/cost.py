@@ -107,9 +107,11 @@ def _counted(program: Program, number: int, given: Any) -> int:
             gradients += tape.gradient(sums[id(loss)], weights[name])
         return [each for each in gradients if each is not None]
 
-    graph = tf.function(differentiate, autograph=False).get_concrete_function(
-        given
-    ).graph
+    graph = (
+        tf.function(differentiate, autograph=False)
+        .get_concrete_function(given)
+        .graph
+    )
     wanted = tf.compat.v1.graph_util.extract_sub_graph(
         graph.as_graph_def(), [each.op.name for each in graph.outputs]
     )
