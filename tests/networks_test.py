@@ -19,7 +19,8 @@ import tensorflow as tf
 from dtrain import config
 from dtrain.gan import loading
 from dtrain.gan.program import Program
-from dtrain.models import batch_norm, sngan, spectral_norm
+from dtrain.models import attention, batch_norm, spectral_norm
+from dtrain.recipes import biggan_small
 from tests import build_files
 
 GOLDEN = build_files.ROOT / "tests" / "golden" / "networks"
@@ -51,6 +52,13 @@ GOLDENS = {
     ),
     "sngan_48": Case(
         "sngan", (48, 48, 3), {"base_channels": 64, "latent_size": 128}
+    ),
+    # Of ajbrock/BigGAN-PyTorch, with G_shared and hier, and attention.
+    "biggan_small_32_conditional": Case(
+        "biggan_small",
+        (32, 32, 3),
+        {"base_channels": 64, "latent_size": 128},
+        10,
     ),
 }
 
@@ -101,6 +109,7 @@ def test_weights_are_those_of_the_golden(name: str) -> None:
 SIZES = [
     ("sngan", 28, 10),
     ("sngan", 64, 0),
+    ("biggan_small", 28, 0),
 ]
 
 
@@ -265,9 +274,10 @@ def test_conditional_norm_has_a_gain_of_one_and_more() -> None:
         )
 
 
-def test_a_label_changes_what_is_drawn_and_judged() -> None:
+@pytest.mark.parametrize("model", ["sngan", "biggan_small"])
+def test_a_label_changes_what_is_drawn_and_judged(model: str) -> None:
     settings = config.Config(base_channels=2, latent_size=4, conditional=True)
-    generator, discriminator = sngan.make(settings, (8, 8, 1), 3)
+    generator, discriminator, *_ = loading.load(model)(settings, (8, 8, 1), 3)
     for weight in generator.weights:
         if "gains" in weight.path:
             weight.assign(numbers(*weight.shape))
@@ -276,3 +286,72 @@ def test_a_label_changes_what_is_drawn_and_judged() -> None:
     assert len(np.unique(images.reshape(3, -1), axis=0)) == 3
     same = tf.repeat(images[:1], 3, axis=0)
     assert len(np.unique(discriminator([same, labels]))) == 3
+
+
+def test_attention_is_that_of_its_equations() -> None:
+    layer = attention.SelfAttention()
+    features = tf.Variable(numbers(2, 4, 4, 8))
+    np.testing.assert_array_equal(layer(features), features)
+    layer.gamma.assign(0.5)
+    theta, phi, g, o = (
+        np.reshape(part.normalized_kernel(), part.kernel.shape[2:])
+        for part in (layer.theta, layer.phi, layer.g, layer.o)
+    )
+    flat = features.numpy().reshape(2, 16, 8)
+
+    def pooled(values: np.ndarray) -> np.ndarray:
+        channels = values.shape[-1]
+        return (
+            values.reshape(2, 2, 2, 2, 2, channels)
+            .max((2, 4))
+            .reshape(2, 4, channels)
+        )
+
+    fits = np.exp(flat @ theta @ pooled(flat @ phi).transpose(0, 2, 1))
+    shares = fits / fits.sum(-1, keepdims=True)
+    expected = flat + 0.5 * (shares @ pooled(flat @ g)) @ o
+    made = layer(features)
+    np.testing.assert_allclose(
+        made, expected.reshape(made.shape), rtol=1e-5, atol=1e-5
+    )
+    cube = numbers(2, 4, 4, 8, seed=1)
+    check_gradient(
+        lambda: tf.reduce_sum(cube * layer(features) ** 3) / 100.0, features
+    )
+
+
+def test_orthogonality_is_that_of_equation_3() -> None:
+    network = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            spectral_norm.SpectralConv2D(3, 3),
+            keras.layers.Flatten(),
+            # More filters than numbers in each.
+            spectral_norm.SpectralDense(60),
+            keras.layers.Dense(1),
+        ]
+    )
+    expected = 0.0
+    for layer in (network.layers[0], network.layers[2]):
+        matrix = layer.kernel.numpy().reshape(-1, layer.kernel.shape[-1])
+        products = matrix.T @ matrix
+        expected += np.sum((products - np.diag(np.diag(products))) ** 2)
+    got = biggan_small.orthogonality(network)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    for layer in (network.layers[0], network.layers[2]):
+        check_gradient(
+            lambda: biggan_small.orthogonality(network), layer.kernel.value
+        )
+
+
+def test_each_block_of_biggan_sees_latents_of_its_own() -> None:
+    settings = config.Config(base_channels=1, latent_size=8, conditional=True)
+    generator = biggan_small.make(settings, (32, 32, 1), 3).generator
+    first = [
+        generator.get_layer(f"condition_{number}").output[:, 8:]
+        for number in range(3)
+    ]
+    inside = keras.Model(generator.inputs, first)
+    latents = numbers(2, 8)
+    parts = inside([latents, np.zeros(2, np.int32)])
+    np.testing.assert_array_equal(np.concatenate(parts, 1), latents[:, 2:])

@@ -13,7 +13,15 @@ _optimizers = flags.fields_of("Optimizers")
 _schedules = flags.fields_of("Schedules")
 
 # Here, for --help does not wait for TensorFlow; `gan.loading` has the rest.
-MODELS = ("dcgan", "sngan", "r3gan", "mlp", "pix2pix", "cyclegan")
+MODELS = (
+    "dcgan",
+    "sngan",
+    "biggan_small",
+    "r3gan",
+    "mlp",
+    "pix2pix",
+    "cyclegan",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,7 @@ _BUILT_IN: dict[str, str] = {
     "mlp": "dtrain.models.mlp",
     "r3gan": "dtrain.models.r3gan",
     "sngan": "dtrain.models.sngan",
+    "biggan_small": "dtrain.recipes.biggan_small",
 }
 # Of these, what makes no points in the plane.
 _OF_PICTURES = _BUILT_IN.keys() - {"mlp"}
