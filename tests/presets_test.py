@@ -42,14 +42,8 @@ def test_what_replicas_send_each_other(name: str, place: pathlib.Path) -> None:
     assert counts.collectives <= counts.phases + 2 * counts.passes
 
 
-# A norm over the batch is one over its parts then.
 @pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in NAMES
-        if not config_lib.parse(["main", f"--preset={name}"]).batch_norm
-    ],
+    "name", [name for name in NAMES if name not in small_presets.NORMED]
 )
 def test_parts_of_a_batch_are_the_batch(name: str, place: pathlib.Path) -> None:
     one, four = (_losses(name, place, parts) for parts in (1, 4))

@@ -33,6 +33,8 @@ _WAYS = {
         "x_to_y",
     ),
 }
+# A norm over the batch is one over its parts when the batch is cut.
+NORMED = ("dcgan", "lsgan", "wgan_gp", "sngan", "biggan_small")
 _DECIDED = {
     "r1_gamma": 0.1,
     "generator_learning_rate": 0.0025,

@@ -51,6 +51,8 @@ _BUILT_IN: dict[str, str] = {
     "r3gan": "dtrain.models.r3gan",
     "sngan": "dtrain.models.sngan",
     "biggan_small": "dtrain.recipes.biggan_small",
+    "pix2pix": "dtrain.recipes.pix2pix",
+    "cyclegan": "dtrain.recipes.cyclegan",
 }
 # Of these, what makes no points in the plane.
 _OF_PICTURES = _BUILT_IN.keys() - {"mlp"}
