@@ -108,7 +108,7 @@ def test_a_network_a_loss_and_a_source_of_data(code: pathlib.Path) -> None:
     row = '"dcgan": "dtrain.models.dcgan",'
     add_row(loading, row, ' "flat": "dtrain.models.flat",')
     learning = code / "dtrain/config/learning.py"
-    add_row(learning, 'MODELS = ("dcgan",', ' "flat",')
+    add_row(learning, 'MODELS = (\n    "dcgan",', ' "flat",')
     add_row(
         code / "dtrain/gan/losses.py",
         "LOSSES: dict[str, Loss] = {",

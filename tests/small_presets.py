@@ -22,6 +22,10 @@ class Way(NamedTuple):
 
 
 _WAYS = {
+    "mlp": Way(("--dataset=points:grid",)),
+    "r3gan": Way(
+        ("--dataset=npz:PLACE/shapes.npz", "--model_flag=group_width=2")
+    ),
     "pix2pix": Way(
         ("--dataset=npz:PLACE/pairs.npz", "--model_flag=target=left")
     ),

@@ -45,12 +45,10 @@ Make = Callable[..., Any]
 # asked for: what is a program stands on top of this package.
 _BUILT_IN: dict[str, str] = {
     "dcgan": "dtrain.models.dcgan",
-    "pix2pix": "dtrain.recipes.pix2pix",
-    "cyclegan": "dtrain.recipes.cyclegan",
-    "mlp": "dtrain.models.mlp",
-    "r3gan": "dtrain.models.r3gan",
     "sngan": "dtrain.models.sngan",
     "biggan_small": "dtrain.recipes.biggan_small",
+    "r3gan": "dtrain.models.r3gan",
+    "mlp": "dtrain.models.mlp",
     "pix2pix": "dtrain.recipes.pix2pix",
     "cyclegan": "dtrain.recipes.cyclegan",
 }

@@ -2,14 +2,17 @@
 
     python -m tests.benchmarks.cost [--write] [NAME ...]
 
-Each phase is traced, with its gradients, at the preset's own widths for images of
-64, 256 and 512 pixels, and what convolutions and products of matrices compute is
-counted; a phase of each n-th step counts as an n-th. Nothing is run on a GPU: the
-seconds are computed. `--write` puts them into docs/gpus.md.
+Each phase is traced, with its gradients, at the preset's own widths for images
+of 64, 256 and 512 pixels, and what convolutions and products of matrices
+compute is counted; a phase of each n-th step counts as an n-th. A device does
+as large a share of its best as a V100 does of stylegan2-ada-pytorch's 256
+pixels. Nothing is run on a GPU: the seconds are computed. `--write` puts them
+into docs/gpus.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any, NamedTuple
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain.config import Config, presets
+from dtrain.config import presets
 from dtrain.errors import UserError
 from dtrain.gan import loading, objectives, trial
 from dtrain.gan.program import Named, Program
@@ -25,12 +28,13 @@ from tests import runs
 from tests.benchmarks.pages import replace_table
 
 SIDES = (64, 256, 512)
-PAGE = runs.ROOT / "docs/gpus.md"
 # Of the batch that is traced; groups of a standard deviation want as many.
 BATCH_SIZE = 4
 # 10^12 operations a second of dense matrices in 16 bits, by the data sheets.
 DEVICES = {"V100": 125.0, "A100": 312.0, "H100": 989.0}
-_OF_POINTS = ("mlp",)
+_NETWORKS = ("generator", "discriminator")
+# Its README has 21.6 to 24.2 seconds for a thousand images of 256 pixels.
+_MEASURED, _DEVICE, _SECS = ("stylegan2", 256), "V100", 22.9
 
 
 class Cost(NamedTuple):
@@ -79,9 +83,6 @@ def of_preset(name: str, side: int) -> Cost:
         for number, phase in enumerate(program.phases)
     )
     return Cost(parameters, operations / BATCH_SIZE)
-
-
-_NETWORKS = ("generator", "discriminator")
 
 
 def _counted(program: Program, number: int, given: Any) -> int:
@@ -145,14 +146,54 @@ def _of_operation(operation: tf.Operation) -> int:
     return 2 * made.num_elements() * kernel[:3].num_elements()
 
 
+def share_of_best() -> float:
+    """Returns which share of its best a device is taken to do."""
+    operations = of_preset(*_MEASURED).operations
+    return 1000 * operations / (_SECS * 1e12 * DEVICES[_DEVICE])
+
+
+def row(name: str, side: int, share: float) -> str:
+    """Returns the row of a preset at a size.
+
+    Args:
+        name: of the preset.
+        side: of the images, in pixels.
+        share: of its best that a device does.
+
+    Raises:
+        UserError: the preset makes no images of this size.
+    """
+    cost = of_preset(name, side)
+    secs = [
+        1000 * cost.operations / (share * 1e12 * best)
+        for best in DEVICES.values()
+    ]
+    cells = [
+        f"{cost.parameters / 1e6:.1f}",
+        f"{cost.operations / 1e9:,.0f}",
+        *(f"{each:.2g}" if each < 10 else f"{each:,.0f}" for each in secs),
+    ]
+    return f"| {name} | {side} | {' | '.join(cells)} |"
+
+
 def main() -> None:
-    """Counts and prints."""
-    for name in sys.argv[1:]:
+    """Counts, and prints the table."""
+    is_written = "--write" in sys.argv
+    names = [each for each in sys.argv[1:] if each != "--write"]
+    share = share_of_best()
+    titles = " | ".join(f"{name}, s" for name in DEVICES)
+    lines = [
+        f"| preset | pixels | million weights | 10^9 operations | {titles} |",
+        "|---|---" + "|---" * (2 + len(DEVICES)) + "|",
+    ]
+    print(f"share of the best: {share:.3f}", *lines, sep="\n", flush=True)
+    for name in names or [each for each in presets.PRESETS if each != "mlp"]:
         for side in SIDES:
-            try:
-                print(name, side, of_preset(name, side))
-            except UserError as error:
-                print(name, side, error)
+            with contextlib.suppress(UserError):
+                lines.append(row(name, side, share))
+                print(lines[-1], flush=True)
+    if is_written:
+        replace_table(runs.ROOT / "docs/gpus.md", "cost", lines)
 
 
 if __name__ == "__main__":
