@@ -17,6 +17,7 @@ from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment as environment_lib
 from launch.keep import supervisor, worker
 from launch.options import BACKENDS, GROUPS, TITLES, Options, variables
+from launch.visible import settings_before
 
 
 def _mark(metadata: Mapping[str, Any]) -> str:
@@ -229,7 +230,12 @@ def _fits(options: Options, parsed: config.Config) -> Callable[[int], bool]:
         replicas = num_workers * devices
         # Without micro-batches there is one for each replica.
         share, rest = divmod(parsed.micro_batches, replicas)
-        if parsed.batch_size % replicas or rest:
+        # A preset may have decided at the start of the run.
+        before = None
+        if config.undecided(parsed):
+            before = settings_before(parsed)
+        batch_size = (before or parsed).batch_size or replicas
+        if batch_size % replicas or rest:
             return False
         is_power_of_two = share & (share - 1) == 0
         return parsed.reduction == "fast" or replicas == 1 or is_power_of_two

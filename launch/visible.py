@@ -71,18 +71,34 @@ def _each(
         look(config)
 
 
-def _check_run_dir(config: Config) -> None:
+def settings_before(config: Config) -> Config | None:
+    """Reads the settings that a run has begun with, where this can be done.
+
+    What is damaged is in the checkpoints, too, and the run reads those.
+
+    Args:
+        config: what it is told now; run_dir counts.
+
+    Returns:
+        None where they are not, or cannot be read from here.
+
+    Raises:
+        StorageError: the disk does not answer.
+    """
     if files.is_remote(config.run_dir):
-        return
+        return None
     path = os.path.join(config.run_dir, "config.json")
     with files.storage_errors(path):
         data = files.read(path)
     try:
-        before = config_lib.from_dict(sealed.loads(data or b"")["config"])
+        return config_lib.from_dict(sealed.loads(data or b"")["config"])
     except (sealed.DamagedError, UserError, KeyError, AttributeError):
-        # What is damaged is in the checkpoints, too, and the run reads those.
-        return
-    differences = before.differences(config)
+        return None
+
+
+def _check_run_dir(config: Config) -> None:
+    before = settings_before(config)
+    differences = before.differences(config) if before else None
     if differences:
         listed = config_lib.describe(differences)
         raise UserError(
