@@ -60,6 +60,13 @@ GOLDENS = {
         {"base_channels": 64, "latent_size": 128},
         10,
     ),
+    # Of brownvc/R3GAN for CIFAR-10: 20.78 M and 21.28 M in the paper.
+    "r3gan_32_conditional": Case(
+        "r3gan", (32, 32, 3), {"base_channels": 768, "latent_size": 64}, 10
+    ),
+    "mlp_points": Case(
+        "mlp", (1, 1, 2), {"base_channels": 128, "latent_size": 2}
+    ),
 }
 
 
@@ -68,9 +75,11 @@ def make(case: Case) -> Networks:
     settings = config.Config(
         **case.settings, conditional=case.num_classes > 0, model=case.model
     )
-    made = loading.load(case.model)(
-        settings, case.image_shape, case.num_classes, **case.flags
-    )
+    # Of shapes alone: nothing is drawn.
+    with keras.StatelessScope():
+        made = loading.load(case.model)(
+            settings, case.image_shape, case.num_classes, **case.flags
+        )
     if isinstance(made, Program):
         return dict(made.networks)
     return {"generator": made[0], "discriminator": made[1]}
