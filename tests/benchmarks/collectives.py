@@ -1,10 +1,11 @@
 """Counts what replicas send each other in a step of each preset.
 
-    python -m tests.benchmarks.collectives [NAME ...]
+    python -m tests.benchmarks.collectives [--write] [NAME ...]
 
 The step is traced on two replicas, and its all-reduces are counted: one of all
 gradients, losses and metrics for each phase, and one for each BatchNorm in each
 pass, and once more for its gradient; `--reduction=ordered` has the first alone.
+`--write` puts the table into docs/results.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from dtrain.data import pipeline, sources
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
 from dtrain.models.batch_norm import BatchNorm
-from tests import programs_test, replicas, small_presets
+from tests import programs_test, replicas, runs, small_presets
+from tests.benchmarks.pages import replace_table
 
 NUM_REPLICAS = 2
 SIDE = 32
@@ -77,20 +79,25 @@ def count(name: str, place: pathlib.Path) -> Counts:
 
 
 def main() -> None:
-    """Prints the table."""
-    names = sys.argv[1:] or list(presets.PRESETS)
+    """Counts, and prints the table."""
+    is_written = "--write" in sys.argv
+    names = [each for each in sys.argv[1:] if each != "--write"]
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * NUM_REPLICAS
     )
-    print("| preset | phases | BatchNorm passes | all-reduces |")
-    print("|---|---|---|---|")
+    lines = ["| preset | phases | BatchNorm passes | all-reduces |"]
+    lines += ["|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
         programs_test.write_data(place, SIDE)
-        for name in names:
+        for name in names or presets.PRESETS:
             counts = " | ".join(map(str, count(name, place)))
-            print(f"| {name} | {counts} |", flush=True)
+            lines.append(f"| {name} | {counts} |")
+            print(lines[-1], flush=True)
+    if is_written:
+        replace_table(runs.ROOT / "docs/results.md", "collectives", lines)
 
 
 if __name__ == "__main__":
