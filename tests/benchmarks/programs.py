@@ -34,6 +34,7 @@ from dtrain.data import pipeline, sources
 from dtrain.gan import loading
 from dtrain.gan.example import Draw, Example
 from dtrain.gan.program import Named, Phase
+from dtrain.models import spectral_norm
 from tests import programs_test
 from tests.benchmarks import train
 
@@ -169,6 +170,10 @@ class Loop:
                 )
                 if pair[0] is not None
             ]
+            for name in trained:
+                for layer in self._program.networks[name]._flatten_layers():
+                    if isinstance(layer, spectral_norm.SpectralNorm):
+                        layer.iterate()
             if pairs:
                 self._optimizers[first].apply_gradients(pairs)
         if phase.update:

@@ -1,0 +1,160 @@
+"""Compares the speed of presets with loops written by hand.
+
+    python -m tests.benchmarks.presets [--write] [NAME ...]
+        [--rounds=5] [--steps=10]
+
+Images of 32 pixels in colour, batch 32, few channels. By hand is the loop of
+TensorFlow's tutorials around the same networks and objectives (`programs`), and
+where PyTorch is installed, its loop around networks with as many weights
+(`in_torch`). All take turns in one process; the ratios are medians over turns.
+`--write` puts the table into docs/results.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dtrain import config as config_lib
+from dtrain.cluster import environment
+from dtrain.cluster import strategy as strategy_lib
+from dtrain.config import Config, presets
+from dtrain.data import pipeline, sources
+from dtrain.gan import loading
+from tests import programs_test, runs, small_presets
+from tests.benchmarks import train
+from tests.benchmarks.pages import replace_table
+from tests.benchmarks.programs import Loop
+
+SIDE = 32
+SIZES = {"r3gan": "--base_channels=64", "biggan_small": "--base_channels=8"}
+_USUAL = "--base_channels=16"
+_HEAD = (
+    "| preset | images/s | by hand | ratio | PyTorch | ratio |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def _batches(config: Config, data: sources.Data) -> Iterator[Any]:
+    """Yields images as PyTorch has them, from memory."""
+    part = pipeline.Part(config.batch_size, 1, 1, 0)
+    dataset = pipeline.make_dataset_of_part(data, config, part, 0).take(16)
+    images = [
+        np.ascontiguousarray(batch.images.numpy().transpose(0, 3, 1, 2))
+        for batch in dataset
+    ]
+    while True:
+        yield from images
+
+
+def in_torch(
+    name: str, config: Config, data: sources.Data
+) -> train.Turn | None:
+    """Makes the loop of PyTorch; None where it, or the networks, are not.
+
+    Args:
+        name: of the preset.
+        config: the settings that all sides train with.
+        data: what they train on.
+    """
+    if not importlib.util.find_spec("torch"):
+        return None
+    from tests.benchmarks import in_torch as lib
+
+    if name not in lib.NETWORKS:
+        return None
+    training = lib.Training(name, config, _batches(config, data), SIDE)
+    program = loading.build(
+        loading.load(config.model), config, data.source.image_shape, 0
+    )
+    for mine, network in (
+        (training.generator, program.networks["generator"]),
+        (training.discriminator, program.networks["discriminator"]),
+    ):
+        ours = sum(
+            weight.shape.num_elements() for weight in network.trainable_weights
+        )
+        theirs = sum(weight.numel() for weight in mine.parameters())
+        assert ours == theirs, (name, ours, theirs)
+    return training.turn
+
+
+def row(name: str, place: pathlib.Path, rounds: int, num_steps: int) -> str:
+    """Lets all sides train in turns; returns the row of a preset.
+
+    Args:
+        name: of the preset.
+        place: of the data, as `small_presets` wants it.
+        rounds: turns of each side.
+        num_steps: of a turn.
+    """
+    told = [
+        *small_presets.flags(name, place),
+        *(SIZES.get(name, _USUAL), "--batch_size=32", "--latent_size=64"),
+        *("--steps_per_loop=10", "--run_dir=nowhere"),
+    ]
+    config = config_lib.parse(["main", *told])
+    strategy = strategy_lib.make(config, environment.ALONE)
+    data = sources.open_data(config)
+    turns = {
+        "dtrain": train.by_dtrain(config, strategy, data),
+        "by hand": Loop(config, data).turn,
+        "PyTorch": in_torch(name, config, data),
+    }
+    sides = {side: turn for side, turn in turns.items() if turn}
+    for turn in sides.values():
+        turn(config.steps_per_loop + 1)
+    speeds = [
+        {
+            side: train.measure(turn, num_steps, config)
+            for side, turn in sides.items()
+        }
+        for _ in range(rounds)
+    ]
+    cells = [
+        name,
+        f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
+    ]
+    for side in ("by hand", "PyTorch"):
+        if side in sides:
+            speed = statistics.median(each[side] for each in speeds)
+            ratio = statistics.median(
+                each["dtrain"] / each[side] for each in speeds
+            )
+            cells += [f"{speed:,.0f}", f"{ratio:.2f}"]
+        else:
+            cells += ["", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    is_written = "--write" in sys.argv
+    arguments = [each for each in sys.argv[1:] if each != "--write"]
+    own, names = train.own_flags(arguments, {"rounds": 5, "steps": 10})
+    lines = list(_HEAD)
+    print("\n".join(lines), flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        place = pathlib.Path(directory)
+        programs_test.write_data(place, SIDE)
+        for name in names or presets.PRESETS:
+            if name != "mlp":
+                lines.append(row(name, place, own["rounds"], own["steps"]))
+                print(lines[-1], flush=True)
+                tf.keras.backend.clear_session()
+    if is_written:
+        replace_table(runs.ROOT / "docs/results.md", "presets", lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
