@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import zlib
 from typing import Any
@@ -19,6 +20,7 @@ from dtrain.data import sources
 from dtrain.data.sources import points
 from dtrain.errors import UserError
 from dtrain.record import drawing, images, scatter
+from tests.benchmarks import grid
 
 OWN = np.array([[10.0, 3.0], [14.0, 4.0], [12.0, 3.5]])
 BLUE, PAPER = [0, 114, 178], [255, 255, 255]
@@ -72,6 +74,25 @@ def test_mixtures_are_those_of_the_papers(
     assert np.abs(seen).max() < 0.9
     # Another NumPy must not make another data set of a run.
     assert zlib.crc32(found.values.tobytes()) == digest
+
+
+def test_the_protocol_of_the_grid() -> None:
+    mixture = points.MIXTURES["grid"]
+    found = points.of_run(Config(dataset="points:grid", model="mlp"))
+    assert found
+    modes, high_quality, reverse_kl = grid.coverage(
+        found.values[:2500], mixture
+    )
+    # Of a normal in the plane, 1 - exp(-9 / 2) is within three deviations.
+    assert (modes, high_quality) == (25, pytest.approx(0.989, abs=0.01))
+    assert reverse_kl == pytest.approx(0.0, abs=1e-9)
+    # Two modes, and half of the samples beside one of them.
+    there = mixture.modes[[0, 0, 1, 1]] + [[0, 0], [0, 0.16], [0.1, 0], [0, 0]]
+    assert grid.coverage(there, mixture) == (
+        2,
+        0.75,
+        pytest.approx(math.log(25 / 2)),
+    )
 
 
 def test_own_points_are_moved_and_scaled_as_one(tmp_path: pathlib.Path) -> None:
