@@ -26,6 +26,15 @@ _WAYS = {
     "r3gan": Way(
         ("--dataset=npz:PLACE/shapes.npz", "--model_flag=group_width=2")
     ),
+    # Groups that a quarter of a batch of eight has, too.
+    "stylegan2": Way(
+        (
+            "--dataset=npz:PLACE/shapes.npz",
+            "--model_flag=group_size=2",
+            "--model_flag=mapping_layers=2",
+        ),
+        "synthesis",
+    ),
     "pix2pix": Way(
         ("--dataset=npz:PLACE/pairs.npz", "--model_flag=target=left")
     ),

@@ -17,6 +17,7 @@ MODELS = (
     "dcgan",
     "sngan",
     "biggan_small",
+    "stylegan2",
     "r3gan",
     "mlp",
     "pix2pix",

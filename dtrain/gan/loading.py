@@ -47,6 +47,7 @@ _BUILT_IN: dict[str, str] = {
     "dcgan": "dtrain.models.dcgan",
     "sngan": "dtrain.models.sngan",
     "biggan_small": "dtrain.recipes.biggan_small",
+    "stylegan2": "dtrain.recipes.stylegan2",
     "r3gan": "dtrain.models.r3gan",
     "mlp": "dtrain.models.mlp",
     "pix2pix": "dtrain.recipes.pix2pix",
