@@ -204,8 +204,8 @@ def test_flags_that_are_given_several_times_are_told() -> None:
 def test_a_preset_puts_other_defaults(name: str) -> None:
     parsed = config.parse(["main", f"--preset={name}"])
     preset = presets.of(name)
-    values = parsed.to_dict()
-    assert {each: values[each] for each in preset.settings} == preset.settings
+    values = {each: getattr(parsed, each) for each in preset.settings}
+    assert values == preset.settings
     assert config.undecided(parsed) == list(preset.decided)
     assert all((preset.paper, preset.purpose, preset.cost, preset.reaches))
     # What a run is told is written down, and read again without the preset.
@@ -225,11 +225,21 @@ def test_a_flag_wins_over_a_preset_if_it_is_the_default(name: str) -> None:
         each: getattr(of_flags, each)
         for each in (*preset.settings, *preset.decided)
         # What it is of may be gone then.
-        if each not in ("model", "loss", "augment", "burn_in_images")
+        if each not in ("model", "model_flag", "loss", "burn_in_images")
     }
     flags = [f"--{each}={value}" for each, value in told.items()]
     parsed = config.parse(["main", *flags, f"--preset={name}"])
     assert {each: getattr(parsed, each) for each in told} == told
+
+
+def test_model_flags_join_those_of_a_preset() -> None:
+    def flags(*given: str) -> tuple[str, ...]:
+        told = [f"--model_flag={each}" for each in given]
+        return config.parse(["main", "--preset=auto", *told]).model_flag
+
+    assert flags() == ("mapping_layers=2",)
+    assert flags("group_size=2") == ("group_size=2", "mapping_layers=2")
+    assert flags("mapping_layers=4") == ("mapping_layers=4",)
 
 
 @given(st.integers(1, 4096), st.integers(1, 1024))

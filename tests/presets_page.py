@@ -25,7 +25,7 @@ def render(page: str) -> str:
 def _lines() -> Iterator[str]:
     for name, preset in presets.PRESETS.items():
         settings = [
-            f"`--{flag}={str(value).lower() if value is True else value}`"
+            f"`--{flag}={_shown(value)}`"
             for flag, value in preset.settings.items()
         ]
         text = (
@@ -41,6 +41,12 @@ def _lines() -> Iterator[str]:
             text, 80, break_long_words=False, break_on_hyphens=False
         )
     yield ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return "true" if value is True else str(value)
 
 
 if __name__ == "__main__":

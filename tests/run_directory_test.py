@@ -17,18 +17,20 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
+from dtrain import config as config_lib
 from dtrain import errors
 from dtrain.bundle import tensors
 from dtrain.checkpoint import snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.cluster import environment
+from dtrain.cluster.workers import Workers
 from dtrain.config import Config
 from dtrain.errors import UserError
 from dtrain.gan import loading
 from dtrain.models import dcgan
-from dtrain.run import identity, places
+from dtrain.run import identity, looking, places
 from dtrain.storage import sealed
-from tests import odd_values, runs
+from tests import odd_values, replicas, runs
 
 MASKS = identity.Input((8, 8), "int32", 1797, 0, "")
 
@@ -145,6 +147,28 @@ def test_a_run_killed_at_its_very_start_may_start_again(
 ) -> None:
     (tmp_path / "config.json.tmp").write_text('{"config": {')
     identity.check(describe(tmp_path), is_chief=True)
+
+
+def test_what_auto_has_decided_stays_on_other_devices(
+    tmp_path: pathlib.Path, networks: dict[str, keras.Model]
+) -> None:
+    told = ["main", "--preset=auto", "--image_size=32", "--beta_2=0.9"]
+    told.append(f"--run_dir={tmp_path}")
+
+    def looked(num_devices: int, *more: str) -> identity.Description:
+        workers = Workers(replicas.mirrored(num_devices), environment.ALONE)
+        settings = config_lib.parse([*told, *more])
+        _, description, _ = looking.look(settings, workers)
+        return description
+
+    one, two = looked(1), looked(2)
+    assert (one.config.batch_size, two.config.batch_size) == (32, 64)
+    assert one.config.r1_gamma == 2 * two.config.r1_gamma
+    assert looked(2, "--batch_size=8").config.batch_size == 8
+    identity.write(one, networks)
+    assert looked(2).config == one.config
+    with pytest.raises(UserError, match="batch_size was 32 and is now 8"):
+        looked(2, "--batch_size=8")
 
 
 # The networks as Keras reads them.

@@ -21,20 +21,21 @@ class Way(NamedTuple):
     drawn: str = "generator"
 
 
+# Groups that a quarter of a batch of eight has, too.
+_STYLES = Way(
+    (
+        "--dataset=npz:PLACE/shapes.npz",
+        "--model_flag=group_size=2",
+        "--model_flag=mapping_layers=2",
+    ),
+    "synthesis",
+)
 _WAYS = {
     "mlp": Way(("--dataset=points:grid",)),
     "r3gan": Way(
         ("--dataset=npz:PLACE/shapes.npz", "--model_flag=group_width=2")
     ),
-    # Groups that a quarter of a batch of eight has, too.
-    "stylegan2": Way(
-        (
-            "--dataset=npz:PLACE/shapes.npz",
-            "--model_flag=group_size=2",
-            "--model_flag=mapping_layers=2",
-        ),
-        "synthesis",
-    ),
+    **dict.fromkeys(("stylegan2", "auto"), _STYLES),
     "pix2pix": Way(
         ("--dataset=npz:PLACE/pairs.npz", "--model_flag=target=left")
     ),

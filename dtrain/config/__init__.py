@@ -373,7 +373,13 @@ def parse(argv: Sequence[str]) -> Config:
     if preset.settings:
         # Once more, for a flag that is given wins, if it is the default, too.
         others = {**preset.settings, **dict.fromkeys(preset.decided)}
+        given = values["model_flag"]
         values = flags.parse(Config, argv, others)
+        names = {text.partition("=")[0] for text in given}
+        of_preset = preset.settings.get("model_flag", ())
+        values["model_flag"] = given + tuple(
+            text for text in of_preset if text.partition("=")[0] not in names
+        )
     values["run_dir"] = flags.expand_home(values["run_dir"])
     return Config(**values)
 

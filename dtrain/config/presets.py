@@ -67,6 +67,14 @@ def decide(image_size: int, num_devices: int) -> dict[str, Any]:
     }
 
 
+# What `decide` does, in words.
+RULE = (
+    "the smallest of 4,096 / pixels, 32 and 64 / devices is the images of a "
+    "device in a batch; r1_gamma is 0.0002 pixels^2 / batch_size; learning "
+    "rates 0.0025, 0.002 from 1,024 pixels on; ema_half_life_images "
+    "batch_size x 10,000 / 32; base_channels 16,384 / pixels, twice that from "
+    "512 on, at most 512"
+)
 _NONE = Preset("", "", "", "", types.MappingProxyType({}))
 _DCGAN = {
     "model": "dcgan",
@@ -84,6 +92,13 @@ _SPECTRAL = {
     "generator_learning_rate": 2e-4,
     "discriminator_learning_rate": 2e-4,
     "beta_1": 0.0,
+}
+_STYLEGAN2 = {
+    "model": "stylegan2",
+    "loss": "non_saturating",
+    "latent_size": 512,
+    "beta_1": 0.0,
+    "beta_2": 0.99,
 }
 _TRANSLATORS = {
     "base_channels": 64,
@@ -238,6 +253,17 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                 "sample_every_steps": 5000,
             },
         ),
+        "auto": Preset(
+            paper="stylegan2 with the configuration auto of Karras et al. "
+            "2020, Training Generative Adversarial Networks with Limited Data "
+            "(arXiv 2006.06676)",
+            purpose="images of one kind at any size, if nothing is known of "
+            "them: what to run first",
+            cost="that of stylegan2, with a mapping of two layers",
+            reaches="what stylegan2 does, without a search",
+            settings={**_STYLEGAN2, "model_flag": ("mapping_layers=2",)},
+            decided=tuple(decide(256, 1)),
+        ),
         "stylegan2": Preset(
             paper="Karras et al. 2020, Analyzing and Improving the Image "
             "Quality of StyleGAN (arXiv 1912.04958)",
@@ -249,13 +275,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             "pixels on a V100 (stylegan2-ada-pytorch)",
             reaches="3.78 on CIFAR-10 in StudioGAN's table (FID), 2.31 with "
             "adaptive augmentation",
-            settings={
-                "model": "stylegan2",
-                "loss": "non_saturating",
-                "latent_size": 512,
-                "beta_1": 0.0,
-                "beta_2": 0.99,
-            },
+            settings=_STYLEGAN2,
             decided=tuple(decide(256, 1)),
         ),
         "pix2pix": Preset(

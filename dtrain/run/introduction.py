@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.cluster.workers import Workers
+from dtrain.config import Config, presets
 from dtrain.data import sources
 from dtrain.gan.memory import Estimate
 from dtrain.gan.state import GAN
@@ -40,6 +41,7 @@ def text(
     start = f"resumed from {prefix}" if prefix else "a fresh start"
     return (
         "".join(f"{line}\n" for line in data.said())
+        + _preset(config)
         + f"model     {config.model}: {networks} parameters\n"
         f"devices   {config.strategy}: {replicas} "
         f"replica{'s' if replicas > 1 else ''} on "
@@ -48,6 +50,16 @@ def text(
         f"run       {config.run_dir}: {start}, "
         f"{config.num_steps:,} steps in all"
     )
+
+
+def _preset(config: Config) -> str:
+    """Says what the preset is, and what it has decided."""
+    decided = presets.of(config.preset).decided
+    if not decided:
+        return f"preset    {config.preset}\n" if config.preset else ""
+    values = ", ".join(f"{name} {getattr(config, name):g}" for name in decided)
+    lines = f"{config.preset}: {values}", f"by the rule: {presets.RULE}"
+    return f"preset    {lines[0]}\n          {lines[1]}\n"
 
 
 def _count(network: keras.Model) -> str:
