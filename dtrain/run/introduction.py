@@ -54,12 +54,14 @@ def text(
 
 def _preset(config: Config) -> str:
     """Says what the preset is, and what it has decided."""
-    decided = presets.of(config.preset).decided
-    if not decided:
-        return f"preset    {config.preset}\n" if config.preset else ""
-    values = ", ".join(f"{name} {getattr(config, name):g}" for name in decided)
-    lines = f"{config.preset}: {values}", f"by the rule: {presets.RULE}"
-    return f"preset    {lines[0]}\n          {lines[1]}\n"
+    if not config.preset:
+        return ""
+    decided = ", ".join(
+        f"{name} {getattr(config, name):g}"
+        for name in presets.of(config.preset).decided
+    )
+    values = f": {decided}" if decided else ""
+    return f"preset    {config.preset}{values}\n"
 
 
 def _count(network: keras.Model) -> str:

@@ -7,6 +7,8 @@ import datetime
 import itertools
 import textwrap
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -52,7 +54,9 @@ def rehearse(config: Config, workers: Workers) -> int:
     opening.check_belongs(restored, description)
     done = restored.manifest.step if restored.manifest else 0
     if workers.is_chief:
-        print("\n".join(_settings(config)))
+        pixels = max(data.source.image_shape[:2])
+        replicas = workers.strategy.num_replicas_in_sync
+        print("\n".join(_settings(config, presets.decide(pixels, replicas))))
         for network in gan.program.networks.values():
             print("\n".join(_layers(network)))
         print(
@@ -73,27 +77,32 @@ def rehearse(config: Config, workers: Workers) -> int:
     return FINISHED
 
 
-def _settings(config: Config) -> list[str]:
-    """Says what the preset is, and which settings are not the defaults."""
+def _settings(config: Config, rule: Mapping[str, Any]) -> list[str]:
+    """Says what the preset is, and which settings are not the defaults.
+
+    `rule` is what it would decide now.
+    """
     preset = presets.of(config.preset)
     of_preset, given = [], []
+    decided = {name: rule[name] for name in preset.decided}
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         if value == field.default or name in _SHOWN_ELSEWHERE:
             continue
-        is_decided = name in preset.decided
-        is_set = name in preset.settings and value == preset.settings[name]
-        (of_preset if is_set or is_decided else given).append(f"{name} {value}")
-    lines = [f"{config.preset}: {preset.purpose}. {preset.paper}"]
-    titled = {
-        "preset": lines if config.preset else [],
-        "": [f"sets {', '.join(of_preset)}"] if of_preset else [],
-        "given": [", ".join(given)] if given else [],
-    }
+        is_set = value == {**preset.settings, **decided}.get(name)
+        shown = " ".join(value) if isinstance(value, tuple) else value
+        (of_preset if is_set else given).append(f"{name} {shown}")
+    texts = []
+    if config.preset:
+        about = f"{config.preset}: {preset.purpose}. {preset.paper}"
+        texts = [("preset", about), ("", f"sets {', '.join(of_preset)}")]
+    if decided:
+        texts.append(("", f"by the rule: {presets.RULE}"))
+    if given:
+        texts.append(("given", ", ".join(given)))
     return [
         line
-        for title, texts in titled.items()
-        for text in texts
+        for title, text in texts
         for line in textwrap.wrap(
             text,
             _WIDTH,
