@@ -32,6 +32,8 @@ SIDES = (64, 256, 512)
 BATCH_SIZE = 4
 # 10^12 operations a second of dense matrices in 16 bits, by the data sheets.
 DEVICES = {"V100": 125.0, "A100": 312.0, "H100": 989.0}
+# Channels at the full size, as the paper has them (512: as it goes on).
+_OF_R3GAN = {64: 384, 256: 96, 512: 48}
 _NETWORKS = ("generator", "discriminator")
 # Its README has 21.6 to 24.2 seconds for a thousand images of 256 pixels.
 _MEASURED, _DEVICE, _SECS = ("stylegan2", 256), "V100", 22.9
@@ -60,6 +62,8 @@ def of_preset(name: str, side: int) -> Cost:
         UserError: it makes no images of this size.
     """
     told = [f"--preset={name}", f"--batch_size={BATCH_SIZE}", "--run_dir=x"]
+    if name == "r3gan":
+        told.append(f"--base_channels={_OF_R3GAN[side]}")
     if presets.of(name).decided:
         values = presets.decide(side, 1)
         told += [f"--base_channels={values['base_channels']}", "--r1_gamma=1"]
