@@ -5,7 +5,6 @@ Forward passes to 1e-5, and gradients beside finite differences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -23,6 +22,7 @@ from dtrain.models import (
     spectral_norm,
 )
 from dtrain.recipes import biggan_small
+from tests.finite_differences import check_gradient
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,23 +50,6 @@ def largest_singular_value(kernel: np.ndarray) -> float:
 def converge(layer: spectral_norm.SpectralNorm) -> None:
     for _ in range(300):
         layer.iterate()
-
-
-def check_gradient(loss: Callable[[], tf.Tensor], at: tf.Variable) -> None:
-    """Compares a gradient with finite differences, in three directions."""
-    with tf.GradientTape() as tape:
-        value = loss()
-    gradient, here = tape.gradient(value, at), at.numpy()
-    for seed in range(3):
-        direction = numbers(*at.shape, seed=seed + 100)
-        step = 1e-2 * direction / np.linalg.norm(direction)
-        at.assign(here + step)
-        ahead = loss()
-        at.assign(here - step)
-        expected = ahead - loss()
-        at.assign(here)
-        got = 2.0 * tf.reduce_sum(gradient * step)
-        np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import math
 import os
 import types
 from typing import Any, NamedTuple
+from unittest import mock
 
 import keras
 import numpy as np
@@ -79,8 +80,9 @@ def make(case: Case) -> Networks:
     settings = config.Config(
         **case.settings, conditional=case.num_classes > 0, model=case.model
     )
-    # Of shapes alone: nothing is drawn.
-    with keras.StatelessScope():
+    # Of shapes alone: nothing is drawn, and an optimizer is a variable at once.
+    without = mock.patch.object(recipe, "_optimizers", return_value={})
+    with keras.StatelessScope(), without:
         made = loading.load(case.model)(
             settings, case.image_shape, case.num_classes, **case.flags
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +12,8 @@ import tensorflow as tf
 
 from dtrain import config
 from dtrain.errors import UserError
-from dtrain.models import bilinear, r3gan
+from dtrain.models import r3gan
+from tests.finite_differences import check_gradient
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -120,31 +120,6 @@ def filtered(
     return windows @ np.array([1, 3, 3, 1]) / 8
 
 
-@pytest.mark.parametrize("side", [4, 7])
-def test_bilinear_layers_are_filters(side: int) -> None:
-    features = numbers(2, side, side, 3)
-    larger = bilinear.Upsample()(features)
-    np.testing.assert_allclose(larger, doubled(features), atol=1e-6)
-    np.testing.assert_allclose(
-        bilinear.Downsample()(larger), halved(larger.numpy()), atol=1e-6
-    )
-    # A picture that is even stays what it is, but for its edges.
-    even = bilinear.Upsample()(np.ones((1, 6, 6, 1), np.float32))
-    np.testing.assert_array_equal(even[0, 1:-1, 1:-1], 1.0)
-
-
-def test_upsampling_is_downsampling_turned_around() -> None:
-    # Of a linear layer the gradient tells all: it is the transposed one.
-    features, seen = tf.Variable(numbers(1, 4, 4, 2)), numbers(1, 8, 8, 2)
-    with tf.GradientTape() as tape:
-        product = tf.reduce_sum(bilinear.Upsample()(features) * seen)
-    np.testing.assert_allclose(
-        tape.gradient(product, features),
-        4 * bilinear.Downsample()(seen),
-        atol=1e-5,
-    )
-
-
 def grouped(images: np.ndarray, kernel: np.ndarray, groups: int) -> np.ndarray:
     side, _, inputs, outputs = kernel.shape
     edge = ((side - 1) // 2,) * 2
@@ -184,23 +159,6 @@ def test_grouped_convolutions_with_their_derivatives() -> None:
     )
     check_gradient(penalty, kernel)
     check_gradient(penalty, images)
-
-
-def check_gradient(loss: Any, at: tf.Variable) -> None:
-    """Compares a gradient with finite differences, in three directions."""
-    with tf.GradientTape() as tape:
-        value = loss()
-    gradient, here = tape.gradient(value, at), at.numpy()
-    for seed in range(3):
-        direction = numbers(*at.shape, seed=seed + 100)
-        step = 1e-2 * direction / np.linalg.norm(direction)
-        at.assign(here + step)
-        ahead = loss()
-        at.assign(here - step)
-        expected = ahead - loss()
-        at.assign(here)
-        got = 2.0 * tf.reduce_sum(gradient * step)
-        np.testing.assert_allclose(got, expected, rtol=5e-3, atol=1e-4)
 
 
 def test_an_activation_has_a_bias_and_no_gain() -> None:

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from dtrain.config import Config
 from dtrain.errors import UserError
-from dtrain.models import bilinear
+from dtrain.models import resampling
 
 # Sides of the smallest features.
 _BASE_SIZES = range(4, 8)
@@ -352,7 +352,7 @@ def _make_generator(
         # Before it is larger, which is the same and costs a quarter.
         if channels != features.shape[-1]:
             features = Convolution(channels, name=f"{name}_narrow")(features)
-        features = bilinear.Upsample(name=name)(features)
+        features = resampling.Upsample(name=name)(features)
         features = build.blocks(features, size)
     # float32 in mixed precision too: bfloat16 has 8 bits for 256 grey levels.
     to_image = Convolution(image_shape[-1], dtype="float32", name="to_image")
@@ -368,7 +368,7 @@ def _make_discriminator(
     for size, _ in larger:
         features = build.blocks(features, size)
         smaller, name = size // 2, f"down_{size // 2}x{size // 2}"
-        features = bilinear.Downsample(name=name)(features)
+        features = resampling.Downsample(name=name)(features)
         if widths[smaller] != features.shape[-1]:
             features = Convolution(widths[smaller], name=f"{name}_widen")(
                 features

@@ -10,6 +10,9 @@ differentiate as often as one likes.
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -65,6 +68,34 @@ def blur(images: tf.Tensor, edge: int) -> tf.Tensor:
     return tf.nn.depthwise_conv2d(
         tf.pad(images, edges), _filter_of(images), [1, 1, 1, 1], "VALID"
     )
+
+
+@keras.saving.register_keras_serializable(package="dtrain")
+class Upsample(keras.layers.Layer):
+    """Makes features twice as large, by `upsample`."""
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """Returns [b, 2 h, 2 w, channels]."""
+        return upsample(features)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        batch, height, width, channels = input_shape
+        return batch, 2 * height, 2 * width, channels
+
+
+@keras.saving.register_keras_serializable(package="dtrain")
+class Downsample(keras.layers.Layer):
+    """Makes features half as large, by `downsample`."""
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        """Returns [b, h / 2, w / 2, channels]."""
+        return downsample(features)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """Returns the shape of the output."""
+        batch, height, width, channels = input_shape
+        return batch, height // 2, width // 2, channels
 
 
 def _filter_of(images: tf.Tensor) -> tf.Tensor:

@@ -141,15 +141,6 @@ class LearnedConstant(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-@keras.saving.register_keras_serializable(package="dtrain")
-class Upsample(keras.layers.Layer):
-    """Makes images twice as large, by `resampling.upsample`."""
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Returns [b, 2 h, 2 w, channels]."""
-        return resampling.upsample(inputs)
-
-
 def make_synthesis(
     image_shape: tuple[int, int, int], channels: list[int], size_of_style: int
 ) -> keras.Model:
@@ -186,7 +177,9 @@ def make_synthesis(
         # The style of the next convolution: they are of one size in between.
         added = to_image([features, styles[:, len(noises)]])
         if image is not None:
-            up = Upsample(dtype="float32", name=f"image_{name}_upsample")
+            up = resampling.Upsample(
+                dtype="float32", name=f"image_{name}_upsample"
+            )
             add = keras.layers.Add(dtype="float32", name=f"image_{name}")
             added = add([up(image), added])
         image = added
