@@ -71,8 +71,7 @@ class SelfAttention(keras.layers.Layer):
         """Returns the shape of `inputs`, [b, h, w, channels]."""
         queries = _flat(self.theta(inputs))
         keys, values = (
-            _flat(tf.nn.max_pool2d(layer(inputs), 2, 2, "VALID"))
-            for layer in (self.phi, self.g)
+            _flat(_pooled(layer(inputs))) for layer in (self.phi, self.g)
         )
         fits = tf.cast(tf.matmul(queries, keys, transpose_b=True), tf.float32)
         shares = tf.cast(tf.nn.softmax(fits), values.dtype)
@@ -84,6 +83,19 @@ class SelfAttention(keras.layers.Layer):
         """Returns what `from_config` makes the same layer of."""
         initializer = keras.initializers.serialize(self.kernel_initializer)
         return {**super().get_config(), "kernel_initializer": initializer}
+
+
+def _pooled(features: tf.Tensor) -> tf.Tensor:
+    """Returns the largest of each two by two, [b, h // 2, w // 2, channels].
+
+    XLA has no gradient of `tf.nn.max_pool2d` that is the same each time, and a
+    run asks for such.
+    """
+    _, height, width, channels = features.shape
+    height, width = height // 2, width // 2
+    even = features[:, : 2 * height, : 2 * width]
+    squares = tf.reshape(even, [-1, height, 2, width, 2, channels])
+    return tf.reduce_max(squares, [2, 4])
 
 
 def _flat(features: tf.Tensor) -> tf.Tensor:
