@@ -31,6 +31,13 @@ _GENERATORS = ("mapping", "synthesis")
 _STYLE, _LENGTH = "mean_style", "mean_path_length"
 # How much of a step's mean joins the means of before.
 _STYLE_SHARE, _LENGTH_SHARE = 0.005, 0.01
+# The optimizers are the program's own, and no schedule moves those.
+_NEEDS = {
+    "learning_rate_schedule": "constant",
+    "warmup_steps": 0,
+    "end_learning_rate_factor": 1.0,
+    "end_beta_2": 0.0,
+}
 # The square root has no gradient at 0.
 _EPSILON = 1e-8
 
@@ -67,16 +74,15 @@ def make(
         UserError: there are no such networks.
     """
     sizes.check("stylegan2", image_shape, stylegan2.MAX_IMAGE_SIZE)
-    for name, value in (
-        ("mapping_layers", mapping_layers),
-        ("max_channels", max_channels),
-        ("group_size", group_size),
-        ("path_length_every_steps", path_length_every_steps),
-        ("r1_every_steps", r1_every_steps),
-    ):
-        if value < 1:
-            raise UserError(f"model_flag ({name}={value}) must be at least 1")
+    _check_counts(
+        mapping_layers=mapping_layers,
+        max_channels=max_channels,
+        group_size=group_size,
+        path_length_every_steps=path_length_every_steps,
+        r1_every_steps=r1_every_steps,
+    )
     labels = num_classes if config.conditional else 0
+    size = config.latent_size
     channels = stylegan2.channels_at(
         config.base_channels, image_shape[0], max_channels
     )
@@ -87,12 +93,8 @@ def make(
         every[_GENERATORS[0]] = path_length_every_steps
     return Program(
         networks={
-            "mapping": stylegan2.make_mapping(
-                config.latent_size, labels, mapping_layers
-            ),
-            "synthesis": stylegan2.make_synthesis(
-                image_shape, channels, config.latent_size
-            ),
+            "mapping": stylegan2.make_mapping(size, labels, mapping_layers),
+            "synthesis": stylegan2.make_synthesis(image_shape, channels, size),
             DISCRIMINATOR: stylegan2.make_discriminator(
                 image_shape, channels, labels, group_size
             ),
@@ -102,18 +104,23 @@ def make(
         averaged=_GENERATORS,
         state={
             **phases.adversarial_state(config),
-            _STYLE: [0.0] * config.latent_size,
+            _STYLE: [0.0] * size,
             _LENGTH: 0.0,
         },
         draw=_not_converted(functools.partial(_draw, config)),
-        # The optimizers are not those of the flags, which move no others.
-        needs={
-            "learning_rate_schedule": "constant",
-            "warmup_steps": 0,
-            "end_learning_rate_factor": 1.0,
-            "end_beta_2": 0.0,
-        },
+        needs=_NEEDS,
     )
+
+
+def _check_counts(**counts: int) -> None:
+    """Checks what is counted.
+
+    Raises:
+        UserError: there is less than one of something.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"model_flag ({name}={value}) must be at least 1")
 
 
 def _not_converted(function: Any) -> Any:
