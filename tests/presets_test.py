@@ -42,18 +42,6 @@ def test_what_replicas_send_each_other(name: str, place: pathlib.Path) -> None:
     assert counts.collectives <= counts.phases + 2 * counts.passes
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in small_presets.NORMED]
-)
-def test_parts_of_a_batch_are_the_batch(name: str, place: pathlib.Path) -> None:
-    one, four = (_losses(name, place, parts) for parts in (1, 4))
-    assert one.keys() == four.keys()
-    for metric, values in one.items():
-        np.testing.assert_allclose(
-            four[metric], values, rtol=1e-3, atol=1e-3, err_msg=metric
-        )
-
-
 def _losses(
     name: str, place: pathlib.Path, micro_batches: int
 ) -> dict[str, np.ndarray]:
@@ -79,6 +67,19 @@ def _losses(
 
 # In CI, `programs_test` kills one program.
 if IS_LONG:
+
+    @pytest.mark.parametrize(
+        "name", [name for name in NAMES if name not in small_presets.NORMED]
+    )
+    def test_parts_of_a_batch_are_the_batch(
+        name: str, place: pathlib.Path
+    ) -> None:
+        one, four = (_losses(name, place, parts) for parts in (1, 4))
+        assert one.keys() == four.keys()
+        for metric, values in one.items():
+            np.testing.assert_allclose(
+                four[metric], values, rtol=1e-3, atol=1e-3, err_msg=metric
+            )
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("strategy", ["mirrored", "multi_worker"])
