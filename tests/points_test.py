@@ -102,6 +102,9 @@ def test_own_points_are_moved_and_scaled_as_one(tmp_path: pathlib.Path) -> None:
         seen[:, 0, 0], [[-0.8, -0.2], [0.8, 0.2], [0.0, 0.0]], atol=1e-6
     )
     assert labels.tolist() == [1, 0, 1]
+    # Far from 0, where the numbers of float32 are 0.5 apart.
+    seen, _ = read_all(write(tmp_path, x=OWN / 100 + 5e6))
+    np.testing.assert_allclose(seen[:, 0, 0, 0], [-0.8, 0.8, 0], atol=1e-4)
     other, _ = read_all(write(tmp_path, way=OWN[:1]) + "#way")
     assert other.tolist() == [[[[0.0, 0.0]]]]
 
@@ -129,8 +132,11 @@ def test_names_that_are_no_points(dataset: str, words: str) -> None:
         (np.zeros((0, 2)), "is 0x2"),
         (np.zeros(2), "is 2; points"),
         (np.float64(1), "is one number"),
-        (np.full((3, 2), np.nan), "must be finite numbers"),
-        (np.full((3, 2), "a"), "must be finite numbers"),
+        (np.full((3, 2), np.nan), "holds what is no finite number"),
+        (np.array([[0, np.inf], [0, 0]]), "holds what is no finite number"),
+        (np.array([[0, -1.7e308], [0, 1.7e308]]), "too far apart"),
+        (np.full((3, 2), "a"), "is of type <U1; store it as"),
+        (np.zeros((3, 2), complex), "is of type complex128"),
     ],
 )
 def test_arrays_that_are_no_points(

@@ -78,12 +78,12 @@ class Points(NamedTuple):
     """A data set of points.
 
     Attributes:
-        values: float32 [n, 2].
+        values: float [n, 2].
         labels: int32 [n], or None.
         plane: how networks see them.
     """
 
-    values: Floats
+    values: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int32] | None
     plane: Plane
 
@@ -230,15 +230,22 @@ def _read(path: str, config: DataSettings, wanted: Wanted) -> Points:
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):
         shape = source.shown(values.shape) or "one number"
         raise UserError(f"{name} is {shape}; points must be [n, 2]")
-    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+    if values.dtype.kind not in "iuf":
         raise UserError(
-            f"{name} ({values.dtype}) must be finite numbers; leave out others"
+            f"{name} is of type {values.dtype}; store it as whole numbers or "
+            "as floats"
+        )
+    # What is near to others far from 0 is told apart by no float32.
+    values = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = values.min(0), values.max(0)
+        extent = float((high - low).max()) / 2
+    if not np.isfinite(extent):
+        raise UserError(
+            f"{name} holds what is no finite number, or numbers too far apart; "
+            "leave those out"
         )
     if labels is not None:
         labels = labels_lib.numbered(labels_name, labels, len(values))
-    values = values.astype(np.float64)
-    low, high = values.min(0), values.max(0)
-    extent = float((high - low).max()) / 2
     scale = _REACH / extent if extent else 1.0
-    plane = Plane((low + high) / 2, scale)
-    return Points(values.astype(np.float32), labels, plane)
+    return Points(values, labels, Plane(low + (high - low) / 2, scale))
