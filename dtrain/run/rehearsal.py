@@ -8,7 +8,7 @@ import itertools
 import textwrap
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -25,6 +25,8 @@ from dtrain.run.tiers import open_tiers
 
 # Timed after one that is not, in which the step is traced and compiled.
 _NUM_TIMED_STEPS = 10
+# Of a step, from where one is enough.
+_SLOW_SECS = 5.0
 _WIDTH = 78
 _SHOWN_ELSEWHERE = ("preset", "dry_run", "run_dir")
 
@@ -63,13 +65,13 @@ def rehearse(config: Config, workers: Workers) -> int:
             introduction.text(gan, data, workers, estimate, restored),
             flush=True,
         )
-    secs = _secs_per_step(gan, step, data)
+    pace = _pace(gan, step, data, workers)
     if workers.is_chief:
         backup = "nowhere"
         if tiers.backup and config.backup_every_secs:
             backup = tiers.backup.directory.path
         print(
-            f"{_speed(config, secs, config.num_steps - done)}\n"
+            f"{_speed(config, pace, config.num_steps - done)}\n"
             f"saves     to {tiers.history.directory.path}, backups to "
             f"{backup}\nnothing was written: this was a dry run"
         )
@@ -123,27 +125,43 @@ def _layers(network: keras.Model) -> list[str]:
     return list(itertools.chain(*(text.rstrip().split("\n") for text in lines)))
 
 
-def _secs_per_step(gan: GAN, step: Step, data: sources.Data) -> float:
-    """Runs some steps from the first weights, and returns what one takes.
+class _Pace(NamedTuple):
+    """How fast steps are.
 
-    Every worker calls this.
+    Attributes:
+        secs: of a step.
+        num_steps: over which it was measured.
     """
+
+    secs: float
+    num_steps: int
+
+
+def _pace(gan: GAN, step: Step, data: sources.Data, workers: Workers) -> _Pace:
+    """Runs some steps from the first weights. Every worker calls this."""
     iterator = pipeline.make_iterator(
         data, gan.config, gan.strategy, 0, step.num_draws
     )
-    step.run(iterator, tf.constant(1))
-    began = time.monotonic()
-    metrics, _ = step.run(iterator, tf.constant(_NUM_TIMED_STEPS))
-    # One whose losses are not finite ends the others.
-    num_steps = len(next(iter(metrics.values())).numpy())
-    return (time.monotonic() - began) / num_steps
+
+    def timed(num_steps: int) -> _Pace:
+        began = time.monotonic()
+        metrics, _ = step.run(iterator, tf.constant(num_steps))
+        # One whose losses are not finite ends the others.
+        done = len(next(iter(metrics.values())).numpy())
+        return _Pace((time.monotonic() - began) / done, done)
+
+    timed(1)
+    pace = timed(1)
+    [is_slow] = workers.agree(pace.secs > _SLOW_SECS)
+    return pace if is_slow else timed(_NUM_TIMED_STEPS)
 
 
-def _speed(config: Config, secs: float, num_steps: int) -> str:
+def _speed(config: Config, pace: _Pace, num_steps: int) -> str:
     """Says how fast the steps were, and when the run would end."""
-    left = datetime.timedelta(seconds=round(secs * num_steps))
+    left = datetime.timedelta(seconds=round(pace.secs * num_steps))
+    over = f"{pace.num_steps} steps" if pace.num_steps > 1 else "one step"
     return (
-        f"speed     {config.batch_size / secs:,.0f} images/s, {secs * 1e3:.3g} "
-        f"ms a step, over {_NUM_TIMED_STEPS} steps; {left} for the "
+        f"speed     {config.batch_size / pace.secs:,.0f} images/s, "
+        f"{pace.secs * 1e3:.3g} ms a step, over {over}; {left} for the "
         f"{num_steps:,} steps that are left"
     )
