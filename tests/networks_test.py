@@ -70,6 +70,10 @@ GOLDENS = {
     "r3gan_32_conditional": Case(
         "r3gan", (32, 32, 3), {"base_channels": 768, "latent_size": 64}, 10
     ),
+    # Of junyanz/pytorch-CycleGAN-and-pix2pix: 54.414 M and 2.769 M, twice
+    # 11.378 M and 2.765 M.
+    "pix2pix_256": Case("pix2pix", (256, 256, 3), {"base_channels": 64}),
+    "cyclegan_256": Case("cyclegan", (256, 256, 3), {"base_channels": 64}),
     "mlp_points": Case(
         "mlp", (1, 1, 2), {"base_channels": 128, "latent_size": 2}
     ),
