@@ -240,6 +240,9 @@ def test_model_flags_join_those_of_a_preset() -> None:
     assert flags() == ("mapping_layers=2",)
     assert flags("group_size=2") == ("group_size=2", "mapping_layers=2")
     assert flags("mapping_layers=4") == ("mapping_layers=4",)
+    # They are of its model.
+    other = config.parse(["main", "--preset=auto", "--model=a:b"])
+    assert (other.model, other.model_flag) == ("a:b", ())
 
 
 @given(st.integers(1, 4096), st.integers(1, 1024))

@@ -214,7 +214,7 @@ def test_programs_for_pictures_say_so(tmp_path: pathlib.Path) -> None:
             lambda: dtrain_main.run(
                 ["main", points_of, f"--run_dir={tmp_path}/r"]
             ),
-            r"model \(dcgan\) draws pictures, .* give --model=mlp",
+            r"model \(dcgan\) draws pictures, .* give --preset=mlp",
         ),
         (lambda: check_data.run(["check_data", points_of]), "at each start"),
         (

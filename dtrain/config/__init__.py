@@ -377,6 +377,8 @@ def parse(argv: Sequence[str]) -> Config:
         values = flags.parse(Config, argv, others)
         names = {text.partition("=")[0] for text in given}
         of_preset = preset.settings.get("model_flag", ())
+        if values["model"] != preset.settings.get("model"):
+            of_preset = ()
         values["model_flag"] = given + tuple(
             text for text in of_preset if text.partition("=")[0] not in names
         )

@@ -175,7 +175,7 @@ def build(
     if image_shape[:2] == (1, 1) and config.model in _OF_PICTURES:
         raise UserError(
             f"{subject} draws pictures, and {config.dataset} is of points; "
-            "give --model=mlp"
+            "give --preset=mlp, or --model=mlp"
         )
     more = model_flags.read(subject, make, config.model_flag)
     with describing.in_one_line(subject, make):

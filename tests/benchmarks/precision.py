@@ -67,7 +67,9 @@ def trained(
     gan = GAN(
         *(config, strategy, source.image_shape, source.num_classes), data.specs
     )
-    gan.divergence.skipped_steps.assign(skipped)
+    if skipped:
+        # As after a divergence there.
+        gan.divergence.roll_back(gan.divergence.counts, 0, skipped)
     step = Step(gan)
     before = _weights(gan)
     iterator = pipeline.make_iterator(

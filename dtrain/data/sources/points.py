@@ -229,7 +229,9 @@ def _read(path: str, config: DataSettings, wanted: Wanted) -> Points:
     (name, values), (labels_name, labels) = npz.read(path, config, wanted)
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):
         shape = source.shown(values.shape) or "one number"
-        raise UserError(f"{name} is {shape}; points must be [n, 2]")
+        raise UserError(
+            f"{name} is {shape}; points must be [n, 2], and at least one"
+        )
     if values.dtype.kind not in "iuf":
         raise UserError(
             f"{name} is of type {values.dtype}; store it as whole numbers or "
