@@ -204,6 +204,24 @@ def test_the_command(
         checkpoint_tool.run(words)
 
 
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [("plain", ""), ("classes", "needs import dtrain.models.batch_norm bef")],
+)
+def test_what_keras_has_to_import_is_said(
+    run: str,
+    said: str,
+    place: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("export", f"{place}/{run}", f"--output={tmp_path}/gan.keras")
+    assert checkpoint_tool.run(words) == errors.FINISHED
+    output = capsys.readouterr().out
+    assert said in output
+    assert said or "import" not in output
+
+
 def save_on_store(run_dir: str, path: str) -> list[str]:
     """Saves a generator on a store; returns the images that it draws there."""
     restored = export.restore(run_dir)

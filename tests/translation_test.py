@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dtrain import config as config_lib
 from dtrain.config import Config
+from dtrain.data import pipeline, sources
 from dtrain.errors import UserError
 from dtrain.gan import loading
 from dtrain.gan.example import Example, Place
+from dtrain.gan.pictures import Pictures
 from dtrain.gan.program import Named, Program
+from dtrain.gan.state import GAN
 from dtrain.models import translators
+from dtrain.quality.samples import AVERAGE, Samples
 
 SHAPE = (16, 16, 3)
 SMALL = Config(base_channels=2)
@@ -174,3 +179,24 @@ def test_a_patch_has_70_pixels() -> None:
     seen = np.abs(tape.gradient(logit, images).numpy()[0, :, :, 0]) > 0
     assert logits.shape == (1, 14, 14, 1)
     assert [int(seen.any(axis).sum()) for axis in (0, 1)] == [70, 70]
+
+
+def test_figures_are_of_translations_alone() -> None:
+    told = ["--model=pix2pix", "--paired=given=digits", "--base_channels=1"]
+    config = config_lib.parse(["main", *told])
+    data = sources.open_data(config)
+    gan = GAN(config, tf.distribute.get_strategy(), (8, 8, 1), 10, data.specs)
+    samples = Samples(gan, data, 0, AVERAGE)
+    samples.prepare()
+    made, _ = samples.make(tf.range(4, dtype=tf.int64))
+    assert made.shape == (4, 8, 8, 1)
+    shown = Pictures(gan, lambda n: pipeline.first_batch(data, config, n))
+    assert shown(tf.zeros([4, config.latent_size]), None).shape[2] > 8
+    # One that shows more, and does not say what is to be measured.
+    gan.program = dataclasses.replace(gan.program, generate=None)
+    samples = Samples(gan, data, 0, AVERAGE)
+    samples.prepare()
+    with pytest.raises(
+        UserError, match=r"those of the data.* give its Program a generate"
+    ):
+        samples.make(tf.range(4, dtype=tf.int64))

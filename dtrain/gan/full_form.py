@@ -52,7 +52,7 @@ def check(
         state=_state(subject, program.state),
     )
     _check_optimizers(subject, program)
-    for name in ("prepare", "draw"):
+    for name in ("prepare", "draw", "generate"):
         value = getattr(program, name)
         if value is not None and not callable(value):
             raise UserError(

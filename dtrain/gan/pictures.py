@@ -35,6 +35,7 @@ class Pictures:
         truncation: float = 0.0,
         seed: int | None = None,
         by_averages: bool = True,
+        is_measured: bool = False,
     ) -> None:
         """Draws nothing yet.
 
@@ -46,6 +47,8 @@ class Pictures:
             truncation: see `Example.truncation`.
             seed: of what the program draws at random; None is that of the run.
             by_averages: whether the averages draw; else the networks do.
+            is_measured: whether they are for figures, and nothing is shown
+                beside what was generated.
         """
         self._gan = gan
         self._read = examples
@@ -54,8 +57,11 @@ class Pictures:
         self._seed = gan.config.seed if seed is None else seed
         averages = gan.averages if by_averages else {}
         self._networks = Named(**{**gan.program.networks, **averages})
-        self._draw = gan.program.draw or objectives.draw_by_generator(
-            gan.config
+        program = gan.program
+        self._draw = (
+            (program.generate if is_measured else None)
+            or program.draw
+            or objectives.draw_by_generator(gan.config)
         )
 
     def prepare(self) -> None:

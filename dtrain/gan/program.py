@@ -133,6 +133,9 @@ class Program:
             (the averages, where there are) and an example, without training.
             By default the network that is called generator is called with the
             latents, and the labels if conditional.
+        generate: makes the images that figures are measured of, float [b, H, W,
+            C] as those of the data, where `draw` shows others beside them.
+            By default what `draw` makes.
         needs: values that settings must have, by the flag's name, and
             `image_shape` and `num_classes`.
         is_simple: whether it was made of `Networks`, each of which is called
@@ -148,6 +151,7 @@ class Program:
     state: Mapping[str, npt.ArrayLike] = dataclasses.field(default_factory=dict)
     prepare: Callable[[Example], Example] | None = None
     draw: Callable[[Any, Example], tf.Tensor] | None = None
+    generate: Callable[[Any, Example], tf.Tensor] | None = None
     needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_simple: bool = False
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from dtrain.data import pipeline
 from dtrain.data.sources import Data
+from dtrain.errors import UserError
 from dtrain.gan.example import Draw, Place, draw_at
 from dtrain.gan.pictures import Pictures
 from dtrain.gan.state import GAN
@@ -42,6 +43,7 @@ class Samples:
             lambda number: pipeline.first_batch(data, gan.config, number),
             seed=seed,
             by_averages=weights == AVERAGE,
+            is_measured=True,
         )
         self.prepare = self._pictures.prepare
 
@@ -54,6 +56,9 @@ class Samples:
         Returns:
             float [b, H, W, C] in [-1, 1] or a little beyond, and the labels
             that were asked for, int32 [b]; zeros without.
+
+        Raises:
+            UserError: what is drawn is not of the shape of the data's images.
         """
         config, size = self._gan.config, indices.shape[0]
         seed = tf.constant([self._seed, _LATENTS], tf.int64)
@@ -68,7 +73,16 @@ class Samples:
             classes = self._data.source.num_classes
             labels = tf.cast(indices % classes, tf.int32)
         asked = labels if config.conditional else None
-        return self._pictures(latents, asked, indices[0]), labels
+        drawn = self._pictures(latents, asked, indices[0])
+        wanted = self._data.source.image_shape
+        if tuple(drawn.shape[1:]) != wanted:
+            raise UserError(
+                f"model ({config.model}) draws images "
+                f"{drawn.shape[1:].as_list()}, and figures compare them with "
+                f"those of the data, {list(wanted)}; give its Program a "
+                "generate, which makes such"
+            )
+        return drawn, labels
 
     def state(self) -> str:
         """Returns a digest of the networks, with what draws, in this state."""

@@ -73,6 +73,7 @@ def make(
         phases=[Phase(tuple(networks), functools.partial(_objective, weights))],
         averaged=_GENERATORS,
         draw=_draw,
+        generate=_generate,
     )
 
 
@@ -132,3 +133,9 @@ def _draw(networks: Any, example: Example) -> tf.Tensor:
     """Puts both translations beside what they are made of."""
     x, y = _both(example)
     return tf.concat([x, networks.x_to_y(x), y, networks.y_to_x(y)], axis=2)
+
+
+def _generate(networks: Any, example: Example) -> tf.Tensor:
+    """Makes images of the first set, of those of the second."""
+    _, y = _both(example)
+    return networks.y_to_x(y)

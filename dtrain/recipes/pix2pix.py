@@ -83,6 +83,7 @@ def make(
         ],
         prepare=prepare,
         draw=_draw,
+        generate=functools.partial(_translated, training=False),
     )
 
 
@@ -161,7 +162,9 @@ def _jittered(data: Any, example: Example) -> Example:
     )
 
 
-def _translated(networks: Any, example: Example, *, training: bool) -> Any:
+def _translated(
+    networks: Any, example: Example, *, training: bool
+) -> tf.Tensor:
     given = example.inputs[_GIVEN]
     # Behind the first input, whose Dropout they are.
     drawn = [

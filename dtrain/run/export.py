@@ -140,6 +140,18 @@ def _built_in(model: str, run_dir: str) -> str:
     )
 
 
+def modules_of(network: keras.Model) -> list[str]:
+    """Names the modules of dtrain that Keras needs to load a network.
+
+    They register its layers; a SavedModel needs none.
+
+    Args:
+        network: that was saved.
+    """
+    homes = {type(layer).__module__ for layer in network._flatten_layers()}
+    return sorted(home for home in homes if home.startswith("dtrain."))
+
+
 def save(trained: Trained, path: str, name: str = "") -> None:
     """Writes a network, or its average, to a new file or directory.
 

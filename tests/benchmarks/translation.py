@@ -1,6 +1,6 @@
 """Translates outlines into shapes, with pix2pix and with CycleGAN.
 
-    python -m tests.benchmarks.translation [--write] [NAME ...] [--steps=1500]
+    python -m tests.benchmarks.translation [--write] [NAME ...] [--steps=5000]
 
 The data is made here: circles, squares and diamonds of 32 pixels, each kind of
 a colour of its own, and their white outlines. pix2pix learns from pairs,
@@ -131,7 +131,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"steps": 1500})
+    own, names = train.own_flags(arguments, {"steps": 5000})
     outlines, shapes = pairs(NUM_OTHERS, 2)
     shown, lines = [outlines], list(_HEAD)
     print("\n".join(lines), flush=True)
