@@ -267,7 +267,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         "stylegan2": Preset(
             paper="Karras et al. 2020, Analyzing and Improving the Image "
             "Quality of StyleGAN (arXiv 1912.04958)",
-            purpose="images of one kind, square, of 32 to 512 pixels, with "
+            purpose="images of one kind, square, of 8 to 1,024 pixels, with "
             "latents that mean something; --augment=ada makes it "
             "StyleGAN2-ADA, where there are few",
             cost="24.8 and 24.0 million weights at 256 pixels; R1 in each 16th "
