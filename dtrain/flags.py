@@ -43,6 +43,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 # By absl's name of a flag's type.
 _KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number"}
 _WIDTH = 78
+# Letters of all choices of a flag that stand behind its name.
+_MOST_CHOICES = 60
 # TensorFlow, numpy and JSON have no larger whole numbers.
 _MOST = 2**63
 _NONE: Mapping[str, Any] = types.MappingProxyType({})
@@ -280,8 +282,13 @@ class Page(NamedTuple):
         return "\n".join(parts)
 
     def _lines(self, flag: dataclasses.Field[Any]) -> list[str]:
-        head = _head(flag) + self.mark(flag.metadata)
+        choices = "|".join(filter(None, flag.metadata["choices"]))
         help_text = flag.metadata["help"]
+        if len(choices) > _MOST_CHOICES:
+            # A terminal has no room for them beside the name.
+            help_text += f" One of {', '.join(choices.split('|'))}."
+            choices = ""
+        head = _head(flag, choices) + self.mark(flag.metadata)
         return [*_wrapped(head, "  "), *_wrapped(help_text, " " * 6)]
 
 
@@ -307,7 +314,7 @@ def _wrapped(text: str, first: str) -> list[str]:
     )
 
 
-def _head(flag: dataclasses.Field[Any]) -> str:
+def _head(flag: dataclasses.Field[Any], choices: str) -> str:
     """Returns the name of a flag, with its choices and its default."""
     name, value = flag.name, flag.default
     if flag.metadata.get("is_required"):
@@ -316,8 +323,8 @@ def _head(flag: dataclasses.Field[Any]) -> str:
         return f"--{name}  (may be given several times)"
     if isinstance(value, bool):
         name, value = f"[no]{name}", str(value).lower()
-    if flag.metadata["choices"]:
-        name += "=" + "|".join(filter(None, flag.metadata["choices"]))
+    if choices:
+        name += f"={choices}"
     shown = flag.metadata.get("shown") or ('""' if value == "" else value)
     return f"--{name}  (default: {shown})"
 

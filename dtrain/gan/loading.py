@@ -166,17 +166,8 @@ def build(
         UserError: `make` raised an error, or what it returned does not fit;
             or the model is to be conditional and the data has no labels.
     """
-    if config.conditional and num_classes == 0:
-        raise UserError(
-            f"conditional needs labels, and the data set {config.dataset} has "
-            "none; leave out --conditional"
-        )
+    _check_data(config, image_shape, num_classes)
     subject = f"model ({config.model})"
-    if image_shape[:2] == (1, 1) and config.model in _OF_PICTURES:
-        raise UserError(
-            f"{subject} draws pictures, and {config.dataset} is of points; "
-            "give --preset=mlp, or --model=mlp"
-        )
     more = model_flags.read(subject, make, config.model_flag)
     with describing.in_one_line(subject, make):
         returned = make(config, image_shape, num_classes, **more)
@@ -193,6 +184,26 @@ def build(
         made = program.of_networks(networks, steps, state)
     freezing.freeze(config.frozen_layers, made)
     return made
+
+
+def _check_data(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Checks that the data is of the kind that the model wants.
+
+    Raises:
+        UserError: it has no labels, or is of points.
+    """
+    if config.conditional and num_classes == 0:
+        raise UserError(
+            f"conditional needs labels, and the data set {config.dataset} has "
+            "none; leave out --conditional"
+        )
+    if image_shape[:2] == (1, 1) and config.model in _OF_PICTURES:
+        raise UserError(
+            f"model ({config.model}) draws pictures, and {config.dataset} is "
+            "of points; give --preset=mlp, or --model=mlp"
+        )
 
 
 def _try(

@@ -8,9 +8,10 @@ The way from the images to the weights is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dtrain.data import pipeline
@@ -104,18 +105,12 @@ class Update:
             for first, names in gan.program.optimized.items()
             if (trained := [name for name in names if name in phase.names])
         }
-        self._norms = [
-            layer
-            for network in gan.program.networks.values()
-            for layer in network._flatten_layers()
-            if isinstance(layer, batch_norm.BatchNorm)
-        ]
-        self._spectral = [
-            layer
-            for name in phase.names
-            for layer in gan.program.networks[name]._flatten_layers()
-            if isinstance(layer, spectral_norm.SpectralNorm)
-        ]
+        networks = gan.program.networks
+        self._norms = _layers(batch_norm.BatchNorm, networks.values())
+        self._spectral = _layers(
+            spectral_norm.SpectralNorm,
+            [networks[name] for name in phase.names],
+        )
         self._part_of_batch: Any = self._add_micro_batches
         self._part_of_micro_batch: Any = self._differentiate
         # How XLA fuses, and so rounds, follows from what it compiles at once:
@@ -324,6 +319,15 @@ class Update:
         for name, total in sorted(statistics.items()):
             layer = self._norms[int(name.partition(":")[2])]
             layer.move(*tf.unstack(total / self._gan.config.micro_batches))
+
+
+def _layers(kind: type, networks: Iterable[keras.Model]) -> list[Any]:
+    return [
+        layer
+        for network in networks
+        for layer in network._flatten_layers()
+        if isinstance(layer, kind)
+    ]
 
 
 def _planned(gan: GAN, number: int) -> list[Draw]:
