@@ -109,7 +109,7 @@ def cases() -> list[tuple[str, str]]:
         return [
             (name, way) for name in PROGRAMS for way in resume_test.STRATEGIES
         ]
-    return [("stylegan2", "default")]
+    return [("pix2pix", "default")]
 
 
 @pytest.mark.parametrize(("name", "strategy"), cases())

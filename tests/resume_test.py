@@ -135,14 +135,14 @@ def replicas(count: int) -> tuple[str, ...]:
     return "--strategy=mirrored", f"--num_devices={count}"
 
 
+# The long form takes the whole way, and one without BatchNorm.
+WAYS = {"norm": (WITH_NORM, (1, 2, 4) if IS_LONG else (4,), 2)}
+if IS_LONG:
+    WAYS["default"] = ((), (1, 2, 4), 4)
+
+
 @pytest.mark.parametrize(
-    ("more", "counts", "num_workers"),
-    [
-        # The long form takes the whole way.
-        ((), (1, 2, 4) if IS_LONG else (2, 4), 4 if IS_LONG else 2),
-        (WITH_NORM, (1, 2, 4) if IS_LONG else (4,), 2),
-    ],
-    ids=["default", "norm"],
+    ("more", "counts", "num_workers"), WAYS.values(), ids=WAYS
 )
 def test_replicas_that_come_and_go(
     more: tuple[str, ...],
