@@ -133,7 +133,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             "GANs (arXiv 1704.00028), algorithm 1",
             purpose="a loss that follows the quality and hardly ever collapses",
             cost="five steps of the critic for each of the generator, each "
-            "with a second derivative: about ten times dcgan",
+            "with a second derivative: about six times dcgan",
             reaches="22.3 on CIFAR-10 with a ResNet (torch-mimicry, FID), 24.5 "
             "on Fashion-MNIST (Lucic et al. 2018)",
             settings={
@@ -296,7 +296,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             purpose="images that are made of other images, without pairs: name "
             "the second set by --unpaired=other=DATASET",
             cost="four networks, twice 11.4 and 2.8 million weights at 256 "
-            "pixels; about four times pix2pix",
+            "pixels; about twenty times pix2pix",
             reaches="0.52 of the pixels right on Cityscapes, where pix2pix "
             "with its pairs has 0.71 (the paper's table 2)",
             settings={**_TRANSLATORS, "model": "cyclegan"},
