@@ -219,17 +219,7 @@ def make_discriminator(
         )(features)
         features = keras.layers.Add(name=f"{name}_add")([inner, skip])
         size //= 2
-    deviation = minibatch_deviation.MinibatchDeviation(
-        group_size, dtype="float32", name="minibatch_deviation"
-    )
-    features = deviation(features)
-    features = convolution(channels[0], 3, dtype="float32", name="final_conv")(
-        features
-    )
-    features = keras.layers.Flatten(dtype="float32", name="flatten")(features)
-    features = equalized.EqualizedDense(
-        channels[0], activation=True, dtype="float32", name="final_dense"
-    )(features)
+    features = _gathered(features, group_size)
     judge = equalized.EqualizedDense(
         channels[0] if num_classes else 1, dtype="float32", name="logits"
     )
@@ -239,6 +229,22 @@ def make_discriminator(
         inputs = [images, labels]
         logits = _matched(logits, labels, num_classes)
     return keras.Model(inputs, logits, name="discriminator")
+
+
+def _gathered(features: Any, group_size: int) -> Any:
+    """Makes one vector of the smallest features, float32 [b, channels]."""
+    channels = features.shape[-1]
+    deviation = minibatch_deviation.MinibatchDeviation(
+        group_size, dtype="float32", name="minibatch_deviation"
+    )
+    features = deviation(features)
+    features = equalized.EqualizedConv2D(
+        channels, 3, dtype="float32", name="final_conv"
+    )(features)
+    features = keras.layers.Flatten(dtype="float32", name="flatten")(features)
+    return equalized.EqualizedDense(
+        channels, activation=True, dtype="float32", name="final_dense"
+    )(features)
 
 
 def _matched(features: Any, labels: Any, num_classes: int) -> Any:
