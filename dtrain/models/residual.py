@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from dtrain.models import sizes
+from dtrain.models import batch_norm, sizes
 
 # Features, filters, pixels a side of the kernel, a name -> features.
 Convolve = Callable[[Any, int, int, str], Any]
@@ -25,6 +25,24 @@ _MAX_CHANNEL_FACTOR = 16
 # To here, all sizes have as many channels.
 _MAX_CONSTANT_SIZE = 32
 _MAX_HALVINGS = 5
+
+
+def conditional(project: Callable[[int, str], Any]) -> Normalize:
+    """Makes norms whose gains and biases are made of a condition.
+
+    Args:
+        project: makes so many numbers of the condition, by a layer of a name.
+    """
+
+    def normalize(features: Any, name: str) -> Any:
+        gains, biases = (
+            project(features.shape[-1], f"{name}_{what}")
+            for what in ("gains", "biases")
+        )
+        norm = batch_norm.ConditionalBatchNorm(name=name)
+        return norm([features, gains, biases])
+
+    return normalize
 
 
 def generator_channels(

@@ -104,21 +104,11 @@ def _normalize(features: Any, name: str) -> Any:
 
 def _conditional(labels: Any, num_classes: int) -> residual.Normalize:
     """Makes norms whose scale and shift are learnt for each label."""
-
-    def normalize(features: Any, name: str) -> Any:
-        gains, biases = (
-            keras.layers.Embedding(
-                num_classes,
-                features.shape[-1],
-                embeddings_initializer="zeros",
-                name=f"{name}_{what}",
-            )(labels)
-            for what in ("gains", "biases")
-        )
-        norm = batch_norm.ConditionalBatchNorm(name=name)
-        return norm([features, gains, biases])
-
-    return normalize
+    return residual.conditional(
+        lambda channels, name: keras.layers.Embedding(
+            num_classes, channels, embeddings_initializer="zeros", name=name
+        )(labels)
+    )
 
 
 def _make_discriminator(

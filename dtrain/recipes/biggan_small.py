@@ -121,21 +121,14 @@ def _normalize(features: Any, name: str) -> Any:
 
 def _conditional(condition: Any) -> residual.Normalize:
     """Makes norms whose scale and shift are linear in a condition."""
-
-    def normalize(features: Any, name: str) -> Any:
-        gains, biases = (
-            spectral_norm.SpectralDense(
-                features.shape[-1],
-                use_bias=False,
-                kernel_initializer="orthogonal",
-                name=f"{name}_{what}",
-            )(condition)
-            for what in ("gains", "biases")
-        )
-        norm = batch_norm.ConditionalBatchNorm(name=name)
-        return norm([features, gains, biases])
-
-    return normalize
+    return residual.conditional(
+        lambda channels, name: spectral_norm.SpectralDense(
+            channels,
+            use_bias=False,
+            kernel_initializer="orthogonal",
+            name=name,
+        )(condition)
+    )
 
 
 def _norms(
