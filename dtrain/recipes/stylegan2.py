@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from dtrain.config import Config, ModelSettings
 from dtrain.errors import UserError
-from dtrain.gan import losses, phases, schedules
+from dtrain.gan import losses, optimizers, phases, schedules
 from dtrain.gan.example import Example
 from dtrain.gan.program import DISCRIMINATOR, Phase, Program
 from dtrain.models import sizes, stylegan2
@@ -139,7 +139,7 @@ def _optimizers(
     def adam(name: str, learning_rate: float) -> keras.optimizers.Optimizer:
         steps = every.get(name, math.inf)
         power = 1.0 if math.isinf(steps) else steps / (steps + 1)
-        return keras.optimizers.Adam(
+        return optimizers.Adam(
             learning_rate * power,
             beta_1=config.beta_1**power,
             beta_2=config.beta_2**power,
