@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,18 +73,7 @@ class Snapshot(NamedTuple):
                 )
             tensors.append(tf.constant(self.graph))
             keys = [*self.keys, fingerprint.GRAPH_KEY]
-            tf.raw_ops.SaveV2(
-                prefix=prefix,
-                tensor_names=keys,
-                shape_and_slices=[""] * len(keys),
-                tensors=tensors,
-            )
-            written = fingerprint.State()
-            for key, tensor in sorted(
-                zip(keys, tensors, strict=True), key=lambda item: item[0]
-            ):
-                written.add(key, _value(prefix, key, tensor), tensor.dtype.name)
-        return written
+            return _saved(prefix, keys, tensors)
 
 
 class SnapshotTaker:
@@ -226,6 +216,37 @@ class LiveTaker:
                 "nothing of that",
                 stacklevel=4,
             )
+
+
+def _saved(
+    prefix: str, keys: Sequence[str], tensors: Sequence[tf.Tensor]
+) -> fingerprint.State:
+    """Saves tensors as TensorFlow does; returns their fingerprints."""
+
+    def fingerprints() -> fingerprint.State:
+        found = fingerprint.State()
+        for key, tensor in sorted(
+            zip(keys, tensors, strict=True), key=lambda item: item[0]
+        ):
+            found.add(key, _value(prefix, key, tensor), tensor.dtype.name)
+        return found
+
+    def save() -> None:
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=keys,
+            shape_and_slices=[""] * len(keys),
+            tensors=tensors,
+        )
+
+    if any(tensor.dtype == tf.variant for tensor in tensors):
+        # The bytes of an iterator are in the file alone.
+        save()
+        return fingerprints()
+    with futures.ThreadPoolExecutor(1) as beside:
+        found = beside.submit(fingerprints)
+        save()
+    return found.result()
 
 
 def _not_finite(
