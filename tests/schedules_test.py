@@ -111,6 +111,41 @@ def test_adam_follows_a_moving_beta_2() -> None:
     assert names == [variable.path for variable in stock.variables]
 
 
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_adam_has_the_bits_of_that_of_keras(num_replicas: int) -> None:
+    """What it computes once is what Keras computes for each variable."""
+    strategy = mirrored(num_replicas)
+    noise = np.random.default_rng(0)
+    trained = []
+    with strategy.scope():
+        for make in (optimizers.Adam, keras.optimizers.Adam):
+            optimizer = make(0.01, beta_1=0.9, beta_2=0.999)
+            optimizers.expect_reduced_gradients(optimizer)
+            weights = [
+                keras.Variable(np.linspace(-1, 1, 5), dtype=dtype)
+                for dtype in ("float32", "float64", "float32")
+            ]
+            optimizer.build(weights)
+            trained.append((optimizer, weights))
+    gradients = noise.normal(size=(4, 3, 5))
+
+    @tf.function
+    def step(gradient: tf.Tensor) -> None:
+        def apply(gradient: tf.Tensor) -> None:
+            for optimizer, weights in trained:
+                optimizer.apply(tf.unstack(gradient), weights)
+
+        strategy.run(apply, args=(gradient,))
+
+    for gradient in gradients:
+        step(tf.constant(gradient, tf.float32))
+    (ours, _), (theirs, _) = trained
+    for one, other in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    for one, other in zip(trained[0][1], trained[1][1], strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
 def test_a_burn_in_is_the_same_on_two_replicas_and_resumed(
     digits: sources.Source, tmp_path: pathlib.Path
 ) -> None:
