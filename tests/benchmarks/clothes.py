@@ -1,21 +1,29 @@
-"""Trains presets on Fashion-MNIST, each for half an hour.
+"""Trains presets on Fashion-MNIST, each for an hour of one CPU core.
 
-    python -m tests.benchmarks.clothes [--write] [--secs=1800] [NAME ...]
+    python -m tests.benchmarks.clothes [--write] [--cpu_secs=3600] [NAME ...]
 
 60,000 pictures of 28 pixels (Debian's package dataset-fashion-mnist), with few
-channels, for this is for two CPU cores. Every few thousand images the moving
-averages are measured (5,000 samples against as many pictures, by a classifier
-that is trained on the labels), the best checkpoint is kept, and measured once
-more by pixels. `--write` puts table, curves and samples into docs/results.md;
-run it where nothing else runs.
+channels. The time is the process's own: what else the machine does takes none
+of it, and two cores give it in half an hour. Every few thousand images the
+moving averages are measured (5,000 samples against as many pictures, by a
+classifier that is trained on the labels), the best checkpoint is kept, and
+measured once more by pixels. `--write` puts what was trained into
+docs/clothes.csv, and table and curves of all that is there, and samples, into
+docs/results.md.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
+import math
+import os
 import pathlib
+import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +58,8 @@ WAYS = {
     ),
 }
 CURVES = runs.ROOT / "docs/clothes.png"
-SAMPLES = runs.ROOT / "docs/clothes_samples.png"
+POINTS = runs.ROOT / "docs/clothes.csv"
+SAMPLES = runs.ROOT / "docs"
 _EVERY_IMAGES = 19_200
 _HEAD = (
     "| preset | images | distance, best | at images | by pixels | floor |",
@@ -58,40 +67,52 @@ _HEAD = (
 )
 
 
-class Trained(NamedTuple):
-    """What a preset has reached.
+class Point(NamedTuple):
+    """What a preset has reached after some images; a row of the CSV file.
 
     Attributes:
+        preset: its name.
         images: that it has seen.
-        lines: of figures.jsonl, by the classifier.
-        pixels: the Fréchet distance of the best checkpoint, by pixels.
-        samples: of the best checkpoint, uint8 [H, W].
+        distance: the Fréchet distance by the classifier.
+        floor: of one half of the pictures against the other, likewise.
+        pixels: the Fréchet distance by pixels; NaN but for the best.
     """
 
+    preset: str
     images: int
-    lines: list[figure_log.Line]
+    distance: float
+    floor: float
     pixels: float
-    samples: np.ndarray
 
 
-def train_one(name: str, secs: int, place: pathlib.Path) -> Trained:
+def train_one(
+    name: str, cpu_secs: float, place: pathlib.Path
+) -> tuple[list[Point], np.ndarray]:
     """Trains a preset for some time, and measures its best checkpoint.
 
     Args:
         name: of `WAYS`.
-        secs: that it is trained for, its start included.
+        cpu_secs: that it is trained for, its start and figures included.
         place: an empty directory.
+
+    Returns:
+        What it has reached; and samples of the best, uint8 [H, W].
     """
     run_dir, every = place / name, _EVERY_IMAGES // BATCH_SIZE
-    code, output = _run(
+    process = runs.start_anew(
         *("dtrain.main", f"--preset={name}", DATASET, *WAYS[name]),
         *(f"--run_dir={run_dir}", f"--batch_size={BATCH_SIZE}"),
-        *("--num_steps=1000000", f"--stop_after_secs={secs}"),
-        *(f"--checkpoint_every_steps={every}", "--keep_best=1"),
-        *(f"--evaluate_every_steps={every}", "--evaluate_num_images=5000"),
-        *("--best_metric=frechet_distance", "--sample_every_steps=0"),
+        *("--num_steps=1000000", "--keep_best=1", "--sample_every_steps=0"),
+        *(f"--checkpoint_every_steps={every}", "--evaluate_num_images=5000"),
+        f"--evaluate_every_steps={every}",
+        "--best_metric=frechet_distance",
         "--evaluate_figures=frechet_distance",
     )
+    while cpu_secs_of(process.pid) < cpu_secs:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise SystemExit(process.communicate(timeout=1)[0])
+    process.terminate()
+    code, output = runs.finish(process, timeout=None)
     assert code == errors.RUN_AGAIN, output
     lines = figure_log.read(str(run_dir))
     _run(
@@ -106,44 +127,86 @@ def train_one(name: str, secs: int, place: pathlib.Path) -> Trained:
         "--interpolation_frames=0",
     )
     [grid] = (place / f"drawn-{name}").glob("*.png")
-    return Trained(
-        int(runs.metrics(run_dir)[-1]["step"]) * BATCH_SIZE,
-        lines,
-        by_pixels.figures["frechet_distance"] or float("nan"),
-        np.asarray(Image.open(grid).convert("L")),
-    )
-
-
-def _run(*arguments: str) -> tuple[int, str]:
-    return runs.finish(runs.start_anew(*arguments), timeout=None)
-
-
-def row(name: str, trained: Trained) -> str:
-    """Returns the row of the table."""
-    best = min(trained.lines, key=_distance)
-    cells = [
-        f"{trained.images:,}",
-        f"{_distance(best):.1f}",
-        f"{best.step * BATCH_SIZE:,}",
-        f"{trained.pixels:.2f}",
-        f"{best.floor['frechet_distance']:.2f}",
+    points = [
+        Point(
+            name,
+            line.step * BATCH_SIZE,
+            _distance(line.figures),
+            _distance(line.floor),
+            _distance(by_pixels.figures)
+            if line.step == by_pixels.step
+            else math.nan,
+        )
+        for line in lines
     ]
-    return f"| {name} | {' | '.join(cells)} |"
+    return points, np.asarray(Image.open(grid).convert("L"))
 
 
-def _distance(line: figure_log.Line) -> float:
-    value = line.figures["frechet_distance"]
-    return float("inf") if value is None else value
+def cpu_secs_of(pid: int) -> float:
+    """Returns what a process of this user has had of the cores; 0 after it."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except FileNotFoundError:
+        return 0.0
+    user, system = fields[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def draw(trained: dict[str, Trained]) -> bytes:
+def _run(*arguments: str) -> None:
+    code, output = runs.finish(runs.start_anew(*arguments), timeout=None)
+    assert code == errors.FINISHED, output
+
+
+def _distance(figures: Mapping[str, float | None]) -> float:
+    value = figures["frechet_distance"]
+    return math.inf if value is None else value
+
+
+def row(points: Sequence[Point]) -> str:
+    """Returns the row of a preset."""
+    best = min(points, key=lambda point: point.distance)
+    cells = [
+        f"{points[-1].images:,}",
+        f"{best.distance:.1f}",
+        f"{best.images:,}",
+        f"{best.pixels:.2f}",
+        f"{best.floor:.2f}",
+    ]
+    return f"| {best.preset} | {' | '.join(cells)} |"
+
+
+def read() -> dict[str, list[Point]]:
+    """Returns what is in the CSV file, by preset."""
+    kept: dict[str, list[Point]] = {}
+    if POINTS.exists():
+        with POINTS.open(newline="") as file:
+            for each in csv.DictReader(file):
+                numbers = [float(each[name]) for name in Point._fields[2:]]
+                point = Point(each["preset"], int(each["images"]), *numbers)
+                kept.setdefault(point.preset, []).append(point)
+    return kept
+
+
+def write(trained: Mapping[str, Sequence[Point]]) -> None:
+    """Writes the CSV file, the table and the curves, of all presets."""
+    with POINTS.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(Point._fields)
+        for points in trained.values():
+            table.writerows(points)
+    rows = [row(points) for points in trained.values()]
+    replace_table(runs.ROOT / "docs/results.md", "clothes", [*_HEAD, *rows])
+    CURVES.write_bytes(draw(trained))
+
+
+def draw(trained: Mapping[str, Sequence[Point]]) -> bytes:
     """Draws distances over images; returns a PNG file."""
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, each in trained.items():
-        images = [line.step * BATCH_SIZE for line in each.lines]
-        axes.plot(images, [_distance(line) for line in each.lines], label=name)
+    for name, points in trained.items():
+        images = [point.images for point in points]
+        axes.plot(images, [point.distance for point in points], label=name)
     axes.set(xlabel="images seen", ylabel="Fréchet distance, by a classifier")
     axes.set_yscale("log")
     axes.legend()
@@ -156,20 +219,17 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"secs": 1800})
-    lines, trained = list(_HEAD), {}
-    print("\n".join(lines), flush=True)
+    own, names = train.own_flags(arguments, {"cpu_secs": 3600})
+    print("\n".join(_HEAD), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         for name in names or WAYS:
             place = pathlib.Path(directory)
-            trained[name] = train_one(name, own["secs"], place)
-            lines.append(row(name, trained[name]))
-            print(lines[-1], flush=True)
-    if is_written:
-        replace_table(runs.ROOT / "docs/results.md", "clothes", lines)
-        CURVES.write_bytes(draw(trained))
-        rows = np.concatenate([each.samples for each in trained.values()])
-        Image.fromarray(rows).save(SAMPLES)
+            points, samples = train_one(name, own["cpu_secs"], place)
+            print(row(points), flush=True)
+            if is_written:
+                kept = {**read(), name: points}
+                write({each: kept[each] for each in WAYS if each in kept})
+                Image.fromarray(samples).save(SAMPLES / f"clothes_{name}.png")
 
 
 if __name__ == "__main__":
