@@ -14,13 +14,14 @@ program beyond its networks: objectives, updates, `prepare`, `draw`, and what
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -114,6 +115,23 @@ class Loop:
             num_draws = max(self._program.draws) + 1
             self.run_step([next(self._batches) for _ in range(num_draws)])
         self._step.numpy()
+
+    def turn_at_once(self, num_steps: int) -> None:
+        """Trains some steps as loops of 100 in one graph, and waits."""
+        for _ in range(num_steps // 100):
+            self._run_100(self._batches)
+        self._step.numpy()
+
+    @functools.cached_property
+    def _run_100(self) -> Callable[[Iterator[pipeline.Batch]], None]:
+        num_draws = max(self._program.draws) + 1
+
+        @tf.function
+        def run(batches: Iterator[pipeline.Batch]) -> None:
+            for _ in tf.range(100):
+                self.run_step([next(batches) for _ in range(num_draws)])
+
+        return run
 
     def _one_step(self, batches: list[pipeline.Batch]) -> None:
         for phase, draw in zip(

@@ -1,0 +1,120 @@
+"""Measures what a step costs the host beyond its mathematics.
+
+    python -m tests.benchmarks.overhead [--rounds=9] [--steps=500] [--write]
+
+Networks of one layer each, on batches of 8 digits: what is left is the work of
+the host. dtrain runs 1, 10 or 100 steps at once (`--steps_per_loop`); by hand
+are the same networks, objectives and optimizers in one `tf.while_loop` of 100
+steps, and as a Python call a step. All take turns in one process; the table has
+medians, in microseconds, of a step and of what dtrain's takes beyond the loop.
+`--write` puts it into docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import sys
+import time
+
+import keras
+
+from dtrain import config as config_lib
+from dtrain.cluster import environment
+from dtrain.cluster import strategy as strategy_lib
+from dtrain.config import Config
+from dtrain.data import sources
+from tests import runs
+from tests.benchmarks import train
+from tests.benchmarks.pages import replace_table
+from tests.benchmarks.programs import Loop
+
+_AT_ONCE = (1, 10, 100)
+_HEAD = (
+    "| | microseconds a step | beyond the mathematics | 90 % of the turns |",
+    "|---|---|---|---|",
+)
+
+
+def make(
+    config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[keras.Model, keras.Model]:
+    """Makes networks with next to no mathematics."""
+    del num_classes
+    height, width, channels = image_shape
+    generator = keras.Sequential(
+        [
+            keras.Input([config.latent_size]),
+            keras.layers.Dense(height * width * channels),
+            keras.layers.Reshape(image_shape),
+        ],
+        name="generator",
+    )
+    discriminator = keras.Sequential(
+        [
+            keras.Input(image_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ],
+        name="discriminator",
+    )
+    return generator, discriminator
+
+
+def sides(config: Config, data: sources.Data) -> dict[str, train.Turn]:
+    """Builds all that take turns, by their names in the table."""
+    loop = Loop(config, data)
+    made = {
+        "by hand, a loop of 100 steps": loop.turn_at_once,
+        "by hand, a call a step": loop.turn,
+    }
+    strategy = strategy_lib.make(config, environment.ALONE)
+    for count in _AT_ONCE:
+        changed = dataclasses.replace(config, steps_per_loop=count)
+        name = f"dtrain, `--steps_per_loop={count}`"
+        made[name] = train.by_dtrain(changed, strategy, data)
+    return made
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    is_written = "--write" in sys.argv
+    arguments = [each for each in sys.argv[1:] if each != "--write"]
+    own, rest = train.own_flags(arguments, {"rounds": 9, "steps": 500})
+    config = config_lib.parse(
+        [
+            *("main", "--model=tests.benchmarks.overhead:make", "--r1_gamma=0"),
+            *("--batch_size=8", "--latent_size=4", *rest),
+        ]
+    )
+    turns = sides(config, sources.open_data(config))
+    for turn in turns.values():
+        turn(2 * max(_AT_ONCE))
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(own["rounds"]):
+        for name, turn in turns.items():
+            begin = time.perf_counter()
+            turn(own["steps"])
+            elapsed = time.perf_counter() - begin
+            times[name].append(1e6 * elapsed / own["steps"])
+    mathematics = times["by hand, a loop of 100 steps"]
+    lines = list(_HEAD)
+    for name, values in times.items():
+        beyond = statistics.median(
+            value - base
+            for value, base in zip(values, mathematics, strict=True)
+        )
+        low, *_, high = statistics.quantiles(values, n=20)
+        lines.append(
+            f"| {name} | {statistics.median(values):.0f} | {beyond:.0f} "
+            f"| {low:.0f} to {high:.0f} |"
+        )
+    print("\n".join(lines), flush=True)
+    if is_written:
+        replace_table(runs.ROOT / "docs/speed.md", "overhead", lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
