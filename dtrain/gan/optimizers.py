@@ -51,8 +51,8 @@ def moving_beta_2(config: Config) -> tf.Variable | None:
 class Adam(keras.optimizers.Adam):
     """Adam that computes once in a step what is the same for all variables.
 
-    Keras computes it for each variable, by a dozen operations, which are most
-    of what a step of a small network does. The bits are the same.
+    Keras computes it for each variable, by a dozen operations. The bits are the
+    same.
     """
 
     def _backend_update_step(
