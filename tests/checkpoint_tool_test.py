@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -287,8 +286,8 @@ def test_export_and_import_by_names(
     tool("import", path, f"--into={other}", f"--output={placed}")
     for output in (whole, placed):
         assert_same(values(output), values(prefix))
-        manifest = CheckpointDirectory(os.path.dirname(output)).manifest(3)
-        assert manifest.digest == tool("digest", output).split()[0]
+        made, original = (tool("digest", each) for each in (output, prefix))
+        assert made.split()[0] == original.split()[0]
         loaded, original = (
             foreign.loaded(program, each) for each in (output, prefix)
         )

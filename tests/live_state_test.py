@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import dtrain
-from dtrain.bundle import learned, tensors
+from dtrain.bundle import learned
 from dtrain.checkpoint import retention
 from dtrain.checkpoint.manager import CheckpointManager
 from dtrain.errors import UserError
@@ -351,8 +351,6 @@ def test_what_is_no_variable(thing: Thing, tmp_path: pathlib.Path) -> None:
         for _ in range(3):
             thing.use(expected)
         assert thing.show(again) == thing.show(expected)
-        digest = manager.directory.manifest(3).digest
-        assert tensors.digest(f"{tmp_path}/ckpt-3") == digest
         # TensorFlow has the same keys.
         stock = state_of(part).save(f"{tmp_path}/stock/ckpt")
         keys = foreign.keys(stock), foreign.keys(f"{tmp_path}/ckpt-3")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,46 +35,26 @@ class Fingerprint:
     sha256: str
 
 
-class State:
-    """What all tensors of a checkpoint were, and one digest over them.
+def digest(variables: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Computes one SHA-256 over all variables of a state.
 
-    Attributes:
-        tensors: the fingerprint of each, by its key in the checkpoint.
+    Two states have the same one if and only if their variables have the same
+    names, dtypes, shapes and bytes.
+
+    Args:
+        variables: their names, without what TensorFlow puts behind them, and
+            values, sorted by name.
     """
-
-    def __init__(self) -> None:
-        """Begins with no tensor."""
-        self.tensors: dict[str, Fingerprint] = {}
-        self._digest = hashlib.sha256()
-
-    def add(self, key: str, value: np.ndarray, dtype: str = "") -> None:
-        """Takes in one tensor; the digest depends on the order of the calls.
-
-        Args:
-            key: in the checkpoint; the tensors come sorted by it.
-            value: numbers of any dtype, or strings (dtype object).
-            dtype: see `of`.
-        """
+    total = hashlib.sha256()
+    for name, value in variables:
         array = np.asarray(value)
-        self.tensors[key] = of(array, dtype)
-        # The graph depends on the order in which a program made its objects.
-        if key == GRAPH_KEY:
-            return
-        name, parts = key.removesuffix(VALUE), list(_bytes(array))
+        parts = list(_bytes(array))
         size = sum(map(len, parts))
         head = f"{len(name)}:{name}:{array.dtype.name}:{array.shape}:{size}:"
-        self._digest.update(head.encode())
+        total.update(head.encode())
         for part in parts:
-            self._digest.update(part)
-
-    @property
-    def digest(self) -> str:
-        """One SHA-256 over all variables, as `checkpoint_tool digest` prints.
-
-        Two states have the same one if and only if their variables have the
-        same names, dtypes, shapes and bytes.
-        """
-        return self._digest.hexdigest()
+            total.update(part)
+    return total.hexdigest()
 
 
 def values_of(tensor: tf.Tensor) -> np.ndarray:

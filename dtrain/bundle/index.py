@@ -13,6 +13,7 @@ first entry describes them (tensorflow/core/util/saved_tensor_slice.proto).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import os
@@ -23,6 +24,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 from tensorflow.core.util.saved_tensor_slice_pb2 import SavedTensorSlices
 
+from dtrain.bundle.fingerprint import VARIANT, Fingerprint
 from dtrain.errors import UserError
 from dtrain.storage import files
 
@@ -32,6 +34,8 @@ _MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _MAX_BYTES = 256 << 20
 _MAX_SHARDS = 100_000
 _MAX_RANK = 254
+# Of a data file, which are read at once: they stay in the cache of a core.
+_PART_BYTES = 256 << 10
 
 
 def check(prefix: str) -> None:
@@ -212,22 +216,87 @@ def _is_dtype(number: int) -> bool:
     return True
 
 
+class Extent(NamedTuple):
+    """Where a tensor is in the data files.
+
+    Attributes:
+        path: of its file.
+        offset: of its first byte there.
+        num_bytes: that it takes.
+        dtype: TensorFlow's name of it.
+        shape: its dimensions.
+        is_whole: whether it is there in one piece.
+    """
+
+    path: str
+    offset: int
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    is_whole: bool
+
+    def fingerprint(self) -> Fingerprint:
+        """Reads it, a part at a time; what is not there has no checksum.
+
+        It is of numbers, or a variant, and there in one piece.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        total = hashlib.sha256()
+        part = memoryview(bytearray(min(self.num_bytes, _PART_BYTES)))
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = self.num_bytes
+            while left and (size := file.readinto(part[:left])):
+                total.update(part[:size])
+                left -= size
+        is_plain = self.dtype != VARIANT
+        shape = self.shape if is_plain else (self.num_bytes,)
+        return Fingerprint(self.dtype, shape, total.hexdigest())
+
+
+def extents(prefix: str) -> dict[str, Extent]:
+    """Returns where each tensor is, by its key.
+
+    Args:
+        prefix: of a checkpoint that `check` has passed, or whose index has its
+            checksum.
+
+    Raises:
+        OSError: the index cannot be read.
+    """
+    with open(f"{prefix}.index", "rb") as file:
+        rows = entries(file.read())
+    _, value = next(rows)
+    header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
+    found: dict[str, Extent] = {}
+    for key, value in rows:
+        entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
+        shard = f"{entry.shard_id:05}-of-{header.num_shards:05}"
+        found[key.decode()] = Extent(
+            f"{prefix}.data-{shard}",
+            entry.offset,
+            entry.size,
+            tf.as_dtype(entry.dtype).name,
+            tuple(side.size for side in entry.shape.dim),
+            not entry.slices,
+        )
+    return found
+
+
 def raw(prefix: str, key: str) -> bytes:
     """Returns the bytes of a tensor as they are in its data file.
 
     Args:
-        prefix: of a checkpoint that `check` has passed.
+        prefix: see `extents`.
         key: of a tensor that is there, and in one piece.
 
     Raises:
         OSError: it cannot be read.
     """
-    with open(f"{prefix}.index", "rb") as file:
-        rows = dict(entries(file.read()))
-    header = tensor_bundle_pb2.BundleHeaderProto.FromString(rows[b""])
-    entry = tensor_bundle_pb2.BundleEntryProto.FromString(rows[key.encode()])
-    shard = f"{entry.shard_id:05}-of-{header.num_shards:05}"
-    return files.read_part(f"{prefix}.data-{shard}", entry.offset, entry.size)
+    extent = extents(prefix)[key]
+    return files.read_part(extent.path, extent.offset, extent.num_bytes)
 
 
 def entries(data: bytes | mmap.mmap) -> Iterator[tuple[bytes, bytes]]:

@@ -105,7 +105,7 @@ def _restored(
 
 
 def digest(prefix: str) -> str:
-    """Computes `fingerprint.State.digest` of a checkpoint.
+    """Computes `fingerprint.digest` of a checkpoint.
 
     Args:
         prefix: the checkpoint's path without `.index`.
@@ -113,7 +113,4 @@ def digest(prefix: str) -> str:
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    state = fingerprint.State()
-    for name, value in variables(prefix):
-        state.add(name, value)
-    return state.digest
+    return fingerprint.digest(variables(prefix))

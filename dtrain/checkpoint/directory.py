@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint
+from dtrain.bundle.fingerprint import Fingerprint
 from dtrain.checkpoint import manifest
 from dtrain.checkpoint.manifest import DamagedError, Manifest
 from dtrain.checkpoint.readable import INDEX, MANIFEST, ReadableDirectory
@@ -37,7 +37,7 @@ from dtrain.storage import files, temporary
 class Writable(Protocol):
     """A state that can be written."""
 
-    def write(self, prefix: str) -> fingerprint.State:
+    def write(self, prefix: str) -> Mapping[str, Fingerprint]:
         """Writes `<prefix>.index` and its data; see `Snapshot.write`."""
         ...
 
@@ -296,7 +296,7 @@ class CheckpointDirectory(ReadableDirectory):
 def describe(
     prefix: str,
     step: int,
-    written: fingerprint.State,
+    written: Mapping[str, Fingerprint],
     facts: Mapping[str, Any],
 ) -> Manifest:
     """Makes the manifest of files on a disk of this machine.
@@ -322,7 +322,6 @@ def describe(
         "saved_at": time.time(),
         "sizes": sizes,
         "index_sha256": hashlib.sha256(index).hexdigest(),
-        "tensors": written.tensors,
-        "digest": written.digest,
+        "tensors": written,
     }
     return Manifest(step=step, **{**described, **facts})

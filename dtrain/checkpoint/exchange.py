@@ -50,9 +50,7 @@ def agree(
     offer = (-1, 0)
     if seen.newest:
         offered = seen.newest.manifest
-        # Where there is no digest, the index has its checksums of the values.
-        state = offered.digest or offered.index_sha256
-        offer = (offered.step, int(state[:15], 16))
+        offer = (offered.step, int(offered.state[:15], 16))
     steps, digests = (workers.gather(number) for number in offer)
     [any_holds_something] = workers.agree(seen.holds_something)
     if max(steps) < 0 and any_holds_something:

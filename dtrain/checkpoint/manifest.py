@@ -8,6 +8,7 @@ back finds whatever went wrong on the way to the disk.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import platform
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dtrain import version
-from dtrain.bundle.fingerprint import VARIANT, Fingerprint
+from dtrain.bundle.fingerprint import GRAPH_KEY, VARIANT, Fingerprint
 from dtrain.storage import sealed
 from dtrain.storage.sealed import DamagedError
 from dtrain.tensorfiles import entries
@@ -40,8 +41,6 @@ class Manifest:
         sizes: bytes of each file, by its name after `ckpt-<step>.`.
         index_sha256: of TensorFlow's index, a small file.
         tensors: the fingerprint of each, by its key in the checkpoint.
-        digest: of the state, as `checkpoint_tool digest` prints it; empty in
-            those of dtrain 0.1.0.
         metrics: of the step, by name; None where not finite.
         log: `bytes` and `sha256` of metrics.jsonl up to the step; empty where
             there is none.
@@ -55,7 +54,6 @@ class Manifest:
     sizes: Mapping[str, int]
     index_sha256: str
     tensors: Mapping[str, Fingerprint]
-    digest: str = ""
     metrics: Mapping[str, float | None] = dataclasses.field(
         default_factory=dict
     )
@@ -74,6 +72,17 @@ class Manifest:
         """
         return not run_id or self.run.get("id", "") in ("", run_id)
 
+    @property
+    def state(self) -> str:
+        """A SHA-256 over the names and fingerprints of all variables."""
+        total = hashlib.sha256()
+        for key, tensor in sorted(self.tensors.items()):
+            # The graph depends on the order in which a program made its
+            # objects.
+            if key != GRAPH_KEY:
+                total.update(repr((key, *dataclasses.astuple(tensor))).encode())
+        return total.hexdigest()
+
     def encode(self) -> bytes:
         """Returns it as sealed JSON."""
         return sealed.dumps(dataclasses.asdict(self))
@@ -90,8 +99,8 @@ def decode(data: bytes) -> Manifest:
     """
     body = sealed.loads(data)
     del body["sha256"]
-    # Of dtrain 0.1.0.
-    body.setdefault("digest", "")
+    # In those of dtrain before 0.2.0, over all tensors.
+    body.pop("digest", None)
     if body.keys() - _FIELDS.keys():
         raise DamagedError("it is of another version of dtrain")
     values = {
@@ -171,7 +180,6 @@ _FIELDS: Mapping[str, Callable[[Any], object]] = {
     "tensors": lambda tensors: (
         _mapping(sealed.is_name, _is_fingerprint)(tensors) and tensors
     ),
-    "digest": lambda digest: digest == "" or _is_digest(digest),
     "metrics": _mapping(sealed.is_name, _is_metric),
     "log": _is_log,
     "run": lambda run: isinstance(run, dict),

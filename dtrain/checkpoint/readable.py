@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 
 import numpy as np
 import tensorflow as tf
@@ -40,7 +40,6 @@ _UNREADABLE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 # again, it is damage if other files can be read.
 _UNKNOWN = ("UnknownError", "InternalError")
 _PAUSES_SECS = (0.1, 1.0)
-_BATCH_BYTES = 64 << 20
 
 
 class ReadableDirectory:
@@ -103,13 +102,16 @@ class ReadableDirectory:
             raise DamagedError(f"its manifest is that of step {decoded.step}")
         return decoded
 
-    def verify(self, step: int, how: str = "full") -> Manifest:
+    def verify(
+        self, step: int, how: str = "full", *, num_threads: int = 4
+    ) -> Manifest:
         """Checks that a checkpoint is what was written.
 
         Args:
             step: which.
             how: sizes, which looks at the sizes of the files, or full, which
                 reads all tensors and compares their checksums.
+            num_threads: that read them.
 
         Returns:
             Its manifest.
@@ -121,28 +123,28 @@ class ReadableDirectory:
         """
         for pause_secs in _PAUSES_SECS:
             try:
-                return self._verify_once(step, how)
+                return self._verify_once(step, how, num_threads)
             except FileNotFoundError:
                 raise
             except OSError:
                 time.sleep(pause_secs)
         try:
-            return self._verify_once(step, how)
+            return self._verify_once(step, how, num_threads)
         except OSError as error:
             kind = getattr(error, "kind", "")
             if error.errno == errno.EIO or kind in _UNKNOWN:
                 raise DamagedError(files.reason(error)) from error
             raise
 
-    def _verify_once(self, step: int, how: str) -> Manifest:
+    def _verify_once(self, step: int, how: str, num_threads: int) -> Manifest:
         try:
-            return self._verify(step, how)
+            return self._verify(step, how, num_threads)
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
             raise DamagedError(files.reason(error)) from error
 
-    def _verify(self, step: int, how: str) -> Manifest:
+    def _verify(self, step: int, how: str, num_threads: int) -> Manifest:
         expected = self.manifest(step)
         for suffix, size in expected.sizes.items():
             actual = files.size(f"{self.prefix(step)}.{suffix}")
@@ -153,27 +155,27 @@ class ReadableDirectory:
                     f"its {suffix} has {actual} bytes and should have {size}"
                 )
         if how == "full":
-            self._verify_tensors(expected)
+            self._verify_tensors(expected, num_threads)
         return expected
 
-    def _verify_tensors(self, expected: Manifest) -> None:
+    def _verify_tensors(self, expected: Manifest, num_threads: int) -> None:
         with self._on_disk(expected) as path, literal(path) as prefix:
             index = files.read(f"{prefix}.{INDEX}") or b""
             if hashlib.sha256(index).hexdigest() != expected.index_sha256:
                 raise DamagedError("its index does not have its checksum")
-            dtypes = {key: each.dtype for key, each in expected.tensors.items()}
-            for keys in _batches(expected):
-                try:
-                    for key, value in read_tensors(prefix, keys, dtypes):
-                        found = fingerprint.of(value, dtypes[key])
-                        if found != expected.tensors[key]:
-                            raise DamagedError(
-                                f"{key} does not have its checksum"
-                            )
-                except _DAMAGE as error:
-                    raise DamagedError(files.reason(error)) from error
-                except tf.errors.OpError as error:
-                    raise files.store_error(error) from error
+            extents = index_lib.extents(prefix)
+            lacking = expected.tensors.keys() - extents.keys()
+            if lacking:
+                raise DamagedError(f"its index lacks {min(lacking)}")
+
+            def found(key: str) -> fingerprint.Fingerprint:
+                return _found(prefix, key, extents[key])
+
+            with futures.ThreadPoolExecutor(num_threads) as readers:
+                results = readers.map(found, expected.tensors)
+                for key, result in zip(expected.tensors, results, strict=True):
+                    if result != expected.tensors[key]:
+                        raise DamagedError(f"{key} does not have its checksum")
 
     @contextlib.contextmanager
     def _on_disk(self, manifest: Manifest) -> Iterator[str]:
@@ -197,7 +199,10 @@ class ReadableDirectory:
                 files.copy(f"{prefix}.{suffix}", f"{copy}.{suffix}")
             try:
                 yield copy
-            except (DamagedError, UserError, tf.errors.OpError) as error:
+            except (
+                *(DamagedError, FileNotFoundError, UserError),
+                tf.errors.OpError,
+            ) as error:
                 _check_copy(manifest, copy, error)
                 raise
 
@@ -291,20 +296,27 @@ def _check_copy(expected: Manifest, copy: str, error: Exception) -> None:
             ) from error
 
 
+def _found(
+    prefix: str, key: str, extent: index_lib.Extent
+) -> fingerprint.Fingerprint:
+    """Reads a tensor; returns what it is.
+
+    Raises:
+        DamagedError: it cannot be read.
+        store_error: the disk cannot be.
+        OSError: likewise.
+    """
+    if extent.dtype != "string" and extent.is_whole:
+        return extent.fingerprint()
+    try:
+        [(_, value)] = read_tensors(prefix, [key], {key: extent.dtype})
+    except _DAMAGE as error:
+        raise DamagedError(files.reason(error)) from error
+    except tf.errors.OpError as error:
+        raise files.store_error(error) from error
+    return fingerprint.of(value, extent.dtype)
+
+
 def _steps(names: Iterable[str], pattern: str) -> list[int]:
     matches = [re.fullmatch(pattern, name) for name in names]
     return sorted({int(match[1]) for match in matches if match})
-
-
-def _batches(manifest: Manifest) -> Iterator[list[str]]:
-    """Cuts the keys into few parts, whose tensors fit the memory."""
-    batch: list[str] = []
-    size = 0
-    for key, tensor in sorted(manifest.tensors.items()):
-        size += math.prod(tensor.shape) * tf.as_dtype(tensor.dtype).size
-        batch.append(key)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint, index, keras_state, objects
+from dtrain.bundle.fingerprint import Fingerprint
 from dtrain.storage import files
 
 _SAVE_COUNTER = f"save_counter{fingerprint.VALUE}"
@@ -43,7 +44,7 @@ class Snapshot(NamedTuple):
     step: int
     not_finite: frozenset[str] = frozenset()
 
-    def write(self, prefix: str) -> fingerprint.State:
+    def write(self, prefix: str) -> dict[str, Fingerprint]:
         """Writes `<prefix>.index` and its data, as TensorFlow does.
 
         The prefix is a local path. Any thread may call this. The files are not
@@ -220,16 +221,14 @@ class LiveTaker:
 
 def _saved(
     prefix: str, keys: Sequence[str], tensors: Sequence[tf.Tensor]
-) -> fingerprint.State:
+) -> dict[str, Fingerprint]:
     """Saves tensors as TensorFlow does; returns their fingerprints."""
 
-    def fingerprints() -> fingerprint.State:
-        found = fingerprint.State()
-        for key, tensor in sorted(
-            zip(keys, tensors, strict=True), key=lambda item: item[0]
-        ):
-            found.add(key, _value(prefix, key, tensor), tensor.dtype.name)
-        return found
+    def fingerprints() -> dict[str, Fingerprint]:
+        return {
+            key: fingerprint.of(_value(prefix, key, tensor), tensor.dtype.name)
+            for key, tensor in zip(keys, tensors, strict=True)
+        }
 
     def save() -> None:
         tf.raw_ops.SaveV2(

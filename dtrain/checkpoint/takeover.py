@@ -14,6 +14,7 @@ import re
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint, index, reader
+from dtrain.bundle.fingerprint import Fingerprint
 from dtrain.bundle.literal import literal
 from dtrain.checkpoint import opening
 from dtrain.checkpoint.directory import CheckpointDirectory, describe
@@ -127,14 +128,14 @@ def _take_over(directory: CheckpointDirectory, prefix: str) -> int:
     return step
 
 
-def _summed(local: str) -> fingerprint.State:
+def _summed(local: str) -> dict[str, Fingerprint]:
     """Reads all tensors of a checkpoint on this machine.
 
     Raises:
         UserError: it is damaged, or is none of `tf.train.Checkpoint`.
     """
     index.check(local)
-    written = fingerprint.State()
+    written: dict[str, Fingerprint] = {}
     with reader.damage(local), literal(local) as plain:
         kinds = tf.train.load_checkpoint(plain).get_variable_to_dtype_map()
         if fingerprint.GRAPH_KEY not in kinds:
@@ -146,5 +147,5 @@ def _summed(local: str) -> fingerprint.State:
         dtypes = {key: kind.name for key, kind in kinds.items()}
         for key in sorted(dtypes):
             for _, value in read_tensors(plain, [key], dtypes):
-                written.add(key, value, dtypes[key])
+                written[key] = fingerprint.of(value, dtypes[key])
     return written

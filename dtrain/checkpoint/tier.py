@@ -132,7 +132,8 @@ class Tier:
         kept = retention.kept(everything, (*self._policies, self._pinned()))
         if len(kept) < len(everything):
             try:
-                self.directory.verify(newest.step, self._verify)
+                # One, which leaves the other cores to the training.
+                self.directory.verify(newest.step, self._verify, num_threads=1)
             except DamagedError as error:
                 if newest.step in self.directory.candidates():
                     self.directory.quarantine(newest.step, str(error))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from dtrain.bundle import fingerprint
-from dtrain.bundle.fingerprint import GRAPH_KEY
+from dtrain.bundle.fingerprint import GRAPH_KEY, Fingerprint
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import opening
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -37,7 +37,7 @@ class WritableTree:
         self._tree = tree
         self._progress = progress
 
-    def write(self, prefix: str) -> fingerprint.State:
+    def write(self, prefix: str) -> dict[str, Fingerprint]:
         """Writes `<prefix>.index` and one data file or more to a local disk.
 
         Returns:
@@ -48,12 +48,11 @@ class WritableTree:
             OSError: the disk is full, or gone.
         """
         graph = np.array(self._tree.graph.SerializeToString(), np.object_)
-        written = fingerprint.State()
-        written.add(GRAPH_KEY, graph)
+        written = {GRAPH_KEY: fingerprint.of(graph)}
         pending, parts, size = {GRAPH_KEY: graph}, list[str](), 0
         for key, tensor in sorted(self._tree.tensors.items()):
             value = tensor.read()
-            written.add(key, value)
+            written[key] = fingerprint.of(value)
             if size + value.nbytes > _PART_BYTES and pending:
                 parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
                 pending, size = {}, 0

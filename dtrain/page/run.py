@@ -49,7 +49,7 @@ class Run(NamedTuple):
         grids: paths of the grids of samples, by step, ascending.
         nearest: likewise, of samples beside their nearest training images.
         newest: prefix of the newest checkpoint; empty if there is none.
-        digest: of that, as `checkpoint_tool digest` prints it; likewise.
+        state: of that, the same where all variables are; likewise.
         notes: what is left out, in lines.
     """
 
@@ -64,7 +64,7 @@ class Run(NamedTuple):
     grids: Mapping[int, str]
     nearest: Mapping[int, str]
     newest: str
-    digest: str
+    state: str
     notes: Sequence[str]
 
     @property
@@ -111,7 +111,7 @@ def read(place: Place) -> Run:
     attempts, of_ledgers = reading.attempts(directory)
     metrics = reading.metrics(directory)
     measured, of_figures = figures.read(directory)
-    newest, digest = _newest_checkpoint(directory)
+    newest, state = _newest_checkpoint(directory)
     return Run(
         *place,
         settings=_mapping(config.get("config")),
@@ -130,7 +130,7 @@ def read(place: Place) -> Run:
         grids=_pictures(f"{directory}/samples"),
         nearest=_pictures(f"{directory}/nearest"),
         newest=newest,
-        digest=digest,
+        state=state,
         notes=[*notes, *of_ledgers, *metrics.notes, *of_figures],
     )
 
@@ -167,7 +167,7 @@ def _newest_checkpoint(directory: str) -> tuple[str, str]:
     if not newest:
         return "", ""
     try:
-        return newest, manifest.decode(reading.content(f"{newest}.json")).digest
+        return newest, manifest.decode(reading.content(f"{newest}.json")).state
     except sealed.DamagedError:
         return newest, ""
 

@@ -260,7 +260,7 @@ def _folded(runs: Sequence[Run], index: int, content: str) -> str:
 
 
 def of_origins(runs: Sequence[Run]) -> str:
-    """Says which versions wrote each run, and the digest of its weights.
+    """Says which versions wrote each run, and what tells states apart.
 
     Args:
         runs: at least one.
@@ -276,8 +276,8 @@ def of_origins(runs: Sequence[Run]) -> str:
                 text(each.directory),
                 text(versions),
                 text(each.newest),
-                f"<code>{text(each.digest)}</code>" if each.digest else "",
+                f"<code>{text(each.state)}</code>" if each.state else "",
             ]
         )
-    heads = ["run", "directory", "versions", "newest checkpoint", "digest"]
-    return section("Versions and digest", table(heads, rows))
+    heads = ["run", "directory", "versions", "newest checkpoint", "state"]
+    return section("Versions and states", table(heads, rows))

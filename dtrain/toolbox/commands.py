@@ -180,10 +180,9 @@ def digest(arguments: argparse.Namespace) -> int:
         if source.local:
             total = tensors.digest(source.local)
         else:
-            state = fingerprint.State()
-            for name in source.tree:
-                state.add(name, source.tree[name].read())
-            total = state.digest
+            total = fingerprint.digest(
+                (name, source.tree[name].read()) for name in source.tree
+            )
         print(f"{total}  {source.prefix}")
     return errors.FINISHED
 
