@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from dtrain import config, errors, flags, streams
 from dtrain.cluster import environment, rendezvous
-from dtrain.resilience import stop_file, watchdog
+from dtrain.resilience import standby, stop_file, watchdog
 from dtrain.resilience import watcher as watcher_lib
 from dtrain.storage import startup
 
@@ -114,9 +114,20 @@ def _watchdog(
     return contextlib.closing(dog)
 
 
+def _import_all() -> None:
+    """Imports what a run needs; touches no device and no file of the run."""
+    startup.import_modules()
+    from dtrain import train  # noqa: F401
+
+
+def _start() -> int:
+    standby.stand_by(_import_all)
+    return run(sys.argv, errors.leave)
+
+
 def main() -> None:
     """Runs the program."""
-    errors.exit_with(lambda: run(sys.argv, errors.leave), errors.leave)
+    errors.exit_with(_start, errors.leave)
 
 
 if __name__ == "__main__":

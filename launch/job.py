@@ -106,6 +106,8 @@ class Job:
         arguments = [f"--max_restarts={options.max_restarts}"]
         if options.grace_secs:
             arguments.append(f"--grace_secs={options.grace_secs:g}")
+        if not options.warm_spare:
+            arguments.append("--nowarm_spare")
         return tuple(arguments)
 
     def require(self, *names: str) -> None:

@@ -169,6 +169,7 @@ def _run_here(
             max_restarts=options.max_restarts,
             grace_secs=options.grace_secs,
             fits=_fits(options, parsed),
+            warm_spare=options.warm_spare,
         ),
         plan,
     )

@@ -37,6 +37,7 @@ class Options:
     grace_secs: float = flags.field(
         0.0, flags.FLAGS, "As in launch.main.", minimum=0.0
     )
+    warm_spare: bool = flags.field(True, flags.FLAGS, "As in launch.main.")
     again_code: int = flags.field(
         0,
         flags.FLAGS,
@@ -106,6 +107,7 @@ def run(
             max_restarts=options.max_restarts,
             grace_secs=options.grace_secs,
             is_of_a_job=True,
+            warm_spare=options.warm_spare,
         ),
         lambda _: worker.plan((0,), theirs, (name,)),
     )

@@ -267,6 +267,14 @@ class Options(_Kubernetes):
         *_NOT_VERTEX,
         minimum=0,
     )
+    warm_spare: bool = _field(
+        True,
+        ALIVE,
+        "Keeps a process for each worker that has imported TensorFlow and "
+        "takes its place at a restart, which saves the import; it takes 0.6 "
+        "GiB of memory, 0.2 of it its own alone, and is not kept where 2 GiB "
+        "are not free.",
+    )
     grace_secs: float = _field(
         0.0,
         ALIVE,

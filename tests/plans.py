@@ -50,7 +50,13 @@ LOCAL = {
     "all_of_it": (
         *("--backend=local", "--num_workers=4", "--min_workers=2"),
         "--devices_per_worker=2",
-        *("--max_restarts=5", "--grace_secs=45.5", *ENV, *DISK),
+        *(
+            "--max_restarts=5",
+            "--nowarm_spare",
+            "--grace_secs=45.5",
+            *ENV,
+            *DISK,
+        ),
     ),
     "awkward": ("--num_workers=2", *DISK, *AWKWARD),
 }
@@ -63,7 +69,12 @@ SLURM = {
         *("--num_nodes=2", "--gpus_per_node=4", "--gpu_type=a100"),
         *("--cpus_per_node=16", "--memory_gib=64", "--max_hours=0.5"),
         *("--name=faces-1", "--partition=gpu", "--account=vision"),
-        *("--qos=low", "--constraint=nvme", "--grace_secs=90"),
+        *(
+            "--qos=low",
+            "--constraint=nvme",
+            "--nowarm_spare",
+            "--grace_secs=90",
+        ),
         *("--max_restarts=5", "--max_requeues=3"),
         *("--sbatch_arg=--reservation=night", "--record_dir=/home/me/jobs"),
         *("--sbatch_arg=--comment=two words", "--nocheck_here", *ENV, *DISK),
@@ -100,7 +111,13 @@ KUBERNETES = {
         *STORE,
     ),
     "limits": (
-        *(*IMAGE, "--grace_secs=120.5", "--max_hours=0.5", "--max_restarts=0"),
+        *(
+            *IMAGE,
+            "--nowarm_spare",
+            "--grace_secs=120.5",
+            "--max_hours=0.5",
+            "--max_restarts=0",
+        ),
         *("--max_requeues=0", "--num_nodes=3", *ENV, *STORE),
     ),
     "claims": (
@@ -137,7 +154,12 @@ VERTEX_AI = {
     ),
     "all_of_it": (
         *(*VERTEX, *A100S, "--num_nodes=4", "--name=faces-1"),
-        *("--max_hours=36.5", "--max_restarts=5", "--grace_secs=20"),
+        *(
+            "--nowarm_spare",
+            "--max_hours=36.5",
+            "--max_restarts=5",
+            "--grace_secs=20",
+        ),
         "--service_account=trainer@my-project.iam.gserviceaccount.com",
         *("--env=NCCL_DEBUG=INFO", "--record_dir=/home/me/jobs", *STORE),
     ),
@@ -161,7 +183,12 @@ SKYPILOT = {
     "all_of_it": (
         *("--num_nodes=4", "--gpus_per_node=1", "--gpu_type=L4"),
         *("--cpus_per_node=8", "--memory_gib=32", "--cloud=gcp"),
-        *("--region=europe-west4", "--name=faces-1", "--max_restarts=5"),
+        *(
+            "--region=europe-west4",
+            "--nowarm_spare",
+            "--name=faces-1",
+            "--max_restarts=5",
+        ),
         *("--max_requeues=3", "--grace_secs=45.5"),
         *("--record_dir=/home/me/jobs", "--nocheck_here", *ENV, *STORE),
     ),

@@ -283,8 +283,8 @@ time.sleep(0 if attempt else 60)
         "worker 1 was killed by SIGKILL; start 2 goes on from step 120 in 0 s"
     ]
     died = float(out.partition("dies at ")[2].split()[0])
-    # One second for the others to leave by themselves, and Python's start.
-    assert 1.0 < float(began.read_text()) - died < 4.0
+    # A moment for the others to leave by themselves, and Python's start.
+    assert cycle.LEAVE_SECS < float(began.read_text()) - died < 4.0
 
 
 def test_a_worker_that_always_fails_ends_the_run_with_its_cause(

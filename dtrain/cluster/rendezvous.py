@@ -36,6 +36,7 @@ from dtrain.errors import LostWorkerError, printable
 # Between two questions of the chief, and between two tries to reach it.
 _ASK_SECS = 1.0
 _TRY_SECS = 0.2
+_FIRST_TRY_SECS = 0.01
 # A peer that has been silent for this long is gone, or behind a cut link.
 _SILENCE_SECS = 10.0
 # Between two looks at the clock and at what tells this process to end.
@@ -336,12 +337,15 @@ class _Visit:
         Raises:
             LostWorkerError: the chief cannot be reached, or does not let go.
         """
+        # Of workers that are started at once, it is there in a moment.
+        pause_secs = _FIRST_TRY_SECS
         while time.monotonic() < deadline:
             if self._requested():
                 return False
             line = self._connect(deadline)
             if line is None:
-                time.sleep(_TRY_SECS)
+                time.sleep(pause_secs)
+                pause_secs = min(2 * pause_secs, _TRY_SECS)
                 continue
             with contextlib.closing(line):
                 if self._stay(line, deadline):

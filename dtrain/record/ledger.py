@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from dtrain.record import goodput
+from dtrain.resilience import standby
 from dtrain.storage import files
 
 _SECS_BETWEEN_WRITES = 5.0
@@ -39,7 +40,12 @@ _IMPORTED_NS = _boot_ns()
 
 
 def _process_start_ns() -> int:
-    """Returns when this process began; when this was imported, if unknown."""
+    """Returns when this process began; when this was imported, if unknown.
+
+    Of one that had waited as a spare, when it was called.
+    """
+    if standby.called_ns():
+        return standby.called_ns()
     try:
         with open("/proc/self/stat", "rb") as file:
             # Behind the name, which may hold blanks and parentheses.

@@ -107,8 +107,8 @@ def _keras_json() -> str:
     return os.path.join(os.path.expanduser(directory), "keras.json")
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow and Keras and finds the devices; takes seconds.
+def import_modules() -> None:
+    """Imports TensorFlow and Keras, and touches no device; takes seconds.
 
     Afterwards `import tensorflow` costs nothing and prints nothing.
 
@@ -123,6 +123,17 @@ def import_tensorflow() -> None:
     # its galleries of images, which no run draws.
     with quiet(), _missing("matplotlib"), _keras_settings():
         import keras  # noqa: F401
-        import tensorflow as tf
+        import tensorflow as tf  # noqa: F401
 
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and Keras and finds the devices; takes seconds.
+
+    Raises:
+        UserError: the person's settings of Keras are damaged.
+    """
+    import_modules()
+    import tensorflow as tf
+
+    with quiet():
         tf.config.list_physical_devices()

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -17,15 +18,16 @@ from collections.abc import Sequence
 
 from dtrain import errors
 from dtrain.resilience import signals, status
+from launch.keep import spares as spares_lib
 from launch.keep import worker
 
 _POLL_SECS = 0.05
 
 # How long the workers may take to end when one has failed. One whose collective
-# has failed says so and ends within a second or two; one that is stuck never
-# does. Either may be killed: a save is whole or not there, and the next start
-# waits for both.
-LEAVE_SECS = 1.0
+# has failed says so and ends within a tenth of a second, or never does, for it
+# is stuck. It may be killed: a save is whole or not there, and the next start
+# waits for all.
+LEAVE_SECS = 0.5
 # The same if no start follows: then their last lines are worth the wait.
 LAST_LEAVE_SECS = 20.0
 
@@ -173,15 +175,24 @@ def _is_failure(ending: Ending) -> bool:
 class _Member:
     """A worker of this start, and what is known of it."""
 
-    def __init__(self, index: int, process: worker.Process) -> None:
+    def __init__(
+        self,
+        index: int,
+        process: worker.Process,
+        child: subprocess.Popen[bytes] | None,
+    ) -> None:
         self._index = index
+        self.process = process
         self.status_path = process.environment.get(worker.STATUS_FILE, "")
-        self.worker = worker.Worker(process)
+        self.worker = worker.Worker(process, child)
         self.ending: Ending | None = None
         self.status: status.Status | None = None
         self.is_told = False
         self.is_taken_down = False
         self.restored_step: int | None = None
+        # The step that it began with, and when it had made another.
+        self._first_step: int | None = None
+        self.stepped_at = math.inf
         self.silent_secs = 0.0
         self.kill_at = math.inf
         self._seen_at = time.monotonic()
@@ -225,8 +236,12 @@ class _Member:
             self._version, self._seen_at = version, now
             self.status = status.read(self.status_path) or self.status
             newest = self.status
-            if newest and newest.step >= 0 and self.restored_step is None:
-                self.restored_step = newest.saved_step
+            if newest and newest.step >= 0:
+                if self._first_step is None:
+                    self._first_step = newest.step
+                    self.restored_step = newest.saved_step
+                elif newest.step != self._first_step:
+                    self.stepped_at = min(self.stepped_at, now)
 
     def pardon(self, now: float) -> None:
         """Begins to wait for a sign of life anew."""
@@ -265,6 +280,7 @@ def run(
     notices: Notices,
     grace_secs: float = 0.0,
     leave_secs: float = LAST_LEAVE_SECS,
+    spares: spares_lib.Spares | None = None,
 ) -> Result:
     """Starts the workers and waits for all; returns how they ended.
 
@@ -277,11 +293,15 @@ def run(
         grace_secs: how long they may take to save after a notice; 0 is as
             long as they need.
         leave_secs: how long they may take to end when one has failed.
+        spares: take the place of those that they are of, and each worker that
+            runs gets one; None keeps none.
     """
-    cycle = _Cycle(notices, grace_secs, leave_secs)
+    spares = spares or spares_lib.Spares(is_on=False)
+    cycle = _Cycle(notices, grace_secs, leave_secs, spares)
     try:
         for index, process in enumerate(processes):
-            cycle.running.append(_Member(index, process))
+            child = spares.take(process)
+            cycle.running.append(_Member(index, process, child))
         while cycle.running:
             cycle.look(time.monotonic())
             time.sleep(_POLL_SECS)
@@ -295,9 +315,14 @@ class _Cycle:
     """The workers of one start, and the rules by which they are ended."""
 
     def __init__(
-        self, notices: Notices, grace_secs: float, leave_secs: float
+        self,
+        notices: Notices,
+        grace_secs: float,
+        leave_secs: float,
+        spares: spares_lib.Spares,
     ) -> None:
         self._notices = notices
+        self._spares = spares
         self._grace_secs = grace_secs
         self._leave_secs = leave_secs
         self._looked_at = time.monotonic()
@@ -332,6 +357,9 @@ class _Cycle:
         self._tell(now)
         self._end(now)
         self._find_silent(now)
+        if not self._ended and not self._notices.first:
+            for member in self.running:
+                self._spares.keep(member.process, now - member.stepped_at)
 
     def _see(self, now: float) -> None:
         for member in self.running[:]:

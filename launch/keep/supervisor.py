@@ -18,7 +18,7 @@ from dtrain import errors
 from dtrain.cluster import environment as environment_lib
 from dtrain.resilience import status
 from dtrain.storage import temporary
-from launch.keep import cycle, worker
+from launch.keep import cycle, spares, worker
 
 # A crash every six hours for almost a month. If there are more, somebody should
 # look, even if the run comes forward between them.
@@ -48,6 +48,8 @@ class Options:
         is_of_a_job: whether a scheduler started this process, on each node of
             a job, and goes by its exit code.
         fits: whether the run can be shared by so many workers.
+        warm_spare: whether each worker has a spare, see `spares`; for workers
+            that know what that is.
     """
 
     num_workers: int = 1
@@ -56,6 +58,7 @@ class Options:
     grace_secs: float = 0.0
     is_of_a_job: bool = False
     fits: Callable[[int], bool] = lambda num_workers: num_workers > 0
+    warm_spare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +277,7 @@ def run(options: Options, plan: Plan) -> int:
         cycle.Notices() as notices,
         # In memory: a worker that cannot tell its status is taken for stuck.
         temporary.in_memory("status") as directory,
+        spares.Spares(is_on=options.warm_spare) as kept,
     ):
         while True:
             leave_secs = (
@@ -286,6 +290,7 @@ def run(options: Options, plan: Plan) -> int:
                 notices,
                 options.grace_secs,
                 leave_secs,
+                kept,
             )
             decision = record.next(result)
             _say(decision.line)

@@ -122,28 +122,53 @@ def free_ports(count: int) -> list[int]:
             sock.close()
 
 
+def start(
+    process: Process,
+    stdin: int = subprocess.DEVNULL,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts a process; nobody reads yet what it says.
+
+    Args:
+        process: see above.
+        stdin: descriptor of its standard input.
+        variables: what else is added to its environment.
+    """
+    return subprocess.Popen(
+        process.command,
+        env={**environment(process), **(variables or {})},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # In a session of its own: a Ctrl-C of the terminal would come twice,
+        # from it and from here, and the second one ends a worker unsaved.
+        start_new_session=True,
+    )
+
+
+def environment(process: Process) -> dict[str, str]:
+    """Returns all variables of a process."""
+    return {**os.environ, **process.environment}
+
+
 class Worker:
     """A process that runs, and what it says.
 
     Its lines are printed with its name in front.
+
+    Args:
+        process: what it is.
+        child: its process, where that runs already.
 
     Attributes:
         name: of the process.
         pid: of the process, and of the session it leads.
     """
 
-    def __init__(self, process: Process) -> None:
-        self._child = subprocess.Popen(
-            process.command,
-            env={**os.environ, **process.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # In a session of its own: a Ctrl-C of the terminal would come
-            # twice, from it and from here, and the second one ends a worker
-            # unsaved.
-            start_new_session=True,
-        )
+    def __init__(
+        self, process: Process, child: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        self._child = child or start(process)
         self.name = process.name
         self.pid = self._child.pid
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT)
