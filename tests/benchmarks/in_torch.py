@@ -41,8 +41,9 @@ class Reshape(nn.Module):
 
 
 def dcgan(config: Config, side: int, channels: int) -> tuple[nn.Module, ...]:
-    """Makes both networks for images that halve to 4 pixels."""
+    """Makes both networks for images that halve to 4 pixels, or to 7."""
     levels = int(math.log2(side // 4))
+    least = side >> levels
     widths = [config.base_channels * min(2**n, 8) for n in range(levels + 1)]
 
     def finish(width: int) -> list[nn.Module]:
@@ -53,8 +54,8 @@ def dcgan(config: Config, side: int, channels: int) -> tuple[nn.Module, ...]:
 
     top = widths[-1]
     up: list[nn.Module] = [
-        nn.Linear(config.latent_size, 16 * top),
-        Reshape(top, 4, 4),
+        nn.Linear(config.latent_size, least**2 * top),
+        Reshape(top, least, least),
         *finish(top),
     ]
     for before, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
@@ -63,7 +64,8 @@ def dcgan(config: Config, side: int, channels: int) -> tuple[nn.Module, ...]:
     down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
     for before, width in itertools.pairwise(widths):
         down += [nn.LeakyReLU(_SLOPE), nn.Conv2d(before, width, 4, 2, 1)]
-    down += [nn.LeakyReLU(_SLOPE), nn.Flatten(), nn.Linear(16 * top, 1)]
+    down += [nn.LeakyReLU(_SLOPE), nn.Flatten()]
+    down.append(nn.Linear(least**2 * top, 1))
     return nn.Sequential(*up), nn.Sequential(*down)
 
 
@@ -250,18 +252,26 @@ class Training:
     """A loop as PyTorch's tutorials have it."""
 
     def __init__(
-        self, name: str, config: Config, batches: Iterator[Any], side: int
+        self,
+        name: str,
+        config: Config,
+        batches: Iterator[Any],
+        side: int,
+        channels: int = 3,
     ) -> None:
         """Makes networks and optimizers.
 
         Args:
             name: of `NETWORKS`.
             config: the settings that both sides train with.
-            batches: yields images, float32 [b, 3, side, side].
+            batches: yields images, float32 [b, channels, side, side].
             side: of the images, in pixels.
+            channels: of the images.
         """
         self._config, self._batches = config, batches
-        self.generator, self.discriminator = NETWORKS[name](config, side, 3)
+        self.generator, self.discriminator = NETWORKS[name](
+            config, side, channels
+        )
         self._average = copy.deepcopy(self.generator)
         betas = config.beta_1, config.beta_2
         self._optimizers = [

@@ -1,19 +1,27 @@
-"""Compares dtrain with a training loop that somebody would write by hand.
+"""Compares dtrain with what else trains a GAN: by hand, Keras, PyTorch.
 
-    python -m tests.benchmarks.train [--rounds=5] [--steps=100] [dtrain flags]
+    python -m tests.benchmarks.train [--write] [--rounds=5] [--secs=3]
+        [--sides=8,28,64] [--batches=16,64,256]
 
-Both train the same DCGAN on 28x28 images with batch 64, the same loss, the
-same optimizers and the same moving average of the generator. They take turns
-in one process, several times, and the table shows images/s of each turn.
+The same DCGAN with the same loss, optimizers and moving average of the
+generator: by dtrain; in a loop as TensorFlow's tutorials have it; in the
+`train_step` of a Keras model, by `fit` with as many steps in one execution as
+dtrain makes in one loop; and, where it is installed, in PyTorch. All take turns
+in one process, for some seconds each; the ratios are medians over turns.
+`--write` puts the table into docs/speed.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,53 +35,68 @@ from dtrain.data import pipeline, sources
 from dtrain.gan import state as gan_lib
 from dtrain.gan.step import Step
 from dtrain.models import dcgan
+from tests import runs
+from tests.benchmarks.pages import replace_table
 
 Turn = Callable[[int], None]
+_HEAD = (
+    "| pixels | batch | dtrain, images/s | of by hand | of Keras `fit` "
+    "| of PyTorch |",
+    "|---|---|---|---|---|---|",
+)
 
 
-def by_hand(config: Config, images: np.ndarray) -> Turn:
-    """Makes the loop of a TensorFlow tutorial: one function for each step.
+class _ByHand:
+    """The networks and the step of a TensorFlow tutorial."""
 
-    Args:
-        config: the settings that both sides train with.
-        images: uint8 [n, 28, 28, 1].
+    def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
+        self._shape = [config.batch_size, config.latent_size]
+        self.generator, self.discriminator = dcgan.make(config, shape, 0)
+        self.average, _ = dcgan.make(config, shape, 0)
+        self.average.set_weights(self.generator.get_weights())
+        adam = {"beta_1": config.beta_1, "beta_2": config.beta_2}
+        self._optimizers = [keras.optimizers.Adam(1e-3, **adam) for _ in "GD"]
+        self._decay = 0.5 ** (config.batch_size / config.ema_half_life_images)
 
-    Returns:
-        A function that trains for some steps.
-    """
-    shape = images.shape[1:]
-    generator, discriminator = dcgan.make(config, shape, 0)
-    average, _ = dcgan.make(config, shape, 0)
-    average.set_weights(generator.get_weights())
-    adam = {"beta_1": config.beta_1, "beta_2": config.beta_2}
-    generator_optimizer = keras.optimizers.Adam(1e-3, **adam)
-    discriminator_optimizer = keras.optimizers.Adam(1e-3, **adam)
-    decay = 0.5 ** (config.batch_size / config.ema_half_life_images)
-    shape = [config.batch_size, config.latent_size]
-
-    @tf.function
-    def step(real_images: tf.Tensor) -> None:
-        fake_images = generator(tf.random.normal(shape), training=True)
+    def step(self, real_images: tf.Tensor) -> tf.Tensor:
+        """Trains a step; returns the loss of the generator."""
+        fake_images = self._fakes()
         with tf.GradientTape() as tape:
-            real_logits = discriminator(real_images, training=True)
-            fake_logits = discriminator(fake_images, training=True)
+            real_logits = self.discriminator(real_images, training=True)
+            fake_logits = self.discriminator(fake_images, training=True)
             loss = tf.reduce_mean(
                 tf.nn.softplus(-real_logits) + tf.nn.softplus(fake_logits)
             )
-        variables = discriminator.trainable_variables
-        discriminator_optimizer.apply(tape.gradient(loss, variables), variables)
+        variables = self.discriminator.trainable_variables
+        self._optimizers[1].apply(tape.gradient(loss, variables), variables)
         with tf.GradientTape() as tape:
-            fake_images = generator(tf.random.normal(shape), training=True)
-            fake_logits = discriminator(fake_images, training=True)
+            fake_logits = self.discriminator(self._fakes(), training=True)
             loss = tf.reduce_mean(tf.nn.softplus(-fake_logits))
-        variables = generator.trainable_variables
-        generator_optimizer.apply(tape.gradient(loss, variables), variables)
+        variables = self.generator.trainable_variables
+        self._optimizers[0].apply(tape.gradient(loss, variables), variables)
         for mean, weight in zip(
-            average.weights, generator.weights, strict=True
+            self.average.weights, self.generator.weights, strict=True
         ):
-            mean.assign(decay * mean + (1.0 - decay) * weight)
+            mean.assign(self._decay * mean + (1.0 - self._decay) * weight)
+        return loss
 
-    dataset = (
+    def _fakes(self) -> Any:
+        return self.generator(tf.random.normal(self._shape), training=True)
+
+
+class _Fitted(keras.Model):
+    """The same step, for Keras."""
+
+    def __init__(self, by_hand: _ByHand) -> None:
+        super().__init__()
+        self._by_hand = by_hand
+
+    def train_step(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"loss": self._by_hand.step(data)}
+
+
+def _dataset(config: Config, images: np.ndarray) -> tf.data.Dataset:
+    return (
         tf.data.Dataset.from_tensor_slices(images)
         .shuffle(len(images), seed=0)
         .repeat()
@@ -81,14 +104,58 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
         .map(lambda batch: tf.cast(batch, tf.float32) / 127.5 - 1.0)
         .prefetch(tf.data.AUTOTUNE)
     )
-    iterator = iter(dataset)
+
+
+def by_hand(config: Config, images: np.ndarray) -> Turn:
+    """Makes the loop of a TensorFlow tutorial: one function for each step.
+
+    Args:
+        config: the settings that all sides train with.
+        images: uint8 [n, side, side, channels].
+
+    Returns:
+        A function that trains for some steps.
+    """
+    hand = _ByHand(config, images.shape[1:])
+    step = tf.function(hand.step)
+    iterator = iter(_dataset(config, images))
 
     def turn(num_steps: int) -> None:
         for _ in range(num_steps):
             step(next(iterator))
-        average.weights[0].numpy()
+        hand.average.weights[0].numpy()
 
     return turn
+
+
+def by_fit(config: Config, images: np.ndarray) -> Turn:
+    """Makes the loop of Keras; see `by_hand`."""
+    model = _Fitted(_ByHand(config, images.shape[1:]))
+    # By XLA, which it would choose by itself, it is slower on a CPU.
+    model.compile(jit_compile=False, steps_per_execution=config.steps_per_loop)
+    dataset = _dataset(config, images)
+
+    def turn(num_steps: int) -> None:
+        model.fit(dataset, steps_per_epoch=num_steps, verbose=0)
+
+    return turn
+
+
+def by_torch(config: Config, images: np.ndarray) -> Turn | None:
+    """Makes the loop of PyTorch; None where that is not installed."""
+    if not importlib.util.find_spec("torch"):
+        return None
+    from tests.benchmarks import in_torch
+
+    def batches() -> Iterator[np.ndarray]:
+        chance = np.random.default_rng(0)
+        channels_first = images.transpose(0, 3, 1, 2)
+        while True:
+            chosen = chance.integers(0, len(images), config.batch_size)
+            yield channels_first[chosen] / np.float32(127.5) - np.float32(1.0)
+
+    _, side, _, channels = images.shape
+    return in_torch.Training("dcgan", config, batches(), side, channels).turn
 
 
 def by_dtrain(
@@ -120,13 +187,6 @@ def measure(turn: Turn, num_steps: int, config: Config) -> float:
     return num_steps * config.batch_size / elapsed
 
 
-def compare(turns: dict[str, Turn], num_steps: int, config: Config) -> float:
-    """Lets each side train once; prints a row and returns the ratio."""
-    ours, theirs = (measure(turn, num_steps, config) for turn in turns.values())
-    print(f"{ours:>8.1f}  {theirs:>8.1f}  {ours / theirs:>6.3f}", flush=True)
-    return ours / theirs
-
-
 def own_flags(
     arguments: Sequence[str], defaults: Mapping[str, int]
 ) -> tuple[dict[str, int], list[str]]:
@@ -141,31 +201,85 @@ def own_flags(
     return own, rest
 
 
+def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
+    """Lets all sides train in turns; returns a row of the table.
+
+    Args:
+        config: the settings that all sides train with.
+        images: that they train on, uint8 [n, side, side, channels].
+        rounds: turns of each side.
+        secs: of a turn, about.
+    """
+    sides = {
+        "dtrain": by_dtrain(
+            config,
+            strategy_lib.make(config, environment.ALONE),
+            sources.open_data(config),
+        ),
+        "by hand": by_hand(config, images),
+        "fit": by_fit(config, images),
+        "PyTorch": by_torch(config, images),
+    }
+    turns = {name: turn for name, turn in sides.items() if turn}
+    at_once = config.steps_per_loop
+    for turn in turns.values():
+        turn(at_once)
+    speed = measure(turns["dtrain"], at_once, config)
+    loops = max(1, round(secs * speed / config.batch_size / at_once))
+    speeds = [
+        {
+            name: measure(turn, loops * at_once, config)
+            for name, turn in turns.items()
+        }
+        for _ in range(rounds)
+    ]
+    cells = [
+        f"{images.shape[1]}",
+        f"{config.batch_size}",
+        f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
+    ]
+    for name in ("by hand", "fit", "PyTorch"):
+        ratios = [
+            each["dtrain"] / each[name] for each in speeds if name in each
+        ]
+        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Measures and prints the table."""
-    own, rest = own_flags(sys.argv[1:], {"rounds": 5, "steps": 100})
-    noise = np.random.default_rng(0)
-    images = noise.integers(0, 256, (4096, 28, 28, 1), np.uint8)
-    with tempfile.TemporaryDirectory() as directory:
-        np.savez(f"{directory}/images.npz", images=images)
-        dataset = f"--dataset=npz:{directory}/images.npz"
-        config = config_lib.parse(
-            [sys.argv[0], "--strategy=mirrored", "--r1_gamma=0", dataset, *rest]
-        )
-        strategy = strategy_lib.make(config, environment.ALONE)
-        data = sources.open_data(config)
-    turns = {
-        "dtrain": by_dtrain(config, strategy, data),
-        "by hand": by_hand(config, images),
+    options = {
+        **{"rounds": "5", "secs": "3"},
+        **{"sides": "8,28,64", "batches": "16,64,256"},
     }
-    for turn in turns.values():
-        turn(config.steps_per_loop + 1)
-    print("images/s\n  dtrain   by hand   ratio")
-    ratios = [
-        compare(turns, own["steps"], config) for _ in range(own["rounds"])
-    ]
-    print(f"median of the ratios {statistics.median(ratios):.3f}")
+    is_written = "--write" in sys.argv
+    for argument in sys.argv[1:]:
+        name, _, value = argument.removeprefix("--").partition("=")
+        options[name] = value
+    rounds, secs = int(options["rounds"]), int(options["secs"])
+    lines = list(_HEAD)
+    print("\n".join(lines), flush=True)
+    noise = np.random.default_rng(0)
+    for side in map(int, options["sides"].split(",")):
+        images = noise.integers(0, 256, (4096, side, side, 1), np.uint8)
+        with tempfile.TemporaryDirectory() as directory:
+            np.savez(f"{directory}/images.npz", images=images)
+            config = config_lib.parse(
+                [
+                    *("main", "--strategy=mirrored", "--r1_gamma=0"),
+                    *(f"--dataset=npz:{directory}/images.npz",),
+                    "--steps_per_loop=10",
+                ]
+            )
+            for batch_size in map(int, options["batches"].split(",")):
+                now = dataclasses.replace(config, batch_size=batch_size)
+                lines.append(row(now, images, rounds, secs))
+                print(lines[-1], flush=True)
+                keras.backend.clear_session()
+    if is_written:
+        replace_table(runs.ROOT / "docs/speed.md", "train", lines)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     main()

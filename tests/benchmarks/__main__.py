@@ -1,0 +1,123 @@
+"""Runs the benchmarks of docs/speed.md, one after the other.
+
+    python -m tests.benchmarks [--write] [--gpu] [--dry_run] [NAME ...]
+
+Each is a program of its own, `python -m tests.benchmarks.NAME`, whose first
+lines say what it measures and what else it takes. `--write` puts the tables, and
+the machine that they are of, into docs/speed.md.
+`--gpu` runs those that say something of a node with GPUs, in ten minutes: all
+its GPUs are in one strategy. `--dry_run` prints the commands.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+
+from tests import runs
+from tests.benchmarks.pages import replace_table
+
+# By name: the minutes that it takes on two cores.
+PARTS = {
+    "train": 10,
+    "overhead": 3,
+    "reduction": 3,
+    "stall": 4,
+    "checkpoints": 4,
+    "restart": 8,
+    "start": 3,
+}
+_ON_GPU = {
+    "train": ("--rounds=3", "--secs=2", "--sides=28,64", "--batches=64,256"),
+    "overhead": ("--rounds=5",),
+    "checkpoints": ("--megabytes=600", "--rounds=3"),
+    "restart": ("--num_kills=2",),
+}
+# Those whose tables are in docs/speed.md.
+_WRITTEN = ("train", "overhead", "checkpoints", "restart")
+
+
+def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
+    """Returns the commands, in their order.
+
+    Args:
+        names: of `PARTS`; all if there are none.
+        gpu: whether they are those for a node with GPUs.
+        write: whether they write into docs/speed.md.
+
+    Raises:
+        SystemExit: there is no benchmark of that name.
+    """
+    known = _ON_GPU if gpu else PARTS
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"{name} is none of {', '.join(known)}")
+    return [
+        [
+            *(sys.executable, "-m", f"tests.benchmarks.{name}"),
+            *(_ON_GPU[name] if gpu else ()),
+            *(["--write"] if write and name in _WRITTEN else ()),
+        ]
+        for name in names or known
+    ]
+
+
+def machine() -> list[str]:
+    """Says what is measured, and on what: a line each."""
+    names = ("tensorflow", "keras", "numpy")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    num_pages = os.sysconf("SC_PHYS_PAGES")
+    gib = num_pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return [
+        f"- {os.cpu_count()} logical CPUs ({_cpu()}), {gib:.0f} GiB of memory"
+        f"{_gpus()}",
+        f"- Python {platform.python_version()}, {versions}",
+    ]
+
+
+def _cpu() -> str:
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _gpus() -> str:
+    import tensorflow as tf
+
+    names = [
+        tf.config.experimental.get_device_details(device)["device_name"]
+        for device in tf.config.list_physical_devices("GPU")
+    ]
+    return f", {len(names)} x {names[0]}" if names else ", no GPU"
+
+
+def main() -> int:
+    """Runs the benchmarks; returns how many have failed."""
+    flags = {each for each in sys.argv[1:] if each.startswith("-")}
+    unknown = flags - {"--write", "--gpu", "--dry_run"}
+    if unknown:
+        print(__doc__)
+        return len(unknown - {"--help", "-h"})
+    names = [each for each in sys.argv[1:] if each not in flags]
+    chosen = commands(names, gpu="--gpu" in flags, write="--write" in flags)
+    told = machine()
+    print("\n".join(told), flush=True)
+    if "--write" in flags:
+        replace_table(runs.ROOT / "docs/speed.md", "machine", told)
+    failed = 0
+    for command in chosen:
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        if "--dry_run" not in flags:
+            failed += bool(subprocess.run(command, cwd=runs.ROOT).returncode)
+    return failed
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Measures how fast checkpoints are written and restored, beside a copy.
+
+    python -m tests.benchmarks.checkpoints [--megabytes=30,600] [--rounds=5]
+        [--write]
+
+The same bytes, a Keras model and the moments of its Adam, on one disk, by
+savers that take turns in one process: dtrain, TensorFlow's CheckpointManager,
+what Keras' BackupAndRestore writes, and PyTorch's asynchronous checkpoint
+where PyTorch is installed. In each turn a file of as many bytes is copied, with
+fsync, and read: the ratios are to these, of the same round. `--write` puts the
+table into docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import util
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+
+from dtrain.checkpoint import background, snapshot
+from dtrain.checkpoint.directory import CheckpointDirectory
+from tests import runs
+from tests.benchmarks.pages import replace_table
+from tests.benchmarks.stall import Trainer, timed
+
+_HEAD = (
+    "| MB | saver | training waits, ms | written after, s | of a copy "
+    "| restored after, s | of a read |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+class Saver(NamedTuple):
+    """Something that saves and restores.
+
+    Attributes:
+        begin: saves; returns when training may go on.
+        finish: returns when it is written.
+        restore: reads what was written into the state.
+    """
+
+    begin: Callable[[], object]
+    finish: Callable[[], object]
+    restore: Callable[[], object]
+
+
+def dtrain_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
+    """Saves as a run does: the thread of training takes a snapshot."""
+    taker = snapshot.SnapshotTaker(trainer.state)
+    directory = CheckpointDirectory(str(place))
+    writer = background.Writer()
+
+    def begin() -> None:
+        taken = taker.take(1)
+        writer.submit(lambda: _commit(directory, taken), keep=True)
+
+    def restore() -> None:
+        directory.verify(1)
+        trainer.state.restore(directory.prefix(1)).assert_consumed()
+
+    return Saver(begin, writer.drain, restore)
+
+
+def _commit(directory: CheckpointDirectory, taken: snapshot.Snapshot) -> None:
+    directory.commit(1, taken)
+
+
+def tensorflow_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
+    """Saves by `tf.train.CheckpointManager`, which syncs nothing."""
+    manager = tf.train.CheckpointManager(trainer.state, str(place), 1)
+    return Saver(manager.save, lambda: None, manager.restore_or_initialize)
+
+
+def keras_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
+    """Saves as Keras' BackupAndRestore does, weights and optimizer in HDF5."""
+    model = trainer.model
+    model.compile(optimizer=trainer.optimizer)
+    place.mkdir()
+    path = str(place / "latest.weights.h5")
+    return Saver(
+        lambda: model.save_weights(path, overwrite=True),
+        lambda: None,
+        lambda: model.load_weights(path),
+    )
+
+
+def torch_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
+    """Saves by PyTorch's `async_save`, of one process without a group."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.distributed import checkpoint  # pyright: ignore
+
+    state = {
+        str(number): torch.from_numpy(variable.numpy().copy())
+        for number, variable in enumerate(
+            (*trainer.model.variables, *trainer.optimizer.variables)
+        )
+    }
+    pending: list = []
+
+    def begin() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        pending.append(checkpoint.async_save(state, checkpoint_id=place))
+
+    return Saver(
+        begin,
+        lambda: pending.pop().result(),
+        lambda: checkpoint.load(state, checkpoint_id=place),
+    )
+
+
+def savers(trainer: Trainer, root: pathlib.Path) -> dict[str, Saver]:
+    """Makes all that can be made here, by their names in the table."""
+    made = {
+        "dtrain: syncs, verifies": dtrain_saver(trainer, root / "dtrain"),
+        "`tf.train.CheckpointManager`": tensorflow_saver(
+            trainer, root / "tensorflow"
+        ),
+        "Keras `BackupAndRestore`": keras_saver(trainer, root / "keras"),
+    }
+    if util.find_spec("torch"):
+        made["PyTorch `async_save`"] = torch_saver(trainer, root / "torch")
+    return made
+
+
+def copy_and_read(source: pathlib.Path, target: pathlib.Path) -> list[float]:
+    """Returns the seconds of a copy that is on the disk, and of a read."""
+
+    def copy() -> None:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+    return [timed(copy), timed(source.read_bytes)]
+
+
+class Turn(NamedTuple):
+    """The seconds of a turn, and those of a copy and a read beside it."""
+
+    waits: float
+    written: float
+    restored: float
+    copied: float
+    read: float
+
+
+def turn(saver: Saver, yardstick: pathlib.Path) -> Turn:
+    """Lets a saver save and restore once."""
+    waits = timed(saver.begin)
+    written = waits + timed(saver.finish)
+    restored = timed(saver.restore)
+    beside = copy_and_read(yardstick, yardstick.with_suffix(".copy"))
+    return Turn(waits, written, restored, *beside)
+
+
+def row(size: int, name: str, turns: list[Turn]) -> str:
+    """Makes a row of the table, of medians."""
+
+    def median(value: Callable[[Turn], float]) -> float:
+        return statistics.median(map(value, turns))
+
+    cells = [
+        f"{size / 1e6:.0f}",
+        name,
+        f"{1e3 * median(lambda turn: turn.waits):.1f}",
+        f"{median(lambda turn: turn.written):.2f}",
+        f"{median(lambda turn: turn.copied / turn.written):.2f}",
+        f"{median(lambda turn: turn.restored):.2f}",
+        f"{median(lambda turn: turn.read / turn.restored):.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def measure(megabytes: int, rounds: int, root: pathlib.Path) -> list[str]:
+    """Measures one size; returns its rows."""
+    trainer = Trainer(megabytes * 1_000_000)
+    size = sum(
+        variable.numpy().nbytes
+        for variable in (*trainer.model.variables, *trainer.optimizer.variables)
+    )
+    yardstick = root / "bytes"
+    yardstick.write_bytes(os.urandom(size))
+    made = savers(trainer, root)
+    turns: dict[str, list[Turn]] = {name: [] for name in made}
+    for number in range(rounds + 1):
+        for name, saver in made.items():
+            done = turn(saver, yardstick)
+            # The first time TensorFlow and the disk allocate what they need.
+            if number:
+                turns[name].append(done)
+    keras.backend.clear_session()
+    return [row(size, name, turns[name]) for name in made]
+
+
+def main() -> None:
+    """Measures all sizes and prints the table."""
+    options = {"megabytes": "30,600", "rounds": "5"}
+    is_written = "--write" in sys.argv
+    for argument in sys.argv[1:]:
+        name, _, value = argument.removeprefix("--").partition("=")
+        options[name] = value
+    lines = [*_HEAD]
+    print("\n".join(lines), flush=True)
+    for megabytes in map(int, options["megabytes"].split(",")):
+        with tempfile.TemporaryDirectory(dir=".") as directory:
+            root = pathlib.Path(directory)
+            rows = measure(megabytes, int(options["rounds"]), root)
+        print("\n".join(rows), flush=True)
+        lines += rows
+    if is_written:
+        replace_table(runs.ROOT / "docs/speed.md", "checkpoints", lines)
+
+
+if __name__ == "__main__":
+    main()
