@@ -3,8 +3,8 @@
     python -m tests.benchmarks [--write] [--gpu] [--dry_run] [NAME ...]
 
 Each is a program of its own, `python -m tests.benchmarks.NAME`, whose first
-lines say what it measures and what else it takes. `--write` puts the tables, and
-the machine that they are of, into docs/speed.md.
+lines say what it measures and what else it takes. `--write` puts the tables,
+and the machine that they are of, into docs/speed.md.
 `--gpu` runs those that say something of a node with GPUs, in ten minutes: all
 its GPUs are in one strategy. `--dry_run` prints the commands.
 """

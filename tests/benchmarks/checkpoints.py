@@ -13,6 +13,7 @@ table into docs/speed.md.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -20,7 +21,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import util
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -97,8 +97,8 @@ def keras_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
 
 def torch_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
     """Saves by PyTorch's `async_save`, of one process without a group."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch.distributed import checkpoint  # pyright: ignore
+    torch = importlib.import_module("torch")
+    checkpoint = importlib.import_module("torch.distributed.checkpoint")
 
     state = {
         str(number): torch.from_numpy(variable.numpy().copy())
@@ -128,7 +128,7 @@ def savers(trainer: Trainer, root: pathlib.Path) -> dict[str, Saver]:
         ),
         "Keras `BackupAndRestore`": keras_saver(trainer, root / "keras"),
     }
-    if util.find_spec("torch"):
+    if importlib.util.find_spec("torch"):
         made["PyTorch `async_save`"] = torch_saver(trainer, root / "torch")
     return made
 
