@@ -10,10 +10,12 @@ pass, and once more for its gradient; `--reduction=ordered` has the first alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 from unittest import mock
 
@@ -62,20 +64,28 @@ def count(name: str, place: pathlib.Path) -> Counts:
     )
     step = Step(gan)
     iterator = pipeline.make_iterator(data, config, strategy, 0, step.num_draws)
-    passes = 0
-    batch_statistics = BatchNorm._batch_statistics
-
-    def counted(layer: BatchNorm, values: tf.Tensor, is_alone: bool) -> object:
-        nonlocal passes
-        passes += 1
-        return batch_statistics(layer, values, is_alone)
-
-    with mock.patch.object(BatchNorm, "_batch_statistics", counted):
+    with counting_passes() as passes:
         traced = step._run.get_concrete_function(iterator, tf.constant(1))
     found = replicas.collectives(traced.graph, NUM_REPLICAS)
     return Counts(
-        len(gan.program.phases), passes // NUM_REPLICAS, sum(found.values())
+        len(gan.program.phases),
+        len(passes) // NUM_REPLICAS,
+        sum(found.values()),
     )
+
+
+@contextlib.contextmanager
+def counting_passes() -> Iterator[list[BatchNorm]]:
+    """Yields a list of the BatchNorms that are traced in this context."""
+    passes: list[BatchNorm] = []
+    batch_statistics = BatchNorm._batch_statistics
+
+    def counted(layer: BatchNorm, values: tf.Tensor, is_alone: bool) -> object:
+        passes.append(layer)
+        return batch_statistics(layer, values, is_alone)
+
+    with mock.patch.object(BatchNorm, "_batch_statistics", counted):
+        yield passes
 
 
 def main() -> None:

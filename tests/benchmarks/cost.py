@@ -15,16 +15,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from dtrain import config as config_lib
-from dtrain.config import presets
+from dtrain.config import Config, presets
 from dtrain.errors import UserError
 from dtrain.gan import loading, objectives, trial
 from dtrain.gan.program import Named, Program
 from tests import runs
+from tests.benchmarks import collectives
 from tests.benchmarks.pages import replace_table
 
 SIDES = (64, 256, 512)
@@ -45,10 +47,15 @@ class Cost(NamedTuple):
     Attributes:
         parameters: that are trained, of all networks.
         operations: of an image of the batch.
+        gradients: whose sums over all replicas a step needs.
+        all_reduces: of a step, at most: one for each phase, and one for each
+            pass of a BatchNorm and one for its gradient.
     """
 
     parameters: int
     operations: float
+    gradients: float
+    all_reduces: float
 
 
 def of_preset(name: str, side: int) -> Cost:
@@ -61,6 +68,14 @@ def of_preset(name: str, side: int) -> Cost:
     Raises:
         UserError: it makes no images of this size.
     """
+    shape = side, side, 3
+    inputs = {"given": tf.TensorSpec(shape, tf.float32)}
+    if name not in ("pix2pix", "cyclegan"):
+        inputs = {}
+    return of_config(_config(name, side), shape, inputs)
+
+
+def _config(name: str, side: int) -> Config:
     told = [f"--preset={name}", f"--batch_size={BATCH_SIZE}", "--run_dir=x"]
     if name == "r3gan":
         told.append(f"--base_channels={_OF_R3GAN[side]}")
@@ -69,24 +84,44 @@ def of_preset(name: str, side: int) -> Cost:
         told += [f"--base_channels={values['base_channels']}", "--r1_gamma=1"]
         told += ["--ema_half_life_images=1000"]
         told += [f"--{each}_learning_rate=0.001" for each in _NETWORKS]
-    config = config_lib.parse(["main", *told])
-    shape = side, side, 3
-    inputs = {"given": tf.TensorSpec(shape, tf.float32)}
-    if name not in ("pix2pix", "cyclegan"):
-        inputs = {}
+    return config_lib.parse(["main", *told])
+
+
+def of_config(
+    config: Config,
+    shape: tuple[int, int, int],
+    inputs: Mapping[str, tf.TensorSpec],
+) -> Cost:
+    """Counts what a model costs.
+
+    Args:
+        config: its settings.
+        shape: height, width and channels of the images.
+        inputs: of one example, by name.
+
+    Raises:
+        UserError: it makes no images of this size.
+    """
+    size = config.batch_size
     make = loading.load(config.model)
     program = loading.build(make, config, shape, 0, inputs)
-    parameters = sum(
-        weight.shape.num_elements()
-        for each in program.trained
-        for weight in program.networks[each].trainable_weights
-    )
-    given = trial.specs(config, program, shape, inputs, BATCH_SIZE)
-    operations = sum(
-        _counted(program, number, given) / phase.every_steps
-        for number, phase in enumerate(program.phases)
-    )
-    return Cost(parameters, operations / BATCH_SIZE)
+    weights = {
+        name: sum(
+            weight.shape.num_elements()
+            for weight in program.networks[name].trainable_weights
+        )
+        for name in program.trained
+    }
+    given = trial.specs(config, program, shape, inputs, size)
+    operations = gradients = all_reduces = 0.0
+    for number, phase in enumerate(program.phases):
+        with collectives.counting_passes() as passes:
+            counted = _counted(program, number, given)
+        operations += counted / phase.every_steps / size
+        gradients += sum(map(weights.get, phase.names)) / phase.every_steps
+        all_reduces += (1 + 2 * len(passes)) / phase.every_steps
+    parameters = sum(weights.values())
+    return Cost(parameters, operations, gradients, all_reduces)
 
 
 def _counted(program: Program, number: int, given: Any) -> int:
