@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain import errors, flags
-from tests.benchmarks import machines
+from tests.benchmarks import cost, loopback, machines
 from tests.benchmarks.machines import Inputs, Link
 
 LINK = Link(1e9, 1e-5)
@@ -148,3 +148,29 @@ def test_inputs_are_flags_that_say_where_they_come_from() -> None:
     assert (inputs.nvlink, inputs.gpus_per_node) == (1e11, 4)
     with pytest.raises(errors.UserError, match="nvlink"):
         Inputs(nvlink=0.0)
+
+
+# What is predicted of this machine.
+
+
+def test_a_machine_that_keeps_to_the_formulas_is_predicted() -> None:
+    found = cost.Cost(1_000, 1.0, 500.0, 3.0)
+    rate, start = 1e-3, 5e-3
+    secs = {
+        f"{side} {size}": start + rate * size
+        for side, sizes in (
+            ("alone", loopback.ALONE),
+            ("at once", loopback.AT_ONCE),
+        )
+        for size in sizes
+    }
+    link = Link(1e6, 1e-4)
+    for size in loopback.VECTORS:
+        secs[f"sum {size}"] = machines.ring(4 * size, 2, link)
+    secs["one"], secs["two"] = 0.1, 0.2
+    one, two = loopback.predict(secs, found).values()
+    assert one == pytest.approx((start + rate * 64, 0.1))
+    # 500 gradients are 2,000 bytes; three messages there and back.
+    travel = 2e-3 + 3 * 2e-4
+    assert two.predicted == pytest.approx(start + rate * 32 + travel, abs=1e-4)
+    assert two.measured == 0.2

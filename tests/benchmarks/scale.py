@@ -3,23 +3,26 @@
     python -m tests.benchmarks.scale [--write] [--NAME=VALUE ...] [PART ...]
 
 The parts are `steps` (what a step costs on 1 to 256 GPUs), `saves` (how often
-to save). Nothing of them is measured: what they take for granted is
-`machines.Inputs`, printed above the tables, and each is a flag. Operations and
-gradients are counted in the traced steps, as for docs/gpus.md. `--write` puts
-the tables into docs/speed.md.
+to save) and `here` (one and two workers on this machine, predicted and
+measured, in two minutes). Nothing but the last is measured: what they take for
+granted is `machines.Inputs`, printed above the tables, and each is a flag.
+Operations and gradients are counted in the traced steps, as for docs/gpus.md.
+`--write` puts the tables into docs/speed.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from dtrain import config as config_lib
 from dtrain import errors, flags
 from tests import runs
-from tests.benchmarks import cost, machines, pages
+from tests.benchmarks import cost, loopback, machines, pages
 from tests.benchmarks.machines import Inputs
 
 # Presets, and pixels.
@@ -31,6 +34,8 @@ NODES = (1, 8, 64, 256, 1000)
 PAGE = runs.ROOT / "docs/speed.md"
 # Of docs/checkpoints.md: --backup_every_secs.
 DEFAULT_SECS = 60.0
+
+_ROUNDS = 15
 
 Cells = Iterable[object]
 
@@ -198,9 +203,45 @@ def saves(inputs: Inputs) -> list[Table]:
     return [Table("saves", head, rows)]
 
 
+def here(inputs: Inputs) -> list[Table]:
+    """Makes the table of what was predicted here, and measured."""
+    del inputs
+    told = ["main", "--run_dir=nowhere", "--batch_size=8", *loopback.FLAGS]
+    found = cost.of_config(config_lib.parse(told), loopback.SHAPE, {})
+    rounds = loopback.measure(_ROUNDS)
+    predictions = [loopback.predict(secs, found) for secs in rounds]
+    rows = []
+    for name in predictions[0]:
+        pairs = [each[name] for each in predictions]
+        ratios = [each.measured / each.predicted for each in pairs]
+        speeds = [
+            loopback.BATCH_SIZE / statistics.median(column)
+            for column in zip(*pairs, strict=True)
+        ]
+        rows.append(
+            [
+                name,
+                *(f"{each:,.0f}" for each in speeds),
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f} to {max(ratios):.2f}",
+            ]
+        )
+    head = ["images/s of", "predicted", "measured", "predicted / measured"]
+    head.append("least to most")
+    measured = [
+        [name, secs_text(statistics.median(each[name] for each in rounds))]
+        for name in rounds[0]
+    ]
+    return [
+        Table("here", head, rows),
+        Table("here_inputs", ["a step, or a sum, of", "takes"], measured),
+    ]
+
+
 PARTS: Mapping[str, Callable[[Inputs], list[Table]]] = {
     "steps": steps,
     "saves": saves,
+    "here": here,
 }
 
 
