@@ -138,6 +138,7 @@ class Inputs:
     grace_secs: float = _field(
         30.0, "Seconds from a notice to the end: spot VMs of Google Cloud."
     )
+    seed: int = _field(0, "Of the simulated losses.", minimum=0)
 
     def __post_init__(self) -> None:
         flags.check(self)

@@ -3,26 +3,33 @@
     python -m tests.benchmarks.scale [--write] [--NAME=VALUE ...] [PART ...]
 
 The parts are `steps` (what a step costs on 1 to 256 GPUs), `saves` (how often
-to save) and `here` (one and two workers on this machine, predicted and
-measured, in two minutes). Nothing but the last is measured: what they take for
-granted is `machines.Inputs`, printed above the tables, and each is a flag.
-Operations and gradients are counted in the traced steps, as for docs/gpus.md.
-`--write` puts the tables into docs/speed.md.
+to save), `week` (the goodput of a job that loses nodes, simulated; `--seed`)
+and `here` (one and two workers on this machine, predicted and measured, in two
+minutes). Nothing but the last is measured: what they take for granted is
+`machines.Inputs`, printed above the tables, and each is a flag. Operations and
+gradients are counted in the traced steps, as for docs/gpus.md. `--write` puts
+the tables into docs/speed.md; `week` draws docs/scale.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import math
 import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from dtrain import config as config_lib
 from dtrain import errors, flags
 from tests import runs
-from tests.benchmarks import cost, loopback, machines, pages
+from tests.benchmarks import cost, loopback, machines, pages, week
 from tests.benchmarks.machines import Inputs
 
 # Presets, and pixels.
@@ -35,9 +42,16 @@ PAGE = runs.ROOT / "docs/speed.md"
 # Of docs/checkpoints.md: --backup_every_secs.
 DEFAULT_SECS = 60.0
 
+CURVES = runs.ROOT / "docs/scale.png"
+INTERVALS = [15.0 * 2**power for power in range(11)]
+_WEEKS = 3
 _ROUNDS = 15
 
 Cells = Iterable[object]
+
+
+# By nodes, and whether there are spares.
+Curves: TypeAlias = "dict[tuple[int, bool], list[Mean]]"
 
 
 class Table(NamedTuple):
@@ -203,6 +217,128 @@ def saves(inputs: Inputs) -> list[Table]:
     return [Table("saves", head, rows)]
 
 
+def weeks(inputs: Inputs) -> list[Table]:
+    """Makes the table of simulated weeks, and draws them."""
+    save = inputs.save(cost.of_preset(*OF_ALL).parameters)
+    rows, curves = [], {}
+    for nodes in NODES:
+        drawn = [
+            week.losses(inputs, nodes, inputs.seed + number)
+            for number in range(_WEEKS)
+        ]
+        for has_spare in (False, True):
+            curves[nodes, has_spare] = [
+                mean_of_weeks(
+                    week.Plan(inputs, save, interval, nodes, has_spare), drawn
+                )
+                for interval in INTERVALS
+            ]
+        rows.append(_row_of_weeks(nodes, drawn, save, curves, inputs))
+    CURVES.write_bytes(draw(curves, save, inputs))
+    head = ["nodes", "lost in a week", "Young", "best of the simulated"]
+    head += [f"goodput, {DEFAULT_SECS:.0f} s", "best"]
+    head += [f"with a spare, {DEFAULT_SECS:.0f} s", "best"]
+    return [Table("week", [*head, "gives up from"], rows)]
+
+
+class Mean(NamedTuple):
+    """Of several simulated weeks.
+
+    Attributes:
+        goodput: over them all, also of those that ended early.
+        num_ended: those that a supervisor or the scheduler gave up.
+    """
+
+    goodput: float
+    num_ended: int
+
+
+def mean_of_weeks(
+    plan: week.Plan, drawn: Sequence[Sequence[week.Loss]]
+) -> Mean:
+    """Simulates a job, and takes the mean.
+
+    Args:
+        plan: what the job is like.
+        drawn: what it loses, for each week.
+    """
+    outcomes = [week.Job(plan, lost).run() for lost in drawn]
+    return Mean(
+        statistics.fmean(each.goodput for each in outcomes),
+        sum(each.code is not None for each in outcomes),
+    )
+
+
+def _row_of_weeks(
+    nodes: int,
+    drawn: Sequence[Sequence[week.Loss]],
+    save: machines.Save,
+    curves: Curves,
+    inputs: Inputs,
+) -> list[str]:
+    """Returns the cells of a number of nodes."""
+    means = curves[nodes, False]
+    best = max(range(len(means)), key=lambda place: means[place].goodput)
+    ended = [
+        secs_text(interval)
+        for interval, mean in zip(INTERVALS, means, strict=True)
+        if mean.num_ended
+    ]
+    goodputs = [
+        f"{each:.3f}"
+        for way in (False, True)
+        for each in (
+            curves[nodes, way][INTERVALS.index(DEFAULT_SECS)].goodput,
+            max(mean.goodput for mean in curves[nodes, way]),
+        )
+    ]
+    return [
+        f"{nodes:,}",
+        f"{statistics.fmean(map(len, drawn)):.3g}",
+        secs_text(machines.young(save.cost, inputs.mean_secs(nodes))),
+        secs_text(INTERVALS[best]),
+        *goodputs,
+        ended[0] if ended else "",
+    ]
+
+
+def draw(curves: Curves, save: machines.Save, inputs: Inputs) -> bytes:
+    """Draws goodput over intervals; returns a PNG file.
+
+    Args:
+        curves: by nodes, and whether there are spares.
+        save: what one costs.
+        inputs: all else.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, nodes in enumerate(NODES):
+        colour = f"C{number}"
+        for has_spare, line in ((False, "-"), (True, "--")):
+            axes.plot(
+                INTERVALS,
+                [mean.goodput for mean in curves[nodes, has_spare]],
+                *(line,),
+                color=colour,
+                label=None if has_spare else f"{nodes:,} nodes",
+            )
+        mean_secs = inputs.mean_secs(nodes)
+        best = machines.young(save.cost, mean_secs)
+        plain = [mean.goodput for mean in curves[nodes, False]]
+        at_best = np.interp(math.log(best), np.log(INTERVALS), plain)
+        axes.plot(best, at_best, "o", color=colour)
+    axes.plot([], [], "k--", label="with a warm spare")
+    axes.plot([], [], "ko", label="Young")
+    axes.set(xlabel="seconds between two saves", ylabel="goodput, simulated")
+    axes.set_xscale("log")
+    axes.set_ylim(0.8, 1.004)
+    axes.legend(loc="lower left", ncols=2)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
 def here(inputs: Inputs) -> list[Table]:
     """Makes the table of what was predicted here, and measured."""
     del inputs
@@ -241,6 +377,7 @@ def here(inputs: Inputs) -> list[Table]:
 PARTS: Mapping[str, Callable[[Inputs], list[Table]]] = {
     "steps": steps,
     "saves": saves,
+    "week": weeks,
     "here": here,
 }
 
