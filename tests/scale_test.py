@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain import errors, flags
-from tests.benchmarks import cost, loopback, machines
+from tests.benchmarks import cost, defaults, loopback, machines
 from tests.benchmarks.machines import Inputs, Link
 
 LINK = Link(1e9, 1e-5)
@@ -148,6 +148,19 @@ def test_inputs_are_flags_that_say_where_they_come_from() -> None:
     assert (inputs.nvlink, inputs.gpus_per_node) == (1e11, 4)
     with pytest.raises(errors.UserError, match="nvlink"):
         Inputs(nvlink=0.0)
+
+
+# What fits.
+
+
+def test_room_by_hand() -> None:
+    # A tenth of a GPU is not there for tensors.
+    room = defaults.Room(0.2 * 2**30, 0.05 * 2**30, 0.019 * 2**30)
+    assert room.images(1) == 10
+    assert room.micro_batches(10, 1) == 1
+    # 20 take 0.4 of the 0.7 that are left, and 6 of 0.05 the rest.
+    assert room.micro_batches(20, 1) == 4
+    assert room.micro_batches(64, 1) is None
 
 
 # What is predicted of this machine.

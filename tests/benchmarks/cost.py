@@ -72,10 +72,11 @@ def of_preset(name: str, side: int) -> Cost:
     inputs = {"given": tf.TensorSpec(shape, tf.float32)}
     if name not in ("pix2pix", "cyclegan"):
         inputs = {}
-    return of_config(_config(name, side), shape, inputs)
+    return of_config(config_of(name, side), shape, inputs)
 
 
-def _config(name: str, side: int) -> Config:
+def config_of(name: str, side: int) -> Config:
+    """Returns the settings of a preset at its own widths; see `of_preset`."""
     told = [f"--preset={name}", f"--batch_size={BATCH_SIZE}", "--run_dir=x"]
     if name == "r3gan":
         told.append(f"--base_channels={_OF_R3GAN[side]}")

@@ -3,12 +3,13 @@
     python -m tests.benchmarks.scale [--write] [--NAME=VALUE ...] [PART ...]
 
 The parts are `steps` (what a step costs on 1 to 256 GPUs), `saves` (how often
-to save), `week` (the goodput of a job that loses nodes, simulated; `--seed`)
-and `here` (one and two workers on this machine, predicted and measured, in two
-minutes). Nothing but the last is measured: what they take for granted is
-`machines.Inputs`, printed above the tables, and each is a flag. Operations and
-gradients are counted in the traced steps, as for docs/gpus.md. `--write` puts
-the tables into docs/speed.md; `week` draws docs/scale.png.
+to save), `week` (the goodput of a job that loses nodes, simulated; `--seed`),
+`defaults` (what to begin with on which device) and `here` (one and two workers
+on this machine, predicted and measured, in two minutes). Nothing but the last
+is measured: what they take for granted is `machines.Inputs`, printed above the
+tables, and each is a flag. Operations and gradients are counted in the traced
+steps, as for docs/gpus.md. `--write` puts the tables into docs/speed.md; `week`
+draws docs/scale.png.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from dtrain import config as config_lib
 from dtrain import errors, flags
 from tests import runs
-from tests.benchmarks import cost, loopback, machines, pages, week
+from tests.benchmarks import cost, defaults, loopback, machines, pages, week
 from tests.benchmarks.machines import Inputs
 
 # Presets, and pixels.
@@ -44,6 +45,8 @@ DEFAULT_SECS = 60.0
 
 CURVES = runs.ROOT / "docs/scale.png"
 INTERVALS = [15.0 * 2**power for power in range(11)]
+# Of a replica in a step: one GPU with the batch of eight.
+_IMAGES = 64
 _WEEKS = 3
 _ROUNDS = 15
 
@@ -61,11 +64,13 @@ class Table(NamedTuple):
         name: of its place there, behind `scale_`.
         head: titles of the columns.
         rows: the cells of each row.
+        picture: a PNG file that shows the same; empty if there is none.
     """
 
     name: str
     head: Sequence[str]
     rows: Sequence[Cells]
+    picture: bytes = b""
 
     def lines(self) -> list[str]:
         """Returns it in Markdown."""
@@ -77,7 +82,7 @@ def inputs_table(inputs: Inputs) -> Table:
     """Lists what is taken for granted."""
     rows = [
         [
-            f"`--{each.name}`",
+            f"`{each.name}`",
             f"{getattr(inputs, each.name):.4g}",
             each.metadata["help"],
         ]
@@ -234,11 +239,11 @@ def weeks(inputs: Inputs) -> list[Table]:
                 for interval in INTERVALS
             ]
         rows.append(_row_of_weeks(nodes, drawn, save, curves, inputs))
-    CURVES.write_bytes(draw(curves, save, inputs))
     head = ["nodes", "lost in a week", "Young", "best of the simulated"]
     head += [f"goodput, {DEFAULT_SECS:.0f} s", "best"]
     head += [f"with a spare, {DEFAULT_SECS:.0f} s", "best"]
-    return [Table("week", [*head, "gives up from"], rows)]
+    head.append("gives up from")
+    return [Table("week", head, rows, draw(curves, save, inputs))]
 
 
 class Mean(NamedTuple):
@@ -339,6 +344,27 @@ def draw(curves: Curves, save: machines.Save, inputs: Inputs) -> bytes:
     return content.getvalue()
 
 
+def by_device(inputs: Inputs) -> list[Table]:
+    """Makes the table of what to begin with."""
+    del inputs
+    name, side = OF_ALL
+    config = dataclasses.replace(
+        cost.config_of(name, side), precision="mixed_bfloat16"
+    )
+    of_step = defaults.room(config, side)
+    rows = [
+        ["a CPU", "`float32`", "", "`auto`: off", "", "1"],
+        *(
+            defaults.row(each, device, of_step, _IMAGES)
+            for each, device in defaults.DEVICES.items()
+        ),
+    ]
+    head = ["device", "`--precision`", "of float32's operations"]
+    head += ["`--jit_compile`", f"images of {name}, {side} pixels, at once"]
+    head.append(f"`--micro_batches` for {_IMAGES} of them")
+    return [Table("defaults", head, rows)]
+
+
 def here(inputs: Inputs) -> list[Table]:
     """Makes the table of what was predicted here, and measured."""
     del inputs
@@ -364,9 +390,13 @@ def here(inputs: Inputs) -> list[Table]:
         )
     head = ["images/s of", "predicted", "measured", "predicted / measured"]
     head.append("least to most")
+    load = f"{os.getloadavg()[0]:.1f}"
     measured = [
-        [name, secs_text(statistics.median(each[name] for each in rounds))]
-        for name in rounds[0]
+        ["(load of the machine, with the two processes)", load],
+        *(
+            [name, secs_text(statistics.median(each[name] for each in rounds))]
+            for name in rounds[0]
+        ),
     ]
     return [
         Table("here", head, rows),
@@ -378,6 +408,7 @@ PARTS: Mapping[str, Callable[[Inputs], list[Table]]] = {
     "steps": steps,
     "saves": saves,
     "week": weeks,
+    "defaults": by_device,
     "here": here,
 }
 
@@ -405,6 +436,8 @@ def run(arguments: Sequence[str]) -> int:
     if is_written:
         for table in tables:
             pages.replace_table(PAGE, f"scale_{table.name}", table.lines())
+            if table.picture:
+                CURVES.write_bytes(table.picture)
     return errors.FINISHED
 
 
