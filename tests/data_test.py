@@ -430,6 +430,20 @@ def test_workers_share_the_batch() -> None:
     np.testing.assert_array_equal(np.concatenate(positions), np.arange(40, 64))
 
 
+@pytest.mark.parametrize("batch_size", [4, 2**20])
+def test_the_input_has_no_end(batch_size: int) -> None:
+    """Made many at once or one by one: or workers see batches of any size."""
+    dataset = pipeline.make_dataset_of_part(
+        sources.Data(make_source()),
+        Config(),
+        pipeline.Part(batch_size, 2, 2, 1),
+        5,
+    )
+    assert dataset.cardinality().numpy() == tf.data.INFINITE_CARDINALITY
+    for spec in tf.nest.flatten(dataset.element_spec):
+        assert spec.shape[0] == batch_size // 2
+
+
 @pytest.mark.parametrize(
     ("batch_size", "num_replicas", "line"),
     [

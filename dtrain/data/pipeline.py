@@ -36,6 +36,10 @@ _MIRRORING = 1
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 # Batches of a replica that are ready before they are asked for.
 _PREFETCH = 4
+# What small batches of images in memory cost is to call the operations that
+# make them, a dozen for the order alone: so these make many batches at once.
+_MOST_AT_ONCE = 64
+_BYTES_AT_ONCE = 4 * 2**20
 
 
 class Batch(NamedTuple):
@@ -220,12 +224,14 @@ def make_dataset_of_part(
         Elements of `Batch`, one for each local replica in turn.
     """
     every, size = data.every, part.replica_batch_size
+    count = _elements_at_once(data, size)
 
     # AutoGraph is for what a user brings: it takes a second of every start.
     @tf.autograph.experimental.do_not_convert
     def fetch(element: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        start = part.first_position(element)
-        positions = start + tf.range(size, dtype=tf.int64)
+        starts = part.first_position(element + tf.range(count, dtype=tf.int64))
+        positions = starts[:, None] + tf.range(size, dtype=tf.int64)
+        positions = tf.reshape(positions, [count * size])
         indices = _indices(data, positions, config.seed)
         return positions, {
             name: every[name].fetch(of_it) for name, of_it in indices.items()
@@ -238,7 +244,7 @@ def make_dataset_of_part(
     # Four maps: op determinism lets only one thread at a time run Python, as
     # `fetch` may, but many decode. What is large is decoded one by one.
     elements = tf.data.Dataset.range(
-        first_draw * part.local_replicas, tf.int64.max
+        first_draw * part.local_replicas, tf.int64.max, count
     )
     decode = _of_each(data, lambda source, fetched: source.decode(fetched))
     finish = _of_each(data, lambda source, decoded: source.finish(decoded))
@@ -247,11 +253,36 @@ def make_dataset_of_part(
     threads = None if in_memory else pictures.NUM_THREADS
     dataset = elements.map(fetch, threads).map(decode, threads)
     dataset = dataset.map(finish).map(scale, threads)
+    if count > 1:
+        dataset = dataset.rebatch(size, drop_remainder=True)
+        # Of what may end, the last batch might be smaller for a strategy.
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(
+                tf.data.INFINITE_CARDINALITY
+            )
+        )
     options = tf.data.Options()
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
+
+
+def _elements_at_once(data: Data, size: int) -> int:
+    """Returns how many elements of a worker's input are made at once.
+
+    Args:
+        data: all that is read.
+        size: examples of an element.
+    """
+    if not all(source.in_memory for source in data.every.values()):
+        return 1
+    bytes_of_one = sum(
+        each.spec.shape.num_elements() * each.spec.dtype.size
+        for each in data.every.values()
+    )
+    most = _BYTES_AT_ONCE // (size * bytes_of_one)
+    return max(1, min(most, _MOST_AT_ONCE))
 
 
 def _of_each(
