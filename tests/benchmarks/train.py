@@ -195,6 +195,8 @@ def own_flags(
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         if name in own:
+            if not value.isdecimal():
+                sys.exit(f"error: {name} ({value}) must be a whole number")
             own[name] = int(value)
         else:
             rest.append(argument)
