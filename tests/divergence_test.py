@@ -35,7 +35,7 @@ def judge(
         judged.judge(
             tf.constant(step, tf.int64),
             tf.reduce_all(tf.math.is_finite(values)),
-            tf.constant([loss, 1.0]),
+            tf.constant([abs(loss), 1.0]),
             tf.constant([norm, 1.0]),
         ).numpy()
     )

@@ -147,14 +147,14 @@ class Divergence:
         Args:
             step: int64 scalar, the steps that were done before it.
             finite: bool scalar, whether all that has to be finite is.
-            losses: float32 [networks].
+            losses: float32 [networks], their magnitudes.
             norms: float32 [networks], of the gradients.
 
         Returns:
             int32 scalar: `FINE`, `NOT_FINITE`, `SPIKE` or `COLLAPSE`.
         """
         config = self._config
-        sizes = tf.cast(tf.abs(losses), tf.float64)
+        sizes = tf.cast(losses, tf.float64)
         count = losses.shape[0]
         kept, averages, idle = tf.split(self.state, [_NUM_COUNTS, count, count])
         is_spike = sizes > config.spike_factor * tf.maximum(averages, 1.0)

@@ -135,7 +135,9 @@ def given_at(
         state: of the program, by name.
     """
     size = config.batch_size // num_replicas
-    position = batch.positions[0] % config.batch_size
+    position = tf.constant(0, tf.int64)
+    if num_replicas > 1:
+        position = batch.positions[0] % config.batch_size
     start = tf.cast(position, tf.int32)
     latents = latents_at(config, step, phase, config.batch_size)
     uniforms = tf.random.stateless_uniform(

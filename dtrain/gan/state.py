@@ -237,6 +237,8 @@ class GAN:
 def _move_average(
     average: tf.Variable, weight: tf.Tensor, decay: tf.Tensor
 ) -> tf.Operation:
+    # A variable is read each time that it is named.
+    weight = tf.convert_to_tensor(weight)
     return average.assign(weight + (average - weight) * decay)
 
 

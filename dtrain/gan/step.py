@@ -23,7 +23,7 @@ from dtrain.errors import UserError
 from dtrain.gan import divergence, objectives, replicas, traced
 from dtrain.gan.program import Program
 from dtrain.gan.state import GAN
-from dtrain.gan.update import Outcome, Update
+from dtrain.gan.update import Moment, Outcome, Update
 
 
 class _Round(NamedTuple):
@@ -143,7 +143,7 @@ class Step:
         self._update_state(outcomes)
         gan.update_average()
         verdict = gan.divergence.judge(
-            gan.step, *_largest(gan.program.trained, outcomes)
+            gan.step.read_value(), *_judged(gan.program.trained, outcomes)
         )
         metrics = self._metrics(outcomes)
         gan.step.assign_add(1)
@@ -189,9 +189,17 @@ class Step:
     def _run_on_replica(
         self, numbers: Sequence[int], draws: Sequence[pipeline.Batch]
     ) -> list[Outcome]:
+        gan = self._gan
+        # Read once: of small networks a step is as long as its operations.
+        moment = Moment(
+            gan.data_step,
+            gan.step.read_value(),
+            gan.state_values(),
+            self._stop.read_value(),
+        )
         return [
             self._updates[number].run(
-                draws[self._draw_of_update[number]], self._stop.read_value()
+                draws[self._draw_of_update[number]], moment
             )
             for number in numbers
         ]
@@ -285,25 +293,27 @@ class Step:
         traced.check(graph, self._gan.checkpoint, own)
 
 
-def _largest(
+def _judged(
     names: Sequence[str], outcomes: Sequence[Outcome]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Sums up a step for its judge; see `Divergence.judge`."""
-    zero = tf.constant(0.0)
-    losses = dict.fromkeys(names, zero)
-    norms = dict.fromkeys(names, zero)
-    is_finite = tf.constant(True)
-    for outcome in outcomes:
-        for name, loss in outcome.losses.items():
-            norm = outcome.norms[name]
-            is_finite &= tf.math.is_finite(loss) & tf.math.is_finite(norm)
-            losses[name] = tf.maximum(losses[name], tf.abs(loss))
-            norms[name] = tf.maximum(norms[name], norm)
-    return (
-        is_finite,
-        tf.stack([losses[name] for name in names]),
-        tf.stack([norms[name] for name in names]),
+    losses, norms = (
+        [[values[name] for values in each if name in values] for name in names]
+        for each in (
+            [outcome.losses for outcome in outcomes],
+            [outcome.norms for outcome in outcomes],
+        )
     )
+    # In one array, with zeros for networks that fewer phases train.
+    rows = [
+        *itertools.zip_longest(*losses, fillvalue=0.0),
+        *itertools.zip_longest(*norms, fillvalue=0.0),
+    ]
+    numbers = tf.stack(list(itertools.chain.from_iterable(rows)))
+    is_finite = tf.reduce_all(tf.math.is_finite(numbers))
+    table = tf.reshape(tf.abs(numbers), [2, len(rows) // 2, len(names)])
+    largest = tf.reduce_max(table, 1)
+    return is_finite, *tf.unstack(largest)
 
 
 def _rounds(program: Program) -> list[_Round]:

@@ -24,6 +24,22 @@ from dtrain.gan.state import GAN
 from dtrain.models import batch_norm, spectral_norm
 
 
+class Moment(NamedTuple):
+    """Where a run is, and what it is told, at the begin of phases.
+
+    Attributes:
+        data_step: see `GAN`; int64 scalar.
+        step: int64 scalar, the steps that are done.
+        state: of the program, by name.
+        stop: float32 scalar, not zero if this worker is told to end.
+    """
+
+    data_step: tf.Tensor
+    step: tf.Tensor
+    state: Mapping[str, tf.Tensor]
+    stop: tf.Tensor
+
+
 class Outcome(NamedTuple):
     """The result of an update, equal on all replicas.
 
@@ -121,29 +137,29 @@ class Update:
         elif jit_compile:
             self._part_of_batch = _compiled(self._add_micro_batches)
 
-    def run(self, batch: pipeline.Batch, stop: tf.Tensor) -> Outcome:
+    def run(self, batch: pipeline.Batch, moment: Moment) -> Outcome:
         """Updates the networks, in replica context.
 
         Args:
             batch: this replica's real images.
-            stop: float32 scalar, not zero if this worker is told to end.
+            moment: read on this replica.
         """
         gan = self._gan
         given = draws.given_at(
             gan.config,
-            gan.data_step,
+            moment.data_step,
             self._number,
             batch,
             gan.strategy.num_replicas_in_sync,
-            gan.step.read_value(),
-            gan.state_values(),
+            moment.step,
+            moment.state,
         ).with_draws(self._plan)
         scales = {
             name: gan.loss_scales[name].read()
             for name in self._optimized
             if name in gan.loss_scales
         }
-        part = self._part_of_batch(given, scales)._replace(stop=stop)
+        part = self._part_of_batch(given, scales)._replace(stop=moment.stop)
         sums = reduction.over_replicas(
             tf.nest.flatten(part), ordered=self._ordered
         )
