@@ -25,11 +25,13 @@ from tests.benchmarks.pages import replace_table
 PARTS = {
     "train": 10,
     "overhead": 3,
+    "reading": 3,
     "reduction": 3,
     "stall": 4,
     "checkpoints": 4,
     "restart": 8,
     "start": 3,
+    "scale": 4,
 }
 _ON_GPU = {
     "train": ("--rounds=3", "--secs=2", "--sides=28,64", "--batches=64,256"),
@@ -38,7 +40,9 @@ _ON_GPU = {
     "restart": ("--num_kills=2",),
 }
 # Those whose tables are in docs/speed.md.
-_WRITTEN = ("train", "overhead", "checkpoints", "restart")
+_WRITTEN = {
+    *("train", "overhead", "reading", "checkpoints", "restart", "scale"),
+}
 
 
 def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
