@@ -181,9 +181,12 @@ def test_a_machine_that_keeps_to_the_formulas_is_predicted() -> None:
     for size in loopback.VECTORS:
         secs[f"sum {size}"] = machines.ring(4 * size, 2, link)
     secs["one"], secs["two"] = 0.1, 0.2
-    one, two = loopback.predict(secs, found).values()
+    secs["two 16"] = start + rate * 8 + 0.05
+    one, two, waiting = loopback.predict(secs, found).values()
     assert one == pytest.approx((start + rate * 64, 0.1))
     # 500 gradients are 2,000 bytes; three messages there and back.
     travel = 2e-3 + 3 * 2e-4
     assert two.predicted == pytest.approx(start + rate * 32 + travel, abs=1e-4)
     assert two.measured == 0.2
+    # What the small batch took beyond its own steps and sums.
+    assert waiting.predicted == pytest.approx(start + rate * 32 + 0.05)

@@ -3,7 +3,8 @@
 Two processes that know each other as workers take turns, several times: each
 trains alone while the other waits, both train alone at once, both sum vectors,
 and both train as one run. What a step takes is fitted to batches of other
-sizes; what a sum takes, to vectors that are no gradients. From these, the
+sizes; what a sum takes, to vectors that are no gradients; how long workers wait
+for each other is what a run of a small batch takes beyond that. From these, the
 formulas of `machines` predict the runs. `tests.benchmarks.scale` starts it and
 makes the table.
 """
@@ -84,10 +85,17 @@ def predict(secs: Secs, found: cost.Cost) -> dict[str, Prediction]:
     at_once = _on_line(
         {size: secs[f"at once {size}"] for size in AT_ONCE}, BATCH_SIZE // 2
     )
+    # Whoever is first waits for the other: no formula knows how long.
+    wait = secs[f"two {2 * AT_ONCE[0]}"] - machines.step_secs(
+        secs[f"at once {AT_ONCE[0]}"], travel
+    )
     return {
         "one worker": Prediction(alone, secs["one"]),
         "two workers": Prediction(
             machines.step_secs(at_once, travel), secs["two"]
+        ),
+        "two workers that wait for each other": Prediction(
+            machines.step_secs(at_once, travel) + max(wait, 0.0), secs["two"]
         ),
     }
 
@@ -160,6 +168,10 @@ def _sides(config: Config, strategy: tf.distribute.Strategy) -> dict[str, Side]:
     sides["one"] = Side(alone(BATCH_SIZE), False)
     sides |= {f"at once {size}": Side(alone(size)) for size in AT_ONCE}
     sides |= {f"sum {size}": Side(_sums(strategy, size)) for size in VECTORS}
+    small = dataclasses.replace(config, batch_size=2 * AT_ONCE[0])
+    sides[f"two {small.batch_size}"] = Side(
+        train.by_dtrain(small, strategy, data)
+    )
     sides["two"] = Side(train.by_dtrain(config, strategy, data))
     return sides
 
