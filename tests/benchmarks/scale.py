@@ -48,7 +48,7 @@ INTERVALS = [15.0 * 2**power for power in range(11)]
 # Of a replica in a step: one GPU with the batch of eight.
 _IMAGES = 64
 _WEEKS = 3
-_ROUNDS = 15
+_ROUNDS = 9
 
 Cells = Iterable[object]
 
@@ -371,32 +371,23 @@ def here(inputs: Inputs) -> list[Table]:
     told = ["main", "--run_dir=nowhere", "--batch_size=8", *loopback.FLAGS]
     found = cost.of_config(config_lib.parse(told), loopback.SHAPE, {})
     rounds = loopback.measure(_ROUNDS)
-    predictions = [loopback.predict(secs, found) for secs in rounds]
-    rows = []
-    for name in predictions[0]:
-        pairs = [each[name] for each in predictions]
-        ratios = [each.measured / each.predicted for each in pairs]
-        speeds = [
-            loopback.BATCH_SIZE / statistics.median(column)
-            for column in zip(*pairs, strict=True)
+    secs = {
+        side: statistics.median(each[side] for each in rounds)
+        for side in rounds[0]
+    }
+    rows = [
+        [
+            name,
+            *(f"{loopback.BATCH_SIZE / each:,.0f}" for each in prediction),
+            f"{prediction.measured / prediction.predicted:.2f}",
         ]
-        rows.append(
-            [
-                name,
-                *(f"{each:,.0f}" for each in speeds),
-                f"{statistics.median(ratios):.2f}",
-                f"{min(ratios):.2f} to {max(ratios):.2f}",
-            ]
-        )
+        for name, prediction in loopback.predict(secs, found).items()
+    ]
     head = ["images/s of", "predicted", "measured", "predicted / measured"]
-    head.append("least to most")
     load = f"{os.getloadavg()[0]:.1f}"
     measured = [
         ["(load of the machine, with the two processes)", load],
-        *(
-            [name, secs_text(statistics.median(each[name] for each in rounds))]
-            for name in rounds[0]
-        ),
+        *([name, secs_text(each)] for name, each in secs.items()),
     ]
     return [
         Table("here", head, rows),
