@@ -31,6 +31,7 @@ import tensorflow as tf
 from dtrain.checkpoint import background, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import runs
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.stall import Trainer, timed
 
@@ -204,17 +205,16 @@ def measure(megabytes: int, rounds: int, root: pathlib.Path) -> list[str]:
 
 def main() -> None:
     """Measures all sizes and prints the table."""
-    options = {"megabytes": "30,600", "rounds": "5"}
     is_written = "--write" in sys.argv
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = value
+    own = command.only_own_flags(
+        sys.argv[1:], {"megabytes": (30, 600), "rounds": 5}
+    )
     lines = [*_HEAD]
     print("\n".join(lines), flush=True)
-    for megabytes in map(int, options["megabytes"].split(",")):
+    for megabytes in own["megabytes"]:
         with tempfile.TemporaryDirectory(dir=".") as directory:
             root = pathlib.Path(directory)
-            rows = measure(megabytes, int(options["rounds"]), root)
+            rows = measure(megabytes, own["rounds"], root)
         print("\n".join(rows), flush=True)
         lines += rows
     if is_written:

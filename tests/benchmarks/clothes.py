@@ -34,7 +34,7 @@ from PIL import Image
 from dtrain import errors
 from dtrain.quality import figure_log
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 DATASET = "--dataset=idx:/usr/share/datasets/fashion-mnist"
@@ -219,7 +219,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"cpu_secs": 3600})
+    own, names = command.own_flags(arguments, {"cpu_secs": 3600})
     print("\n".join(_HEAD), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         for name in names or WAYS:

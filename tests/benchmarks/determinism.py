@@ -14,32 +14,31 @@ import statistics
 import subprocess
 import sys
 
+from tests.benchmarks import command
+
 
 def turn(flag: str, rest: list[str]) -> float:
     """Runs dtrain alone, in a process of its own; returns images/s."""
-    command = [sys.executable, "-m", "tests.benchmarks.train", "--rounds=3"]
     output = subprocess.run(
-        [*command, flag, *rest],
+        [
+            *(sys.executable, "-m", "tests.benchmarks.train", "--rounds=3"),
+            *("--sides=28", "--batches=64", flag, *rest),
+        ],
         check=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ).stdout
-    speeds = re.findall(r"^ *([\d.]+) +[\d.]+ +[\d.]+$", output, re.MULTILINE)
-    return statistics.median(float(speed) for speed in speeds)
+    [speed] = re.findall(r"^\| 28 \| 64 \| ([\d,]+) \|", output, re.MULTILINE)
+    return float(speed.replace(",", ""))
 
 
 def main() -> None:
     """Measures and prints the table."""
-    rounds, rest = 5, []
-    for argument in sys.argv[1:]:
-        if argument.startswith("--rounds="):
-            rounds = int(argument.partition("=")[2])
-        else:
-            rest.append(argument)
+    own, rest = command.own_flags(sys.argv[1:], {"rounds": 5})
     print("round  deterministic   not   ratio   (images/s)")
     ratios = []
-    for number in range(rounds):
+    for number in range(own["rounds"]):
         strict = turn("--deterministic", rest)
         loose = turn("--nodeterministic", rest)
         ratios.append(strict / loose)

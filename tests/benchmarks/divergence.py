@@ -19,9 +19,10 @@ import tensorflow as tf
 from dtrain import config as config_lib
 from dtrain.cluster import environment
 from dtrain.cluster import strategy as strategy_lib
+from dtrain.config import Config
 from dtrain.data import sources
 from dtrain.gan import divergence
-from tests.benchmarks import train
+from tests.benchmarks import command, train
 
 
 def _no_verdict(*_: object) -> tf.Tensor:
@@ -32,9 +33,20 @@ def _no_norm(_: object) -> tf.Tensor:
     return tf.constant(1.0)
 
 
+def compare(
+    turns: dict[str, train.Turn], num_steps: int, config: Config
+) -> float:
+    """Lets each side train once; prints a row and returns the ratio."""
+    ours, theirs = (
+        train.measure(turn, num_steps, config) for turn in turns.values()
+    )
+    print(f"{ours:>8.1f}  {theirs:>8.1f}  {ours / theirs:>6.3f}", flush=True)
+    return ours / theirs
+
+
 def main() -> None:
     """Measures and prints the table."""
-    own, rest = train.own_flags(sys.argv[1:], {"rounds": 10, "steps": 100})
+    own, rest = command.own_flags(sys.argv[1:], {"rounds": 10, "steps": 100})
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (4096, 28, 28, 1), np.uint8)
     with tempfile.TemporaryDirectory() as directory:
@@ -58,7 +70,7 @@ def main() -> None:
         turns["not judged"](config.steps_per_loop + 1)
     print("images/s\n  judged  not judged  ratio")
     ratios = [
-        train.compare(turns, own["steps"], config) for _ in range(own["rounds"])
+        compare(turns, own["steps"], config) for _ in range(own["rounds"])
     ]
     print(f"median of the ratios {statistics.median(ratios):.4f}")
 

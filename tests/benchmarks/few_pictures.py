@@ -25,7 +25,7 @@ from dtrain.data import digits
 from dtrain.data.sources import idx
 from dtrain.quality import figure_log
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 CLOTHES = "/usr/share/datasets/fashion-mnist"
@@ -144,7 +144,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"seeds": 2})
+    own, names = command.own_flags(arguments, {"seeds": 2})
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as directory:

@@ -31,7 +31,7 @@ from dtrain.data.sources import points
 from dtrain.quality.samples import AVERAGE, RAW, Samples
 from dtrain.run import export
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 DATASET, NAME = "points:grid", "grid"
@@ -155,7 +155,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, rest = train.own_flags(arguments, {"seeds": 5})
+    own, rest = command.own_flags(arguments, {"seeds": 5})
     lines, shown = list(_HEAD), {}
     print("\n".join(lines))
     for name, flags in RECIPES.items():

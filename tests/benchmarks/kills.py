@@ -1,6 +1,6 @@
 """Counts what a restart finds after a kill: dtrain's savers and the stock ones.
 
-    python -m tests.benchmarks.kills [--num_kills=20] [--seed=0]
+    python -m tests.benchmarks.kills [--num_kills=20] [--seed=1]
 
 Each of them saves the same state, of 24 MB, again and again, and is killed by a
 SIGKILL at a random instant; a new process goes on from what it left. All
@@ -32,6 +32,7 @@ import dtrain
 from dtrain.checkpoint import going_on, retention
 from dtrain.checkpoint import manager as checkpoint_lib
 from dtrain.checkpoint.directory import CheckpointDirectory
+from tests.benchmarks import command
 
 FORKED = multiprocessing.get_context("forkserver")
 # The slowest of them writes for this long.
@@ -278,10 +279,7 @@ def kill_and_look(
 
 def main() -> None:
     """Kills all of them in turn and prints the table."""
-    options = {"num_kills": 20, "seed": 0}
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = int(value)
+    options = command.only_own_flags(sys.argv[1:], {"num_kills": 20, "seed": 1})
     # All that takes long to import.
     FORKED.set_forkserver_preload(["dtrain.checkpoint.callbacks"])
     print(

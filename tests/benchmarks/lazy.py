@@ -22,7 +22,7 @@ from dtrain.config import Config
 from dtrain.data import sources
 from dtrain.gan.program import Program
 from tests import programs_test
-from tests.benchmarks import programs, train
+from tests.benchmarks import command, programs, train
 from tests.programs import stylegan2
 
 EVERY_STEPS = {"without": 0, "always": 1, "lazy": 16}
@@ -47,7 +47,7 @@ def make(
 
 def main() -> None:
     """Measures and prints the table."""
-    own, rest = train.own_flags(sys.argv[1:], {"rounds": 9, "steps": 48})
+    own, rest = command.own_flags(sys.argv[1:], {"rounds": 9, "steps": 48})
     turns, size = {}, 0
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)

@@ -26,7 +26,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import sources
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command, train
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.programs import Loop
 
@@ -81,7 +81,7 @@ def main() -> None:
     """Measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, rest = train.own_flags(arguments, {"rounds": 9, "steps": 500})
+    own, rest = command.own_flags(arguments, {"rounds": 9, "steps": 500})
     config = config_lib.parse(
         [
             *("main", "--model=tests.benchmarks.overhead:make", "--r1_gamma=0"),

@@ -27,7 +27,7 @@ from dtrain.data import pipeline, sources
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
 from tests import programs_test, runs, small_presets
-from tests.benchmarks import train
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 SIDE = 32
@@ -115,7 +115,7 @@ def main() -> None:
     """Trains and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"steps": 200})
+    own, names = command.own_flags(arguments, {"steps": 200})
     tf.config.experimental.enable_op_determinism()
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)

@@ -31,7 +31,7 @@ from dtrain.config import Config, presets
 from dtrain.data import pipeline, sources
 from dtrain.gan import loading
 from tests import programs_test, runs, small_presets
-from tests.benchmarks import train
+from tests.benchmarks import command, train
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.programs import Loop
 
@@ -140,7 +140,7 @@ def main() -> None:
     """Measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"rounds": 5, "steps": 10})
+    own, names = command.own_flags(arguments, {"rounds": 5, "steps": 10})
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as directory:

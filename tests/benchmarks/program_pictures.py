@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from dtrain import main as dtrain_main
 from tests import programs_test
-from tests.benchmarks import programs, train
+from tests.benchmarks import command, programs
 
 SIDE, TITLE, GAP, COLUMNS = 200, 14, 6, 4
 
@@ -59,7 +59,7 @@ def sheet(pictures: dict[str, Image.Image]) -> Image.Image:
 
 def main() -> None:
     """Trains all of them, one after another, and writes the picture."""
-    own, (path, *names) = train.own_flags(sys.argv[1:], {"steps": 4000})
+    own, (path, *names) = command.own_flags(sys.argv[1:], {"steps": 4000})
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
         programs_test.write_data(place)

@@ -37,7 +37,7 @@ from dtrain.gan.example import Draw, Example
 from dtrain.gan.program import Named, Phase
 from dtrain.models import spectral_norm
 from tests import programs_test
-from tests.benchmarks import train
+from tests.benchmarks import command, train
 
 SIZES = ("--batch_size=16", "--base_channels=16", "--latent_size=64")
 # Functions that make a part of a network and are not called so.
@@ -271,7 +271,7 @@ def compare(name: str, place: pathlib.Path, own: Mapping[str, int]) -> None:
 
 def main() -> None:
     """Measures and prints the table."""
-    own, names = train.own_flags(sys.argv[1:], {"rounds": 5, "steps": 40})
+    own, names = command.own_flags(sys.argv[1:], {"rounds": 5, "steps": 40})
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
         programs_test.write_data(place)

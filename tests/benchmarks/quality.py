@@ -40,7 +40,7 @@ from dtrain.quality.samples import Samples
 from dtrain.quality.saying import Slowly
 from dtrain.run import export, resuming
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command
 
 STEPS = (0, 250, 1000, 6000)
 PAGE = runs.ROOT / "docs/quality.md"
@@ -170,7 +170,9 @@ def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 def cost(arguments: list[str]) -> None:
     """Prints what it costs to measure an untrained DCGAN on a data set."""
-    own, rest = train.own_flags(arguments, {"num_images": 50_000, "rounds": 15})
+    own, rest = command.own_flags(
+        arguments, {"num_images": 50_000, "rounds": 15}
+    )
     config = config_lib.parse([sys.argv[0], *rest])
     strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)

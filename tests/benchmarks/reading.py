@@ -30,9 +30,9 @@ from PIL import Image
 from dtrain import config as config_lib
 from dtrain.data import pipeline, sources
 from tests import runs
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.stall import timed
-from tests.benchmarks.train import own_flags
 
 BATCH_SIZE = 64
 _BUFFER = 10_000
@@ -188,10 +188,7 @@ def rows(
 def main() -> None:
     """Measures and prints the table."""
     is_written = "--write" in sys.argv
-    arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, rest = own_flags(arguments, {"rounds": 5, "batches": 200})
-    if rest:
-        sys.exit(f"error: {rest[0]} is no flag of this benchmark")
+    own = command.only_own_flags(sys.argv[1:], {"rounds": 5, "batches": 200})
     print("\n".join(_HEAD), flush=True)
     lines = list(_HEAD)
     with tempfile.TemporaryDirectory() as directory:

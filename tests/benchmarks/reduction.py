@@ -25,6 +25,7 @@ from dtrain.data import pipeline, sources
 from dtrain.gan import reduction
 from dtrain.gan import state as gan_lib
 from dtrain.gan.step import Step
+from tests.benchmarks import command
 from tests.replicas import mirrored
 
 REPLICAS = (1, 2, 4)
@@ -83,13 +84,7 @@ def make_turn(
 
 def main() -> None:
     """Measures and prints the table."""
-    options, rest = {"rounds": 5.0, "secs": 2.0}, []
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if name in options:
-            options[name] = float(value)
-        else:
-            rest.append(argument)
+    options, rest = command.own_flags(sys.argv[1:], {"rounds": 5, "secs": 2})
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS)

@@ -1,6 +1,6 @@
 """Measures how long a run stands still when one of its workers is killed.
 
-    python -m tests.benchmarks.restart [--num_kills=5] [--seed=0] [--write]
+    python -m tests.benchmarks.restart [--num_kills=5] [--seed=1] [--write]
         [-- flags of dtrain.main]
 
 Each time a run is started in a new directory, and the time until its first step
@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 
 from tests import runs
-from tests.benchmarks import pages
+from tests.benchmarks import command, pages
 
 _LIMIT_SECS = 300.0
 
@@ -179,10 +179,7 @@ def main() -> None:
         end = ours.index("--")
         ours, theirs = ours[:end], ours[end + 1 :]
     is_written = "--write" in ours
-    options = {"num_kills": 5, "seed": 0}
-    for argument in filter(lambda flag: flag != "--write", ours):
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = int(value)
+    options = command.only_own_flags(ours, {"num_kills": 5, "seed": 1})
     chance = random.Random(options["seed"])
     lines = [HEAD]
     for num_workers in (1, 2):

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+from tests.benchmarks import command
+
 _USUAL_SECS = 30.0
 
 
@@ -48,14 +50,11 @@ def turn(backup_every_secs: float, num_steps: int) -> float:
 
 def main() -> None:
     """Measures and prints the table."""
-    options = {"rounds": "3", "num_steps": "3000"}
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = value
-    num_steps = int(options["num_steps"])
+    own = command.only_own_flags(sys.argv[1:], {"rounds": 3, "num_steps": 3000})
+    num_steps = own["num_steps"]
     print("every second   never   (seconds)   a backup   every 30 s")
     shares = []
-    for _ in range(int(options["rounds"])):
+    for _ in range(own["rounds"]):
         often, never = turn(1.0, num_steps), turn(0.0, num_steps)
         # The clock is looked at between two loops.
         cost = (often - never) / often

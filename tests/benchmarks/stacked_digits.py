@@ -31,7 +31,7 @@ from dtrain.quality.samples import AVERAGE, RAW, Samples
 from dtrain.quality.saying import Slowly
 from dtrain.run import export
 from tests import runs
-from tests.benchmarks import grid, train
+from tests.benchmarks import command, grid
 from tests.benchmarks.pages import replace_table
 
 NUM_IMAGES, NUM_SAMPLES, NUM_MODES = 128_000, 26_000, 1000
@@ -138,7 +138,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, rest = train.own_flags(arguments, {"seeds": 3})
+    own, rest = command.own_flags(arguments, {"seeds": 3})
     read, lines = make_reader(), list(_HEAD)
     print("\n".join(lines))
     with tempfile.TemporaryDirectory() as place:

@@ -37,6 +37,7 @@ from dtrain.checkpoint import (
 from dtrain.checkpoint import (
     snapshot,
 )
+from tests.benchmarks import command
 
 _PLAIN_STEPS = 5
 
@@ -125,19 +126,18 @@ def measure(megabytes: int, rounds: int, directory: str) -> str:
 
 def main() -> None:
     """Measures all sizes and prints the table."""
-    options = {"megabytes": "30,150,600", "rounds": "50"}
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = value
+    own = command.only_own_flags(
+        sys.argv[1:], {"megabytes": (30, 150, 600), "rounds": 50}
+    )
     print(
         "          stock    commit        blocked (ms)    of the stock save"
         "     step    overlapping a save\n"
         "   MB      (ms)      (ms)       p50       p99      p50      p99"
         "     (ms)  x step   s/save"
     )
-    for megabytes in map(int, options["megabytes"].split(",")):
+    for megabytes in own["megabytes"]:
         with tempfile.TemporaryDirectory(dir=".") as directory:
-            line = measure(megabytes, int(options["rounds"]), directory)
+            line = measure(megabytes, own["rounds"], directory)
         print(line, flush=True)
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 
 from tests import runs
+from tests.benchmarks import command
 
 TRAIN = (
     *(sys.executable, "-m", "dtrain.main", "--strategy=mirrored"),
@@ -101,9 +102,7 @@ def kill(run_dir: pathlib.Path) -> int:
 
 def main() -> None:
     """Measures and prints the tables."""
-    rounds = 10
-    for argument in sys.argv[1:]:
-        rounds = int(argument.removeprefix("--rounds="))
+    rounds = command.only_own_flags(sys.argv[1:], {"rounds": 10})["rounds"]
     ratios: dict[str, list[float]] = {"start": [], "after a kill": []}
     print("seconds\n  import   start  ratio  after a kill  ratio")
     with tempfile.TemporaryDirectory() as directory:

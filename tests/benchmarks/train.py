@@ -1,7 +1,7 @@
 """Compares dtrain with what else trains a GAN: by hand, Keras, PyTorch.
 
     python -m tests.benchmarks.train [--write] [--rounds=5] [--secs=3]
-        [--sides=8,28,64] [--batches=16,64,256]
+        [--sides=8,28,64] [--batches=16,64,256] [dtrain flags]
 
 The same DCGAN with the same loss, optimizers and moving average of the
 generator: by dtrain; in a loop as TensorFlow's tutorials have it; in the
@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -36,6 +36,7 @@ from dtrain.gan import state as gan_lib
 from dtrain.gan.step import Step
 from dtrain.models import dcgan
 from tests import runs
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 Turn = Callable[[int], None]
@@ -187,22 +188,6 @@ def measure(turn: Turn, num_steps: int, config: Config) -> float:
     return num_steps * config.batch_size / elapsed
 
 
-def own_flags(
-    arguments: Sequence[str], defaults: Mapping[str, int]
-) -> tuple[dict[str, int], list[str]]:
-    """Splits a command line into a benchmark's own numbers, and the rest."""
-    own, rest = dict(defaults), []
-    for argument in arguments:
-        name, _, value = argument.lstrip("-").partition("=")
-        if name in own:
-            if not value.isdecimal():
-                sys.exit(f"error: {name} ({value}) must be a whole number")
-            own[name] = int(value)
-        else:
-            rest.append(argument)
-    return own, rest
-
-
 def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
     """Lets all sides train in turns; returns a row of the table.
 
@@ -250,19 +235,18 @@ def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
 
 def main() -> None:
     """Measures and prints the table."""
-    options = {
-        **{"rounds": "5", "secs": "3"},
-        **{"sides": "8,28,64", "batches": "16,64,256"},
-    }
     is_written = "--write" in sys.argv
-    for argument in sys.argv[1:]:
-        name, _, value = argument.removeprefix("--").partition("=")
-        options[name] = value
-    rounds, secs = int(options["rounds"]), int(options["secs"])
+    own, rest = command.own_flags(
+        [each for each in sys.argv[1:] if each != "--write"],
+        {
+            **{"rounds": 5, "secs": 3},
+            **{"sides": (8, 28, 64), "batches": (16, 64, 256)},
+        },
+    )
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)
     noise = np.random.default_rng(0)
-    for side in map(int, options["sides"].split(",")):
+    for side in own["sides"]:
         images = noise.integers(0, 256, (4096, side, side, 1), np.uint8)
         with tempfile.TemporaryDirectory() as directory:
             np.savez(f"{directory}/images.npz", images=images)
@@ -270,12 +254,12 @@ def main() -> None:
                 [
                     *("main", "--strategy=mirrored", "--r1_gamma=0"),
                     *(f"--dataset=npz:{directory}/images.npz",),
-                    "--steps_per_loop=10",
+                    *("--steps_per_loop=10", *rest),
                 ]
             )
-            for batch_size in map(int, options["batches"].split(",")):
+            for batch_size in own["batches"]:
                 now = dataclasses.replace(config, batch_size=batch_size)
-                lines.append(row(now, images, rounds, secs))
+                lines.append(row(now, images, own["rounds"], own["secs"]))
                 print(lines[-1], flush=True)
                 keras.backend.clear_session()
     if is_written:

@@ -24,7 +24,7 @@ from PIL import Image
 from dtrain import errors
 from dtrain.run import export
 from tests import runs
-from tests.benchmarks import train
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 SIDE, NUM_PAIRS, NUM_OTHERS = 32, 2000, 200
@@ -131,7 +131,7 @@ def main() -> None:
     """Trains, measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, names = train.own_flags(arguments, {"steps": 5000})
+    own, names = command.own_flags(arguments, {"steps": 5000})
     outlines, shapes = pairs(NUM_OTHERS, 2)
     shown, lines = [outlines], list(_HEAD)
     print("\n".join(lines), flush=True)
