@@ -8,11 +8,13 @@ import tempfile
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
 from dtrain import checkpoint_tool, errors
+from dtrain.bundle import fingerprint, index
 from dtrain.checkpoint import directory as directory_lib
 from dtrain.checkpoint import going_on, listing, manifest, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -290,3 +292,59 @@ def test_a_full_disk_leaves_all_as_it_was(
     monkeypatch.undo()
     directory.clean()
     assert sorted(pathlib.Path(directory.path).iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("float32", 2.5),
+        ("bfloat16", [1.0, -3.0]),
+        ("bool", [True, False, True]),
+        ("complex64", [[1 + 2j]]),
+        ("int8", [3]),
+        ("string", ["a", "longer than the other"]),
+        ("uint64", [2**63]),
+    ],
+)
+def test_each_kind_of_tensor_verifies_until_a_bit_of_it_changes(
+    dtype: str, value: Any, tmp_path: pathlib.Path
+) -> None:
+    directory = CheckpointDirectory(str(tmp_path))
+    state = tf.train.Checkpoint(value=tf.Variable(value, dtype=dtype))
+    directory.commit(1, snapshot.SnapshotTaker(state).take(1))
+    assert directory.verify(1)
+    key = f"value{fingerprint.VALUE}"
+    extent = index.extents(directory.prefix(1))[key]
+    file = pathlib.Path(extent.path)
+    content = bytearray(file.read_bytes())
+    content[extent.offset + extent.num_bytes - 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamagedError):
+        directory.verify(1)
+
+
+def test_an_empty_tensor_verifies(tmp_path: pathlib.Path) -> None:
+    directory = CheckpointDirectory(str(tmp_path))
+    state = tf.train.Checkpoint(value=tf.Variable(tf.zeros([0, 3])))
+    directory.commit(1, snapshot.SnapshotTaker(state).take(1))
+    assert directory.verify(1)
+
+
+def test_a_tensor_in_slices_verifies(tmp_path: pathlib.Path) -> None:
+    """As TensorFlow writes variables that are partitioned."""
+    directory = CheckpointDirectory(str(tmp_path))
+    whole = np.arange(12, dtype=np.float32).reshape(4, 3)
+    prefix = directory.prefix(1)
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=["w", "w"],
+        shape_and_slices=["4 3 0,1:-", "4 3 1,3:-"],
+        tensors=[whole[:1], whole[1:]],
+    )
+    written = {"w": fingerprint.of(whole)}
+    directory.recognize(directory_lib.describe(prefix, 1, written, {}))
+    assert directory.verify(1)
+    written = {"w": fingerprint.of(whole + 1)}
+    directory.recognize(directory_lib.describe(prefix, 1, written, {}))
+    with pytest.raises(DamagedError, match="w does not have its checksum"):
+        directory.verify(1)

@@ -274,7 +274,8 @@ def extents(prefix: str) -> dict[str, Extent]:
     for key, value in rows:
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
         shard = f"{entry.shard_id:05}-of-{header.num_shards:05}"
-        found[key.decode()] = Extent(
+        # Those of slices are no text.
+        found[key.decode(errors="replace")] = Extent(
             f"{prefix}.data-{shard}",
             entry.offset,
             entry.size,
