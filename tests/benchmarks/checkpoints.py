@@ -26,6 +26,7 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dtrain.checkpoint import background, snapshot
@@ -102,7 +103,7 @@ def torch_saver(trainer: Trainer, place: pathlib.Path) -> Saver:
     checkpoint = importlib.import_module("torch.distributed.checkpoint")
 
     state = {
-        str(number): torch.from_numpy(variable.numpy().copy())
+        str(number): torch.from_numpy(np.array(variable.numpy()))
         for number, variable in enumerate(
             (*trainer.model.variables, *trainer.optimizer.variables)
         )
