@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dtrain import errors
+from launch.keep import cycle
 from tests.benchmarks import machines, week
 from tests.benchmarks.machines import Inputs, Save
 
@@ -53,8 +54,9 @@ def test_a_crash_loses_what_is_not_written_yet() -> None:
     steps = (trained - 5.0) / 0.1 + (4.0 + 1.0) / 0.15
     assert found.account.num_redone == pytest.approx(steps, abs=2)
     assert found.account.seconds["redone"] == pytest.approx(trained, abs=0.2)
-    # A second until all have left, and 1 s for there is no new save.
-    assert found.account.seconds["idle"] == pytest.approx(2.0)
+    # Until all have left, and 1 s for there is no new save.
+    idle = cycle.LEAVE_SECS + 1.0
+    assert found.account.seconds["idle"] == pytest.approx(idle)
     assert found.account.seconds["start"] == pytest.approx(200.0)
 
 
