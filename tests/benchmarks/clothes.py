@@ -53,8 +53,8 @@ WAYS = {
         *("--model_flag=mapping_layers=2", "--ema_half_life_images=5000"),
     ),
     "r3gan": (
-        *("--base_channels=64", "--ema_half_life_images=5000"),
-        *("--burn_in_images=200000", "--r1_gamma=0.5", "--r2_gamma=0.5"),
+        *("--base_channels=32", "--ema_half_life_images=5000"),
+        "--burn_in_images=200000",
     ),
 }
 CURVES = runs.ROOT / "docs/clothes.png"
