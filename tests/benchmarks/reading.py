@@ -126,7 +126,9 @@ def by_grain(images: np.ndarray | list[str]) -> Side | None:
         .map(load)
         .batch(BATCH_SIZE, drop_remainder=True)
     )
-    return lambda step: iter(dataset[step:].to_iter_dataset())
+    # By its default, hundreds of batches would be ready before a turn.
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return lambda step: iter(dataset[step:].to_iter_dataset(ahead))
 
 
 def write_files(folder: pathlib.Path, suffix: str) -> list[str]:
