@@ -99,7 +99,7 @@ def decode(data: bytes) -> Manifest:
     """
     body = sealed.loads(data)
     del body["sha256"]
-    # In those of dtrain before 0.2.0, over all tensors.
+    # Of all tensors: some have it, written between releases.
     body.pop("digest", None)
     if body.keys() - _FIELDS.keys():
         raise DamagedError("it is of another version of dtrain")

@@ -249,23 +249,25 @@ def make_dataset_of_part(
     decode = _of_each(data, lambda source, fetched: source.decode(fetched))
     finish = _of_each(data, lambda source, decoded: source.finish(decoded))
     # One thread is plenty for gathering from memory.
-    in_memory = all(source.in_memory for source in every.values())
-    threads = None if in_memory else pictures.NUM_THREADS
+    threads = None if _in_memory(data) else pictures.NUM_THREADS
     dataset = elements.map(fetch, threads).map(decode, threads)
     dataset = dataset.map(finish).map(scale, threads)
     if count > 1:
-        dataset = dataset.rebatch(size, drop_remainder=True)
-        # Of what may end, the last batch might be smaller for a strategy.
-        dataset = dataset.apply(
-            tf.data.experimental.assert_cardinality(
-                tf.data.INFINITE_CARDINALITY
-            )
-        )
+        dataset = _cut(dataset, size)
     options = tf.data.Options()
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCH).with_options(options)
+
+
+def _cut(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    """Makes batches of `size` of larger ones, without an end."""
+    # Of what may end, the last batch might be smaller for a strategy.
+    endless = tf.data.experimental.assert_cardinality(
+        tf.data.INFINITE_CARDINALITY
+    )
+    return dataset.rebatch(size, drop_remainder=True).apply(endless)
 
 
 def _elements_at_once(data: Data, size: int) -> int:
@@ -275,7 +277,7 @@ def _elements_at_once(data: Data, size: int) -> int:
         data: all that is read.
         size: examples of an element.
     """
-    if not all(source.in_memory for source in data.every.values()):
+    if not _in_memory(data):
         return 1
     bytes_of_one = sum(
         each.spec.shape.num_elements() * each.spec.dtype.size
@@ -283,6 +285,10 @@ def _elements_at_once(data: Data, size: int) -> int:
     )
     most = _BYTES_AT_ONCE // (size * bytes_of_one)
     return max(1, min(most, _MOST_AT_ONCE))
+
+
+def _in_memory(data: Data) -> bool:
+    return all(source.in_memory for source in data.every.values())
 
 
 def _of_each(

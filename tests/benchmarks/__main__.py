@@ -19,6 +19,7 @@ import sys
 from importlib import metadata
 
 from tests import runs
+from tests.benchmarks import command
 from tests.benchmarks.pages import replace_table
 
 # By name: the minutes that it takes on two cores.
@@ -59,7 +60,7 @@ def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
     known = _ON_GPU if gpu else PARTS
     for name in names:
         if name not in known:
-            raise SystemExit(f"{name} is none of {', '.join(known)}")
+            command.refuse(f"{name} is none of {', '.join(known)}")
     return [
         [
             *(sys.executable, "-m", f"tests.benchmarks.{name}"),
@@ -115,10 +116,10 @@ def main() -> int:
     if "--write" in flags:
         replace_table(runs.ROOT / "docs/speed.md", "machine", told)
     failed = 0
-    for command in chosen:
-        print(f"\n$ {shlex.join(command)}", flush=True)
+    for words in chosen:
+        print(f"\n$ {shlex.join(words)}", flush=True)
         if "--dry_run" not in flags:
-            failed += bool(subprocess.run(command, cwd=runs.ROOT).returncode)
+            failed += bool(subprocess.run(words, cwd=runs.ROOT).returncode)
     return failed
 
 

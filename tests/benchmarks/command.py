@@ -31,7 +31,7 @@ def own_flags(
             continue
         is_one = isinstance(own[name], int)
         if not _NUMBERS.fullmatch(value) or (is_one and "," in value):
-            _refuse(f"{name} ({value}) must be a number from 1 on")
+            refuse(f"{name} ({value}) must be a number from 1 on")
         numbers = tuple(map(int, value.split(",")))
         own[name] = numbers[0] if is_one else numbers
     return own, rest
@@ -45,10 +45,11 @@ def only_own_flags(
     own, rest = own_flags(arguments, defaults)
     if rest:
         flags = ", ".join(f"--{name}" for name in own)
-        _refuse(f"{rest[0]} is none of {flags}")
+        refuse(f"{rest[0]} is none of {flags}")
     return own
 
 
-def _refuse(reason: str) -> NoReturn:
+def refuse(reason: str) -> NoReturn:
+    """Ends the process, as doors do after a mistake."""
     print(f"error: {reason}", file=sys.stderr)
     sys.exit(errors.USER_ERROR)
