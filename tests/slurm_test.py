@@ -205,6 +205,8 @@ def test_time_limit(user: User, tmp_path: pathlib.Path) -> None:
     wait_for_log(run_dir, "saved at step")
     slurm.wait(job, ["PENDING"], 60)
     assert "queued  job" in user.types("status", f"--run_dir={run_dir}")
+    # A slow machine needs more than a minute from here to the stop.
+    slurm.run(["scontrol", "update", f"JobId={job}", "TimeLimit=20"])
     wait_for_log(run_dir, "resumed from")
     wait_for_step(run_dir, last_step(run_dir) + 20)
     user.types("stop", f"--run_dir={run_dir}")

@@ -478,7 +478,9 @@ while time.monotonic() < end:
     ],
 )
 def test_a_second_notice_kills(
-    numbers: tuple[int, int], pause_secs: float
+    numbers: tuple[int, int],
+    pause_secs: float,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt() -> None:
         time.sleep(1)
@@ -490,6 +492,21 @@ def test_a_second_notice_kills(
     start = time.monotonic()
     assert run(DEAF) == errors.RUN_AGAIN
     assert time.monotonic() - start < 20
+    assert "ended before all had saved" in capfd.readouterr().err
+
+
+def test_a_notice_before_the_workers_can_hear_it(
+    tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody else is there to say that nothing is saved."""
+    ready = tmp_path / "ready"
+    program = f"open({str(ready)!r}, 'w'); time.sleep(60)"
+    later(ready.exists, lambda: signal.raise_signal(signal.SIGTERM))
+    assert run(program, program) == errors.RUN_AGAIN
+    assert capfd.readouterr().err == (
+        "stopped by SIGTERM before the first steps were done: nothing to save; "
+        "run the same command again\n"
+    )
 
 
 def test_two_signals_at_once_are_one_notice() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -219,13 +220,7 @@ def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
         return Decision("", errors.USER_ERROR)
     failure = result.first_failure
     if result.notice:
-        line = ""
-        if failure:
-            line = (
-                f"{failure.describe()} while all were to save, its last error: "
-                f"{failure.last_error or 'none'}"
-            )
-        return Decision(line, errors.RUN_AGAIN)
+        return Decision(_after_a_notice(result), errors.RUN_AGAIN)
     over = [
         ending
         for ending in result.endings
@@ -239,6 +234,30 @@ def _end(result: cycle.Result, is_of_a_job: bool) -> Decision | None:
         line = f"{failure.last_error}; another allocation may have all nodes"
         return Decision(line, errors.LOST_WORKER)
     return None
+
+
+def _after_a_notice(result: cycle.Result) -> str:
+    """Says how the workers ended, unless they have said it themselves."""
+    failure = result.first_failure
+    if failure:
+        return (
+            f"{failure.describe()} while all were to save, its last error: "
+            f"{failure.last_error or 'none'}"
+        )
+    told = f"stopped by {result.notice}"
+    codes = {ending.code for ending in result.endings if ending.taken_down}
+    if codes - {-signal.SIGTERM}:
+        return (
+            f"{told} and ended before all had saved; the same command goes on "
+            "from the save before"
+        )
+    if all(ending.taken_down for ending in result.endings):
+        # They were still being imported.
+        return (
+            f"{told} before the first steps were done: nothing to save; run "
+            "the same command again"
+        )
+    return ""
 
 
 def _why(stopped: Iterable[cycle.Ending]) -> str:
