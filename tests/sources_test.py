@@ -150,6 +150,24 @@ def test_convert_crops_the_middle_and_averages() -> None:
     assert converted(image, 2, 1) == [[[10]], [[30]]]
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    is_padded=st.booleans(),
+)
+def test_what_has_its_size_is_left_as_resizing_would_leave_it(
+    size: tuple[int, int], *, is_padded: bool
+) -> None:
+    """Runs that were begun when it was resized go on with the same bits."""
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    resized = tf.round(tf.image.resize(images, size, antialias=True))
+    form = conversion.Form(*size, is_padded=is_padded)
+    for given_images in (images, images[0]):
+        kept = conversion.convert(tf.constant(given_images), form)
+        np.testing.assert_array_equal(kept, given_images)
+    np.testing.assert_array_equal(resized, images)
+
+
 def test_convert_pads_in_the_colour_of_the_background() -> None:
     image = np.full((2, 4, 3), 9, np.uint8)
     inside, border = [9, 9, 9], [1, 2, 3]

@@ -258,6 +258,8 @@ def make_dataset_of_part(
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
+    # Nor is there anything to fuse, and to look takes a third of a second.
+    options.experimental_optimization.apply_default_optimizations = False
     return dataset.prefetch(_PREFETCH).with_options(options)
 
 

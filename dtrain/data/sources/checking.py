@@ -132,7 +132,7 @@ def _make_shapes(files: PictureFiles) -> tf.data.Dataset:
         return index, tf.cond(
             tf.equal(late, ""),
             lambda: shape,
-            lambda: tf.shape(decoder.decode(late)),
+            lambda: tf.shape(decoder.decode(late, decoder.by_tensorflow)),
         )
 
     threads = pictures.NUM_THREADS

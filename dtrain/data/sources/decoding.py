@@ -7,6 +7,7 @@ picture at a time. What a file is follows from its content, not from its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ _CHUNK_BYTES, _EXIF_BYTES = 16384, 4096
 # \C is any byte. A byte that looks like it elsewhere does no harm: with an
 # alpha of its own the picture comes out the same.
 _COLOUR_KEY, _TURNED_PNG = r"\C*tRNS\C*", r"\C*eXIf\C*"
+_TOLD_PNG = r"\C*(?:tRNS|eXIf)\C*"
 _EXIF = r"\C*Exif\x00\x00(?:II|MM)\C*"
 _ENTRIES = r"(?:\C{12}){0,60}?"
 # In its first directory, where all cameras put it: tag 0x112, one short.
@@ -146,12 +148,19 @@ class Decoder(NamedTuple):
         with tf.control_dependencies([] if is_sound is None else [is_sound]):
             return tf.ensure_shape(image, (None, None, None))
 
-    def decode(self, content: tf.Tensor) -> tf.Tensor:
-        """Decodes any picture, one at a time; see `by_tensorflow`."""
+    def decode(
+        self, content: tf.Tensor, by_tensorflow: Callable[[Any], tf.Tensor]
+    ) -> tf.Tensor:
+        """Decodes any picture, one at a time.
+
+        Args:
+            content: string []; a whole file.
+            by_tensorflow: the function of that name, which may be traced.
+        """
         return tf.cond(
             is_for_pillow(content),
             lambda: self.by_pillow(content),
-            lambda: self.by_tensorflow(content),
+            lambda: by_tensorflow(content),
         )
 
     def converted(self, image: tf.Tensor) -> tf.Tensor:
@@ -197,8 +206,11 @@ class MapDecoder(Decoder):
         # Python here would let one thread at a time decode all other pictures.
         return tf.io.decode_png(content, 1, tf.uint16)
 
-    def decode(self, content: tf.Tensor) -> tf.Tensor:
+    def decode(
+        self, content: tf.Tensor, by_tensorflow: Callable[[Any], tf.Tensor]
+    ) -> tf.Tensor:
         """Decodes any label map; see `Decoder.decode`."""
+        del by_tensorflow
         return tf.ensure_shape(self.by_pillow(content), (None, None, 1))
 
 
@@ -265,10 +277,17 @@ def _kind(content: tf.Tensor) -> tf.Tensor:
 
     def of_png() -> tf.Tensor:
         chunks = tf.strings.substr(content, 0, _CHUNK_BYTES)
-        has_alpha = (head[_COLOURS_AT] >= 4) | _matches(chunks, _COLOUR_KEY)
-        flat = tf.where(has_alpha, _ALPHA, _PLAIN)
-        flat = tf.where(_matches(chunks, _TURNED_PNG), _PILLOWS, flat)
-        return tf.where(tf.equal(head[_DEPTH_AT], 16), _16_BITS, flat)
+        of_colours = tf.where(head[_COLOURS_AT] >= 4, _ALPHA, _PLAIN)
+
+        def of_chunks() -> tf.Tensor:
+            has_key = _matches(chunks, _COLOUR_KEY)
+            kind = tf.where(has_key, _ALPHA, of_colours)
+            return tf.where(_matches(chunks, _TURNED_PNG), _PILLOWS, kind)
+
+        kind = tf.cond(
+            _matches(chunks, _TOLD_PNG), of_chunks, lambda: of_colours
+        )
+        return tf.where(tf.equal(head[_DEPTH_AT], 16), _16_BITS, kind)
 
     def of_exif() -> tf.Tensor:
         return tf.where(_matches(start, _USUAL_EXIF), _PLAIN, _PILLOWS)
@@ -307,4 +326,8 @@ def _turned(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
         )
 
     image = tf.ensure_shape(image, (None, None, None))
-    return tf.cond(_matches(start, _ORIENTATION), turn, lambda: image)
+    return tf.cond(
+        _matches(start, _EXIF),
+        lambda: tf.cond(_matches(start, _ORIENTATION), turn, lambda: image),
+        lambda: image,
+    )

@@ -145,6 +145,18 @@ class PictureFiles(EncodedSource):
             if labels is None:
                 labels = np.zeros(self.num_images, np.int32)
             self._label_numbers = tf.constant(labels)
+        # Traced once, though an input decodes in two places.
+        dtype, channels = (tf.uint16, 1) if self.is_map else (tf.uint8, None)
+        self._decode = tf.function(
+            self.decoder.by_tensorflow,
+            [tf.TensorSpec((), tf.string)],
+            autograph=False,
+        )
+        self._convert = tf.function(
+            self.decoder.converted,
+            [tf.TensorSpec((None, None, channels), dtype)],
+            autograph=False,
+        )
 
     # One picture.
 
@@ -164,12 +176,12 @@ class PictureFiles(EncodedSource):
 
     def decode_content(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes one file; see `EncodedSource.decode_content`."""
-        decoder = self.decoder
-        return decoder.converted(decoder.by_tensorflow(content))
+        return self._convert(self._decode(content))
 
     def decode_late(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes one file of any format; see `EncodedSource`."""
-        return self.decoder.converted(self.decoder.decode(content))
+        image = self.decoder.decode(content, self._decode)
+        return self._convert(image)
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Decodes one picture; returns its height, width and colours.

@@ -162,8 +162,10 @@ class Source(abc.ABC):
             float32 [b, H, W, C] in [-1, 1]; of label maps int32 [b, H, W].
         """
         if is_mirrored is not None:
-            is_mirrored = is_mirrored[:, None, None, None]
-            images = tf.where(is_mirrored, tf.reverse(images, [2]), images)
+            # By whole images; `tf.where` would ask for each of their numbers.
+            images = tf.raw_ops.Select(
+                condition=is_mirrored, x=tf.reverse(images, [2]), y=images
+            )
         if self.is_map:
             return tf.cast(images[..., 0], tf.int32)
         return tf.cast(images, tf.float32) / 127.5 - 1
