@@ -254,13 +254,17 @@ def make_dataset_of_part(
     dataset = dataset.map(finish).map(scale, threads)
     if count > 1:
         dataset = _cut(dataset, size)
+    return dataset.prefetch(_PREFETCH).with_options(_options())
+
+
+def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
     # All that it would tune is set here, and its thread delays the end.
     options.autotune.enabled = False
     # Nor is there anything to fuse, and to look takes a third of a second.
     options.experimental_optimization.apply_default_optimizations = False
-    return dataset.prefetch(_PREFETCH).with_options(options)
+    return options
 
 
 def _cut(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:

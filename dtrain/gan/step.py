@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,12 +163,15 @@ class Step:
             self._check_traced()
             return like
 
+        trained = {
+            name for number in self._always for name in self._names(number)
+        }
         # Out here: in replica context a condition cannot hold an optimizer.
         return tf.cond(
             self._is_due(part.every_steps),
             run,
             # Traced after the other, whose form it must have.
-            lambda: [self._skipped(outcome) for outcome in like],
+            lambda: [_skipped(outcome, trained) for outcome in like],
         )
 
     def _is_due(self, every_steps: int) -> tf.Tensor:
@@ -203,25 +206,6 @@ class Step:
             )
             for number in numbers
         ]
-
-    def _skipped(self, like: Outcome) -> Outcome:
-        """Makes the outcome of a phase that is not run in a step."""
-        # Without a gradient, a network that others train has still theirs.
-        always = {
-            name for number in self._always for name in self._names(number)
-        }
-        zeros = tf.nest.map_structure(tf.zeros_like, like)
-        return zeros._replace(
-            metrics={
-                name: tf.fill(value.shape, np.float32(np.nan))
-                for name, value in like.metrics.items()
-            },
-            norms={
-                name: tf.constant(0.0 if name in always else 1.0)
-                for name in like.norms
-            },
-            applies={name: tf.constant(True) for name in like.applies},
-        )
 
     @property
     def _always(self) -> list[int]:
@@ -291,6 +275,28 @@ class Step:
         if self._gan.beta_2 is not None:
             own.append(self._gan.beta_2)
         traced.check(graph, self._gan.checkpoint, own)
+
+
+def _skipped(like: Outcome, trained: Collection[str]) -> Outcome:
+    """Makes the outcome of a phase that is not run in a step.
+
+    Args:
+        like: one of the same form.
+        trained: networks that others train in this step, which have a gradient
+            without it.
+    """
+    zeros = tf.nest.map_structure(tf.zeros_like, like)
+    return zeros._replace(
+        metrics={
+            name: tf.fill(value.shape, np.float32(np.nan))
+            for name, value in like.metrics.items()
+        },
+        norms={
+            name: tf.constant(0.0 if name in trained else 1.0)
+            for name in like.norms
+        },
+        applies={name: tf.constant(True) for name in like.applies},
+    )
 
 
 def _judged(

@@ -1,11 +1,13 @@
 """Measures what --reduction=ordered costs.
 
-    python -m tests.benchmarks.reduction [--rounds=5] [--secs=2] [dtrain flags]
+    python -m tests.benchmarks.reduction [--rounds=5] [--secs=2] [--write]
+        [dtrain flags]
 
-On one, two and four replicas, which share the cores of this machine: fast with
-one micro-batch for each replica, fast with as many as ordered, and ordered.
-They take turns in one process; the table has the median of the rounds, in ms a
-step, and what each replica sends in a step.
+On one, two and four replicas, which share the cores of this machine, for the
+digits of 8 pixels and for noise of 28: fast with one micro-batch for each
+replica, fast with as many as ordered, and ordered. They take turns in one
+process; the table has the median of the rounds, in ms a step, and what each
+replica sends in a step. `--write` puts it into docs/elastic.md.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from unittest import mock
 
+import numpy as np
 import tensorflow as tf
 
 from dtrain import config as config_lib
@@ -25,7 +29,9 @@ from dtrain.data import pipeline, sources
 from dtrain.gan import reduction
 from dtrain.gan import state as gan_lib
 from dtrain.gan.step import Step
+from tests import runs
 from tests.benchmarks import command
+from tests.benchmarks.pages import replace_table
 from tests.replicas import mirrored
 
 REPLICAS = (1, 2, 4)
@@ -34,6 +40,11 @@ COLUMNS: dict[str, dict[str, object]] = {
     "fast, 8 parts": {"reduction": "fast", "micro_batches": 8},
     "ordered": {"reduction": "ordered", "micro_batches": 8},
 }
+_HEAD = (
+    f"| pixels | replicas | {' | '.join(COLUMNS)} | ordered / fast "
+    "| MB sent a step |",
+    "|---|---|---|---|---|---|---|",
+)
 
 
 def make_turn(
@@ -82,18 +93,17 @@ def make_turn(
     return lambda secs: 1e3 * train(max(int(secs / secs_per_step), 1)), sent
 
 
-def main() -> None:
-    """Measures and prints the table."""
-    options, rest = command.own_flags(sys.argv[1:], {"rounds": 5, "secs": 2})
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS)
-    )
-    tf.config.experimental.enable_op_determinism()
-    config = config_lib.parse(["reduction", "--jit_compile=off", *rest])
+def rows(config: Config, pixels: str, rounds: int, secs: int) -> list[str]:
+    """Lets all take turns on one data set; returns its rows.
+
+    Args:
+        config: its settings.
+        pixels: of its images, for the table.
+        rounds: turns of each.
+        secs: of a turn.
+    """
     source = sources.open_source(config)
-    print(f"{'replicas':>8}", *(f"{name:>14}" for name in COLUMNS), end="")
-    print(f"{'ordered/fast':>14}{'MB sent a step':>16}")
+    lines = []
     for num_replicas in REPLICAS:
         turns = {}
         sent = 0
@@ -101,14 +111,52 @@ def main() -> None:
             changed = dataclasses.replace(config, **changes)
             turns[name], sent = make_turn(changed, num_replicas, source)
         times: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        for _ in range(int(options["rounds"])):
+        for _ in range(rounds):
             for name, turn in turns.items():
-                times[name].append(turn(options["secs"]))
+                times[name].append(turn(secs))
         medians = {name: statistics.median(ms) for name, ms in times.items()}
-        ratio = medians["ordered"] / medians["fast"]
-        print(f"{num_replicas:>8}", end=" ")
-        print(*(f"{medians[name]:>14.1f}" for name in COLUMNS), end="")
-        print(f"{ratio:>14.2f}{sent / 1e6:>16.2f}", flush=True)
+        ratio = statistics.median(
+            ordered / fast
+            for ordered, fast in zip(
+                times["ordered"], times["fast"], strict=True
+            )
+        )
+        cells = [
+            *(pixels, str(num_replicas)),
+            *(f"{medians[name]:.1f}" for name in COLUMNS),
+            *(f"{ratio:.2f}", f"{sent / 1e6:.2f}"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    is_written = "--write" in sys.argv
+    arguments = [each for each in sys.argv[1:] if each != "--write"]
+    own, rest = command.own_flags(arguments, {"rounds": 5, "secs": 2})
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * max(REPLICAS)
+    )
+    tf.config.experimental.enable_op_determinism()
+    lines = list(_HEAD)
+    print("\n".join(lines), flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        noise = np.random.default_rng(0)
+        images = noise.integers(0, 256, (2_000, 28, 28, 1), np.uint8)
+        np.savez(f"{directory}/images.npz", images=images)
+        for pixels, flags in {
+            "8x8": [],
+            "28x28": [f"--dataset=npz:{directory}/images.npz"],
+        }.items():
+            config = config_lib.parse(
+                ["reduction", "--jit_compile=off", *flags, *rest]
+            )
+            lines += rows(config, pixels, own["rounds"], own["secs"])
+    if is_written:
+        replace_table(runs.ROOT / "docs/elastic.md", "reduction", lines)
 
 
 if __name__ == "__main__":
