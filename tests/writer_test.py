@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 
@@ -129,3 +131,28 @@ def test_room_for_what_must_be_kept() -> None:
     gate.set()
     assert writer.wait_for_room(10.0)
     writer.close()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="a thread has no priority of its own"
+)
+def test_the_training_comes_first() -> None:
+    """Before the thread that writes, and before those that it starts."""
+    found: list[int] = []
+
+    def look() -> None:
+        thread = threading.get_native_id()
+        found.append(os.getpriority(os.PRIO_PROCESS, thread))
+
+    def write() -> None:
+        look()
+        beside = threading.Thread(target=look)
+        beside.start()
+        beside.join()
+
+    writer = Writer()
+    writer.submit(write, keep=True)
+    writer.close()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found == [max(own, 10)] * 2
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
