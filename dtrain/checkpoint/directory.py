@@ -140,7 +140,7 @@ class CheckpointDirectory(ReadableDirectory):
         if not is_remote:
             for suffix in manifest.sizes:
                 files.sync(f"{staged}.{suffix}")
-        if step in self.steps():
+        if files.exists(f"{self.prefix(step)}.{MANIFEST}"):
             self._withdraw(step)
         intent = f"{self._pending}/ckpt-{step}.{MANIFEST}"
         files.write(intent, manifest.encode())
@@ -194,9 +194,9 @@ class CheckpointDirectory(ReadableDirectory):
         if pending:
             files.sync(self.path)
         files.remove_tree(self._pending)
-        for name in files.names(self.path):
-            if re.fullmatch(r"(checkpoint|pins\.json)\.tmp", name):
-                files.remove(f"{self.path}/{name}")
+        if not files.is_remote(self.path):
+            for name in ("checkpoint", "pins.json"):
+                files.remove(f"{self.path}/{name}.tmp")
 
     def remove(self, step: int) -> bool:
         """Removes a checkpoint unless somebody reads it; tells whether it did.

@@ -318,5 +318,5 @@ def _found(
 
 
 def _steps(names: Iterable[str], pattern: str) -> list[int]:
-    matches = [re.fullmatch(pattern, name) for name in names]
+    matches = map(re.compile(pattern).fullmatch, names)
     return sorted({int(match[1]) for match in matches if match})

@@ -8,6 +8,7 @@ any other from then on.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 
@@ -35,7 +36,7 @@ def found(directory: CheckpointDirectory) -> list[str]:
     Returns:
         Names, as `ckpt-5`.
     """
-    looks, steps = directory.candidates(), directory.steps()
+    looks, steps = set(directory.candidates()), set(directory.steps())
     pointed = _pointed(directory.path) if steps else None
     by_step: dict[int, str] = {}
     for file in files.names(directory.path):
@@ -101,10 +102,10 @@ def take_over(directory: CheckpointDirectory) -> list[str]:
 def _forget_removed(directory: CheckpointDirectory) -> None:
     """Removes the manifests of what TensorFlow's manager has removed."""
     names = files.names(directory.path)
+    num_files = collections.Counter(name.partition(".")[0] for name in names)
     for step in directory.steps():
-        manifest = f"ckpt-{step}.{MANIFEST}"
-        if [n for n in names if n.startswith(f"ckpt-{step}.")] == [manifest]:
-            files.remove(f"{directory.path}/{manifest}")
+        if num_files[f"ckpt-{step}"] == 1:
+            files.remove(f"{directory.prefix(step)}.{MANIFEST}")
 
 
 def _take_over(directory: CheckpointDirectory, prefix: str) -> int:
