@@ -32,6 +32,7 @@ PARTS = {
     "checkpoints": 4,
     "restart": 8,
     "start": 3,
+    "growth": 4,
     "scale": 4,
 }
 _ON_GPU = {
@@ -41,10 +42,7 @@ _ON_GPU = {
     "restart": ("--num_kills=2",),
 }
 # Those that write their tables.
-_WRITTEN = {
-    *("train", "overhead", "reading", "reduction", "checkpoints", "restart"),
-    "scale",
-}
+_WRITTEN = PARTS.keys() - {"stall", "start"}
 
 
 def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
