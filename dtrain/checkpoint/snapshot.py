@@ -62,7 +62,7 @@ class Snapshot(NamedTuple):
             tensors = [
                 tf.identity(tensor)
                 if key != _SAVE_COUNTER
-                else tf.constant(self.step, tensor.dtype)
+                else _scalar(self.step, tensor.dtype)
                 for key, tensor in zip(self.keys, self.tensors, strict=True)
             ]
             bad = _not_finite(self.keys, tensors) - self.not_finite
@@ -75,6 +75,12 @@ class Snapshot(NamedTuple):
             tensors.append(tf.constant(self.graph))
             keys = [*self.keys, fingerprint.GRAPH_KEY]
             return _saved(prefix, keys, tensors)
+
+
+def _scalar(value: int, dtype: tf.DType) -> tf.Tensor:
+    # Not of the number itself: TensorFlow keeps each that it has ever made a
+    # tensor of, and a run would grow with each save.
+    return tf.constant(np.array(value, dtype.as_numpy_dtype))
 
 
 class SnapshotTaker:

@@ -153,7 +153,8 @@ def watch(run_dir: pathlib.Path, num_steps: int) -> list[Sample]:
             [
                 *(sys.executable, "-m", "dtrain.main"),
                 *("--model=tests.benchmarks.overhead:make", "--r1_gamma=0"),
-                *("--batch_size=8", "--latent_size=4", "--steps_per_loop=100"),
+                # A ledger, which has 1,000 loops, is full after a tenth.
+                *("--batch_size=8", "--latent_size=4", "--steps_per_loop=10"),
                 *("--backup_every_secs=5", f"--num_steps={num_steps}"),
                 f"--run_dir={run_dir}",
             ],
