@@ -42,7 +42,7 @@ _ON_GPU = {
     "restart": ("--num_kills=2",),
 }
 # Those that write their tables.
-_WRITTEN = PARTS.keys() - {"stall", "start"}
+_WRITTEN = PARTS.keys() - {"start"}
 
 
 def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:

@@ -1,16 +1,18 @@
 """Measures how long a save makes the training wait.
 
-    python -m tests.benchmarks.stall [--megabytes=30,150,600] [--rounds=50]
+    python -m tests.benchmarks.stall [--megabytes=30,150,600] [--rounds=20]
+        [--write]
 
 A Keras 3 model and its Adam are trained, a step at a time. In each round, in
 turns: some steps alone; a stock `tf.train.Checkpoint.write`; our commit on the
 training thread, which also sums, syncs and renames; our snapshot, written while
 the steps go on until it is on the disk. All on one disk, in one process.
 
-blocked is the time of the training thread in `take` and `submit`; its ratios
-are to the median of the stock save. The steps that overlap a save are slower,
-since they share the machine with it: that is the inflation, in the time of
-plain steps, and in seconds for each save.
+What the training waits is the time of its thread in `take` and `submit`; the
+ratio is to the median of the stock save. The steps that overlap a save share
+the machine with it: they are given in the time of plain steps, and what all of
+them lose in seconds for each save. `--write` puts the table into
+docs/recovery.md.
 """
 
 from __future__ import annotations
@@ -37,9 +39,17 @@ from dtrain.checkpoint import (
 from dtrain.checkpoint import (
     snapshot,
 )
+from tests import runs
 from tests.benchmarks import command
+from tests.benchmarks.pages import replace_table
 
 _PLAIN_STEPS = 5
+_HEAD = (
+    "| MB | stock save, ms | ours, waited for, ms | training waits, ms "
+    "| at most (p99) | of the stock save | written after, s | a step, ms "
+    "| a step beside a save, of a plain one | lost by a save, s |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
 
 
 class Trainer:
@@ -80,13 +90,13 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def measure(megabytes: int, rounds: int, directory: str) -> str:
-    """Measures one size; returns a line of the table."""
+    """Measures one size; returns a row of the table."""
     trainer = Trainer(megabytes * 1_000_000)
     taker = snapshot.SnapshotTaker(trainer.state)
     durable = directory_lib.CheckpointDirectory(f"{directory}/durable")
     background = background_lib.Writer()
-    plain, stock, commit, blocked, overlap = [], [], [], [], []
-    inflation = []
+    plain, stock, commit, blocked, written = [], [], [], [], []
+    overlap, lost = [], []
     for number in range(1, rounds + 1):
         plain += [trainer.step() for _ in range(_PLAIN_STEPS)]
         stock.append(timed(lambda: trainer.state.write(f"{directory}/stock")))
@@ -101,44 +111,45 @@ def measure(megabytes: int, rounds: int, directory: str) -> str:
             taken = taker.take(number)
             background.submit(lambda: durable.commit(1, taken), keep=True)
 
+        begin = time.perf_counter()
         blocked.append(timed(submit))
         during = []
         while not background.is_idle:
             during.append(trainer.step())
+        written.append(time.perf_counter() - begin)
         overlap += during
         usual = statistics.median(plain)
-        inflation.append(sum(during) - usual * len(during))
+        lost.append(sum(during) - usual * len(during))
     background.close()
-    reference = statistics.median(stock)
-    usual = statistics.median(plain)
-    median, worst = np.percentile(blocked, [50, 99])
+    reference, usual = statistics.median(stock), statistics.median(plain)
+    waits, worst = np.percentile(blocked, [50, 99])
     size = sum(durable.manifest(1).sizes.values()) / 1e6
-    return (
-        f"{size:>5.0f}  {1e3 * reference:>8.1f}  "
-        f"{1e3 * statistics.median(commit):>8.1f}  "
-        f"{1e3 * median:>8.2f}  {1e3 * worst:>8.2f}  "
-        f"{median / reference:>7.2%}  {worst / reference:>7.2%}  "
-        f"{1e3 * usual:>7.1f}  "
-        f"{statistics.median(overlap) / usual if overlap else 1:>7.2f}  "
-        f"{statistics.median(inflation):>7.2f}"
-    )
+    cells = [
+        *(f"{size:.0f}", f"{1e3 * reference:.0f}"),
+        f"{1e3 * statistics.median(commit):.0f}",
+        *(f"{1e3 * waits:.2f}", f"{1e3 * worst:.2f}"),
+        f"{waits / reference:.2%}",
+        f"{statistics.median(written):.2f}",
+        f"{1e3 * usual:.0f}",
+        f"{statistics.median(overlap) / usual if overlap else 1:.2f}",
+        f"{statistics.median(lost):.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Measures all sizes and prints the table."""
     own = command.only_own_flags(
-        sys.argv[1:], {"megabytes": (30, 150, 600), "rounds": 50}
+        sys.argv[1:], {"megabytes": (30, 150, 600), "rounds": 20}
     )
-    print(
-        "          stock    commit        blocked (ms)    of the stock save"
-        "     step    overlapping a save\n"
-        "   MB      (ms)      (ms)       p50       p99      p50      p99"
-        "     (ms)  x step   s/save"
-    )
+    lines = list(_HEAD)
+    print("\n".join(lines), flush=True)
     for megabytes in own["megabytes"]:
         with tempfile.TemporaryDirectory(dir=".") as directory:
-            line = measure(megabytes, own["rounds"], directory)
-        print(line, flush=True)
+            lines.append(measure(megabytes, own["rounds"], directory))
+        print(lines[-1], flush=True)
+    if "--write" in sys.argv:
+        replace_table(runs.ROOT / "docs/recovery.md", "stall", lines)
 
 
 if __name__ == "__main__":
