@@ -17,7 +17,6 @@ copied first and the manifest last.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import re
@@ -310,9 +309,15 @@ def describe(
     Raises:
         OSError: they cannot be read.
     """
+    place, name = os.path.split(prefix)
+    # Not by glob, which keeps the pattern of each step in memory.
     paths = [
         f"{prefix}.{INDEX}",
-        *sorted(glob.glob(f"{glob.escape(prefix)}.data-*")),
+        *(
+            os.path.join(place, file)
+            for file in files.names(place or ".")
+            if file.startswith(f"{name}.data-")
+        ),
     ]
     sizes = {
         path.removeprefix(f"{prefix}."): os.path.getsize(path) for path in paths
