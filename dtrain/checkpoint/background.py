@@ -8,6 +8,7 @@ costs no more memory than two states.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -129,5 +130,7 @@ def _give_way() -> None:
     """Lets the training come before this thread, and before what it starts."""
     # Elsewhere a priority is that of a whole process.
     if sys.platform == "linux":
-        nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, 0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        # A sandbox may forbid it, and a save is worth more.
+        with contextlib.suppress(OSError):
+            nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, 0))
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
