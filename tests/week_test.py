@@ -12,7 +12,7 @@ from tests.benchmarks import machines, week
 from tests.benchmarks.machines import Inputs, Save
 
 SAVE = Save(stall=0.5, write=4.0, cost=0.5 + 4.0 / 3)
-INPUTS = Inputs(inflation=1.5, restart_secs=100.0)
+INPUTS = Inputs(inflation=1.5, restart_secs=100.0, spare_share=0.4)
 
 
 def run(
