@@ -93,14 +93,14 @@ class Inputs:
         minimum=1.0,
     )
     stall_secs: float = _field(
-        0.0006,
+        0.0008,
         "Seconds that the training waits for a save: the median for 600 MB, "
         "docs/recovery.md.",
         minimum=0.0,
     )
     inflation: float = _field(
-        1.48,
-        "Steps that overlap a save take so many times as long: measured on "
+        1.16,
+        "Steps that overlap a save take so many times as long: for 600 MB on "
         "two CPU cores (docs/recovery.md), where both compete; less on a GPU.",
         minimum=1.0,
     )

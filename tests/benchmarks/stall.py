@@ -1,6 +1,6 @@
 """Measures how long a save makes the training wait.
 
-    python -m tests.benchmarks.stall [--megabytes=30,150,600] [--rounds=20]
+    python -m tests.benchmarks.stall [--megabytes=30,150,600] [--rounds=10]
         [--write]
 
 A Keras 3 model and its Adam are trained, a step at a time. In each round, in
@@ -140,7 +140,7 @@ def measure(megabytes: int, rounds: int, directory: str) -> str:
 def main() -> None:
     """Measures all sizes and prints the table."""
     own = command.only_own_flags(
-        sys.argv[1:], {"megabytes": (30, 150, 600), "rounds": 20}
+        sys.argv[1:], {"megabytes": (30, 150, 600), "rounds": 10}
     )
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)
