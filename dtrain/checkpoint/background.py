@@ -17,8 +17,8 @@ from concurrent import futures
 from typing import NamedTuple
 
 # Of the writing thread: where both want a core, it gets a tenth of it, so that
-# steps which overlap a save take next to no longer, and it takes more time. It
-# is not the lowest, for where other programs take all cores it must not starve.
+# it slows steps less (docs/recovery.md), and takes more time. It is not the
+# lowest, for where other programs take all cores it must not starve.
 _NICE = 10
 
 
