@@ -174,7 +174,7 @@ def _resized(
         resized = tf.image.resize(images, (height, width), antialias=True)
         return tf.saturate_cast(tf.round(resized), tf.uint8)
 
-    # It would come out the same, in four times what decoding a JPEG takes.
+    # It would come out the same, in more time than decoding a JPEG takes.
     old_height, old_width = _sides(images)
     is_so = tf.equal(old_height, tf.cast(height, tf.int64)) & tf.equal(
         old_width, tf.cast(width, tf.int64)

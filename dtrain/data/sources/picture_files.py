@@ -147,16 +147,10 @@ class PictureFiles(EncodedSource):
             self._label_numbers = tf.constant(labels)
         # Traced once, though an input decodes in two places.
         dtype, channels = (tf.uint16, 1) if self.is_map else (tf.uint8, None)
-        self._decode = tf.function(
-            self.decoder.by_tensorflow,
-            [tf.TensorSpec((), tf.string)],
-            autograph=False,
-        )
-        self._convert = tf.function(
-            self.decoder.converted,
-            [tf.TensorSpec((None, None, channels), dtype)],
-            autograph=False,
-        )
+        image = tf.TensorSpec((None, None, channels), dtype)
+        content = tf.TensorSpec((), tf.string)
+        self._decode = _traced(self.decoder.by_tensorflow, content)
+        self._convert = _traced(self.decoder.converted, image)
 
     # One picture.
 
@@ -180,8 +174,7 @@ class PictureFiles(EncodedSource):
 
     def decode_late(self, content: tf.Tensor) -> tf.Tensor:
         """Decodes one file of any format; see `EncodedSource`."""
-        image = self.decoder.decode(content, self._decode)
-        return self._convert(image)
+        return self._convert(self.decoder.decode(content, self._decode))
 
     def shape(self, index: int) -> tuple[int, int, int]:
         """Decodes one picture; returns its height, width and colours.
@@ -341,6 +334,10 @@ class PictureFiles(EncodedSource):
         return PictureFiles(
             self.store, listing, labels, self._config, is_map=self.is_map
         )
+
+
+def _traced(function: Callable[[Any], Any], argument: tf.TensorSpec) -> Any:
+    return tf.function(function, [argument], autograph=False)
 
 
 def _digest(
