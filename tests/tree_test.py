@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain import checkpoint_tool, errors
-from dtrain.bundle import reader, tree
+from dtrain.bundle import reader, tree, writer
 from dtrain.checkpoint import writing
 from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.errors import UserError
@@ -220,7 +220,7 @@ def test_one_of_several_data_files(
     corpus: dict[str, str],
 ) -> None:
     """As a large one is written: a part at a time."""
-    monkeypatch.setattr(writing, "_PART_BYTES", 64)
+    monkeypatch.setattr(writer, "_PART_BYTES", 64)
     before = reader.read(corpus["two_and_two"])
     for step in (1, 2):
         writing.commit(before, f"{tmp_path}/ckpt-{step}")

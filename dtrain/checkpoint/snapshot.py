@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
-from concurrent import futures
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint, index, keras_state, objects
+from dtrain.bundle import fingerprint, keras_state, objects, writer
 from dtrain.bundle.fingerprint import Fingerprint
-from dtrain.storage import files
 
 _SAVE_COUNTER = f"save_counter{fingerprint.VALUE}"
 
@@ -57,24 +55,33 @@ class Snapshot(NamedTuple):
             OSError: the state is not finite, and so not worth a checkpoint;
                 or the disk is full, or gone.
         """
-        with files.os_errors(), tf.device("CPU:0"):
-            # Here, and not where the training waits, they leave a GPU.
-            tensors = [
-                tf.identity(tensor)
-                if key != _SAVE_COUNTER
-                else _scalar(self.step, tensor.dtype)
-                for key, tensor in zip(self.keys, self.tensors, strict=True)
-            ]
-            bad = _not_finite(self.keys, tensors) - self.not_finite
-            if bad:
-                name = min(bad).removesuffix(fingerprint.VALUE)
-                raise OSError(
-                    f"{name} holds numbers that are not finite at step "
-                    f"{self.step}"
-                )
-            tensors.append(tf.constant(self.graph))
-            keys = [*self.keys, fingerprint.GRAPH_KEY]
-            return _saved(prefix, keys, tensors)
+        bad = set[str]()
+
+        def look(key: str, tensor: tf.Tensor) -> None:
+            if key not in self.not_finite and not _is_finite(tensor):
+                bad.add(key)
+
+        num_bytes = sum(map(writer.num_bytes_of, self.tensors))
+        written = writer.write(prefix, self._on_host(), num_bytes, look)
+        if bad:
+            name = min(bad).removesuffix(fingerprint.VALUE)
+            raise OSError(
+                f"{name} holds numbers that are not finite at step {self.step}"
+            )
+        return written
+
+    def _on_host(self) -> Iterator[tuple[str, tf.Tensor]]:
+        """Yields all there is to write.
+
+        Here, and not where the training waits, they leave a GPU.
+        """
+        with tf.device("CPU:0"):
+            for key, tensor in zip(self.keys, self.tensors, strict=True):
+                if key == _SAVE_COUNTER:
+                    yield key, _scalar(self.step, tensor.dtype)
+                else:
+                    yield key, tf.identity(tensor)
+            yield fingerprint.GRAPH_KEY, tf.constant(self.graph)
 
 
 def _scalar(value: int, dtype: tf.DType) -> tf.Tensor:
@@ -124,7 +131,9 @@ class SnapshotTaker:
     ) -> frozenset[str]:
         """Returns the keys of the variables that begin with infinities."""
         values = dict(zip(self._variables, self._read(), strict=True))
-        now = _not_finite(values.keys(), values.values())
+        now = frozenset(
+            key for key, value in values.items() if not _is_finite(value)
+        )
         if before is None:
             return now
         # Keys change with the objects; and what is new may be trained by now,
@@ -225,56 +234,19 @@ class LiveTaker:
             )
 
 
-def _saved(
-    prefix: str, keys: Sequence[str], tensors: Sequence[tf.Tensor]
-) -> dict[str, Fingerprint]:
-    """Saves tensors as TensorFlow does; returns their fingerprints."""
-
-    def fingerprints() -> dict[str, Fingerprint]:
-        return {
-            key: fingerprint.of(_value(prefix, key, tensor), tensor.dtype.name)
-            for key, tensor in zip(keys, tensors, strict=True)
-        }
-
-    def save() -> None:
-        tf.raw_ops.SaveV2(
-            prefix=prefix,
-            tensor_names=keys,
-            shape_and_slices=[""] * len(keys),
-            tensors=tensors,
+def _is_finite(tensor: tf.Tensor) -> bool:
+    """Tells whether a tensor holds neither an infinity nor a NaN."""
+    if not tensor.dtype.is_floating:
+        return True
+    values = fingerprint.values_of(tensor)
+    # One pass and no copy; a sum that is finite has finite parts. One that is
+    # not may have been too large for its dtype alone.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(
+            np.isfinite(np.sum(values))
+            or np.isfinite(np.sum(values, dtype=np.float64))
         )
-
-    if any(tensor.dtype == tf.variant for tensor in tensors):
-        # The bytes of an iterator are in the file alone.
-        save()
-        return fingerprints()
-    with futures.ThreadPoolExecutor(1) as beside:
-        found = beside.submit(fingerprints)
-        save()
-    return found.result()
-
-
-def _not_finite(
-    keys: Iterable[str], tensors: Iterable[tf.Tensor]
-) -> frozenset[str]:
-    """Returns the keys of the tensors that hold an infinity or a NaN."""
-    return frozenset(
-        key
-        for key, tensor in zip(keys, tensors, strict=True)
-        # One pass and no copy; a sum that is finite has finite parts.
-        if tensor.dtype.is_floating
-        and not np.isfinite(
-            np.sum(fingerprint.values_of(tensor), dtype=np.float64)
-        )
-    )
 
 
 def _has_nan(tensor: tf.Tensor) -> bool:
     return bool(np.isnan(fingerprint.values_of(tensor)).any())
-
-
-def _value(prefix: str, key: str, tensor: tf.Tensor) -> np.ndarray:
-    """Returns a value; of what only an iterator reads the bytes in its file."""
-    if tensor.dtype == tf.variant:
-        return np.frombuffer(index.raw(prefix, key), np.uint8)
-    return fingerprint.values_of(tensor)

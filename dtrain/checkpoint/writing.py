@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from dtrain.bundle import fingerprint
+from dtrain.bundle import writer
 from dtrain.bundle.fingerprint import GRAPH_KEY, Fingerprint
 from dtrain.bundle.tree import Tree
 from dtrain.checkpoint import opening
@@ -17,9 +16,6 @@ from dtrain.checkpoint.directory import CheckpointDirectory
 from dtrain.checkpoint.manifest import DamagedError
 from dtrain.errors import StorageError, UserError
 from dtrain.storage import claim, files
-
-# At most this is in memory at once, or a single tensor that is larger.
-_PART_BYTES = 64 << 20
 
 Progress = Callable[[int], object]
 
@@ -47,41 +43,17 @@ class WritableTree:
             UserError: a tensor cannot be read.
             OSError: the disk is full, or gone.
         """
-        graph = np.array(self._tree.graph.SerializeToString(), np.object_)
-        written = {GRAPH_KEY: fingerprint.of(graph)}
-        pending, parts, size = {GRAPH_KEY: graph}, list[str](), 0
+        tensors = self._tree.tensors.values()
+        num_bytes = sum(tensor.num_bytes for tensor in tensors)
+        return writer.write(prefix, self._read(), num_bytes)
+
+    def _read(self) -> Iterator[tuple[str, tf.Tensor]]:
+        graph = self._tree.graph.SerializeToString()
+        yield GRAPH_KEY, tf.constant(graph)
         for key, tensor in sorted(self._tree.tensors.items()):
             value = tensor.read()
-            written[key] = fingerprint.of(value)
-            if size + value.nbytes > _PART_BYTES and pending:
-                parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
-                pending, size = {}, 0
-            pending[key] = value
-            size += value.nbytes
+            yield key, tf.constant(value)
             self._progress(value.nbytes)
-        if not parts:
-            _save(prefix, pending)
-            return written
-        parts.append(_save(f"{prefix}-part-{len(parts)}", pending))
-        with files.os_errors():
-            tf.raw_ops.MergeV2Checkpoints(
-                checkpoint_prefixes=parts,
-                destination_prefix=prefix,
-                delete_old_dirs=False,
-            )
-        return written
-
-
-def _save(prefix: str, values: Mapping[str, np.ndarray]) -> str:
-    """Writes some tensors; returns where."""
-    with files.os_errors():
-        tf.raw_ops.SaveV2(
-            prefix=prefix,
-            tensor_names=list(values),
-            shape_and_slices=[""] * len(values),
-            tensors=[tf.constant(value) for value in values.values()],
-        )
-    return prefix
 
 
 def commit(
