@@ -22,7 +22,6 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers, is_lost_worker
 from dtrain.config import Config
-from dtrain.config import figures as table
 from dtrain.data import pipeline
 from dtrain.errors import UserError
 from dtrain.gan import divergence, memory
@@ -30,6 +29,7 @@ from dtrain.record import samples
 from dtrain.record.periodic import UnfinishedError
 from dtrain.resilience.watchdog import Watchdog
 from dtrain.resilience.watcher import Watcher
+from dtrain.run import best
 from dtrain.run.opening import Run, introduce, open_run, say
 from dtrain.run.rehearsal import rehearse
 from dtrain.storage import files
@@ -134,7 +134,7 @@ def _loop(run: Run) -> int:
         step += len(next(iter(metrics.values())))
         if first_step == started + 1:
             _refuse_model_that_differs(run, step)
-            _refuse_unknown_metric(run, metrics)
+            best.refuse_unknown(config, metrics, run.periodic)
         run.ledger.progress(step)
         run.watcher.begin(run.step.stop)
         run.progress.update(step, metrics)
@@ -395,24 +395,6 @@ def _refuse_model_that_differs(run: Run, step: int) -> None:
             f"variables, the first is {differing[0]}: a variable that a model "
             "assigns by itself must get the same value on every replica; make "
             "it of a mean over all of them"
-        )
-
-
-def _refuse_unknown_metric(run: Run, metrics: Mapping[str, np.ndarray]) -> None:
-    """Refuses to look for the best of what is never measured.
-
-    Only the first step says which metrics a model has.
-
-    Raises:
-        UserError: `best_metric` is none of them.
-    """
-    config = run.config
-    known = {*metrics, *table.FIGURES}
-    known.update(*(periodic.names for periodic in run.periodic))
-    if config.keep_best and config.best_metric not in known:
-        raise UserError(
-            f"best_metric ({config.best_metric}) is no metric of this run; "
-            f"there are {', '.join(sorted(known))}"
         )
 
 

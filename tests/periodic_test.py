@@ -53,10 +53,11 @@ def test_spread_of_one_picture_is_none() -> None:
     assert measured(0.25) == pytest.approx(0.25, rel=0.1)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry_run"]], ids=["run", "dry_run"])
 def test_a_best_of_what_is_never_measured_is_refused(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, more: list[str]
 ) -> None:
-    flags = "--keep_best=1", "--best_metric=frechet_distanse"
+    flags = "--keep_best=1", "--best_metric=frechet_distanse", *more
     with pytest.raises(errors.UserError) as caught:
         dtrain_main.run(
             ["main", *runs.SMALL, *flags, f"--run_dir={tmp_path}/run"]

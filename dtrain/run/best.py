@@ -8,13 +8,14 @@ in the same way: in that of the newest line of `figures.jsonl`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dtrain.checkpoint import listing
 from dtrain.config import Config
 from dtrain.config import figures as table
 from dtrain.errors import UserError
 from dtrain.quality import figure_log
+from dtrain.record.periodic import Periodic
 from dtrain.run import identity
 from dtrain.storage import files
 
@@ -52,6 +53,28 @@ def prefix_of(path: str) -> str:
         if name == NAME and not files.exists(path):
             is_there = files.exists(f"{run_dir or '.'}/config.json")
     return _best(run_dir or ".").prefix if is_there else path
+
+
+def refuse_unknown(
+    config: Config, metrics: Iterable[str], figures: Iterable[Periodic]
+) -> None:
+    """Refuses to look for the best of what is never measured.
+
+    Args:
+        config: of the run.
+        metrics: of a step, by their names; only a step tells those of a model.
+        figures: what is measured beside the steps.
+
+    Raises:
+        UserError: `best_metric` is none of them.
+    """
+    known = {*metrics, *table.FIGURES}
+    known.update(*(periodic.names for periodic in figures))
+    if config.keep_best and config.best_metric not in known:
+        raise UserError(
+            f"best_metric ({config.best_metric}) is no metric of this run; "
+            f"there are {', '.join(sorted(known))}"
+        )
 
 
 def _best(run_dir: str) -> listing.Row:

@@ -133,7 +133,7 @@ def open_run(
         progress=Progress(
             config.num_steps, config.batch_size, is_chief=workers.is_chief
         ),
-        draw=_make_draw(gan, data),
+        draw=make_draw(gan, data),
         watcher=watcher,
         watchdog=dog,
         ledger=book,
@@ -173,10 +173,22 @@ def build(
     return gan, step, estimate
 
 
-def _make_draw(gan: GAN, data: sources.Data) -> drawing.Draw:
+def make_draw(gan: GAN, data: sources.Data) -> drawing.Draw:
+    """Makes what draws the pictures of a run."""
     return Pictures(
         gan, lambda number: pipeline.first_batch(data, gan.config, number)
     )
+
+
+def make_figures(
+    gan: GAN, data: sources.Data, draw: drawing.Draw, *, is_chief: bool
+) -> list[Periodic]:
+    """Makes what every run measures beside its steps."""
+    config, num_classes = gan.config, data.source.num_classes
+    return [
+        SampleSpread(config, num_classes, draw, is_chief=is_chief),
+        LearningRates(config, gan.optimizers, is_chief=is_chief),
+    ]
 
 
 def _make_periodic(
@@ -184,19 +196,16 @@ def _make_periodic(
 ) -> tuple[Periodic, ...]:
     """Makes what is done every N steps; a new one gets a row here."""
     config, is_chief = run.config, run.workers.is_chief
-    num_classes, draw = run.data.source.num_classes, run.draw
-    made: list[Periodic] = [
-        samples.Samples(
-            config,
-            num_classes,
-            draw,
-            run.recorder,
-            lambda: run.watcher.secs_left,
-            is_chief=is_chief,
-        ),
-        SampleSpread(config, num_classes, draw, is_chief=is_chief),
-        LearningRates(config, run.gan.optimizers, is_chief=is_chief),
-    ]
+    grids = samples.Samples(
+        config,
+        run.data.source.num_classes,
+        run.draw,
+        run.recorder,
+        lambda: run.watcher.secs_left,
+        is_chief=is_chief,
+    )
+    measured = make_figures(run.gan, run.data, run.draw, is_chief=is_chief)
+    made: list[Periodic] = [grids, *measured]
     if evaluation:
         around = evaluations.Around(
             run.workers,

@@ -20,7 +20,7 @@ from dtrain.errors import FINISHED
 from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
 from dtrain.quality import periodic as evaluations
-from dtrain.run import identity, introduction, looking, opening, resuming
+from dtrain.run import best, identity, introduction, looking, opening, resuming
 from dtrain.run.tiers import open_tiers
 
 # Timed after one that is not, in which the step is traced and compiled.
@@ -66,6 +66,9 @@ def rehearse(config: Config, workers: Workers) -> int:
             flush=True,
         )
     pace = _pace(gan, step, data, workers)
+    draw = opening.make_draw(gan, data)
+    figures = opening.make_figures(gan, data, draw, is_chief=workers.is_chief)
+    best.refuse_unknown(config, pace.metrics, figures)
     if workers.is_chief:
         backup = "nowhere"
         if tiers.backup and config.backup_every_secs:
@@ -131,10 +134,12 @@ class _Pace(NamedTuple):
     Attributes:
         secs: of a step.
         num_steps: over which it was measured.
+        metrics: of a step, by their names.
     """
 
     secs: float
     num_steps: int
+    metrics: tuple[str, ...]
 
 
 def _pace(gan: GAN, step: Step, data: sources.Data, workers: Workers) -> _Pace:
@@ -148,7 +153,8 @@ def _pace(gan: GAN, step: Step, data: sources.Data, workers: Workers) -> _Pace:
         metrics, _ = step.run(iterator, tf.constant(num_steps))
         # One whose losses are not finite ends the others.
         done = len(next(iter(metrics.values())).numpy())
-        return _Pace((time.monotonic() - began) / done, done)
+        secs = (time.monotonic() - began) / done
+        return _Pace(secs, done, tuple(metrics))
 
     timed(1)
     pace = timed(1)
