@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm
 
 from dtrain.config import Config
@@ -248,6 +250,33 @@ NETWORKS = {"dcgan": dcgan, "sngan": sngan, "r3gan": r3gan}
 # The step.
 
 
+def join(
+    workers: Sequence[str], index: int
+) -> Callable[[nn.Module], nn.Module]:
+    """Joins the other processes, by gloo; all share the cores of a machine.
+
+    Args:
+        workers: `host:port` of each; they meet at the first.
+        index: which of them this is.
+
+    Returns:
+        What makes a network one whose gradients are means over all.
+    """
+    if len(workers) == 1:
+        return lambda network: network
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(workers)))
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://{workers[0]}",
+        rank=index,
+        world_size=len(workers),
+    )
+    # Each process has batch statistics of its own.
+    return lambda network: DistributedDataParallel(
+        network, broadcast_buffers=False
+    )
+
+
 class Training:
     """A loop as PyTorch's tutorials have it."""
 
@@ -258,6 +287,7 @@ class Training:
         batches: Iterator[Any],
         side: int,
         channels: int = 3,
+        wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
         """Makes networks and optimizers.
 
@@ -267,12 +297,14 @@ class Training:
             batches: yields images, float32 [b, channels, side, side].
             side: of the images, in pixels.
             channels: of the images.
+            wrap: of a network, what its gradients are taken through.
         """
         self._config, self._batches = config, batches
         self.generator, self.discriminator = NETWORKS[name](
             config, side, channels
         )
         self._average = copy.deepcopy(self.generator)
+        self._wrapped = wrap(self.generator), wrap(self.discriminator)
         betas = config.beta_1, config.beta_2
         self._optimizers = [
             torch.optim.Adam(network.parameters(), rate, betas)
@@ -297,15 +329,14 @@ class Training:
                 ):
                     mean.lerp_(weight, 1.0 - self._decay)
 
-    def _fakes(self) -> torch.Tensor:
-        size = self._config.batch_size
-        return self.generator(torch.randn(size, self._config.latent_size))
+    def _latents(self) -> torch.Tensor:
+        return torch.randn(self._config.batch_size, self._config.latent_size)
 
     def _judge(self) -> None:
         config = self._config
         reals = torch.as_tensor(next(self._batches))
         with torch.no_grad():
-            fakes = self._fakes()
+            fakes = self.generator(self._latents())
         penalty = torch.zeros([])
         logits = []
         for images, gamma in (
@@ -313,7 +344,7 @@ class Training:
             (fakes, config.r2_gamma),
         ):
             images = images.detach().requires_grad_(bool(gamma))
-            made = self.discriminator(images)[:, 0]
+            made = self._wrapped[1](images)[:, 0]
             logits.append(made)
             if gamma:
                 [gradient] = torch.autograd.grad(
@@ -331,7 +362,8 @@ class Training:
         self._follow(1, loss.mean() + penalty)
 
     def _generate(self) -> None:
-        fake = self.discriminator(self._fakes())[:, 0]
+        fakes = self._wrapped[0](self._latents())
+        fake = self.discriminator(fakes)[:, 0]
         if self._config.loss == "hinge":
             loss = -fake
         elif self._config.loss == "relativistic":

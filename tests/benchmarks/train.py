@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import statistics
 import sys
 import tempfile
@@ -47,7 +48,7 @@ _HEAD = (
 )
 
 
-class _ByHand:
+class ByHand:
     """The networks and the step of a TensorFlow tutorial."""
 
     def __init__(self, config: Config, shape: tuple[int, ...]) -> None:
@@ -57,6 +58,10 @@ class _ByHand:
         self.average.set_weights(self.generator.get_weights())
         adam = {"beta_1": config.beta_1, "beta_2": config.beta_2}
         self._optimizers = [keras.optimizers.Adam(1e-3, **adam) for _ in "GD"]
+        for optimizer, network in zip(
+            self._optimizers, (self.generator, self.discriminator), strict=True
+        ):
+            optimizer.build(network.trainable_variables)
         self._decay = 0.5 ** (config.batch_size / config.ema_half_life_images)
 
     def step(self, real_images: tf.Tensor) -> tf.Tensor:
@@ -85,18 +90,22 @@ class _ByHand:
         return self.generator(tf.random.normal(self._shape), training=True)
 
 
-class _Fitted(keras.Model):
+class Fitted(keras.Model):
     """The same step, for Keras."""
 
-    def __init__(self, by_hand: _ByHand) -> None:
+    def __init__(self, by_hand: ByHand) -> None:
         super().__init__()
         self._by_hand = by_hand
+        # Under a strategy, `fit` builds what is not built by a call.
+        self.built = True
 
     def train_step(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"loss": self._by_hand.step(data)}
+        # Between workers Keras sums over an axis, which a scalar has not.
+        return {"loss": self._by_hand.step(data)[tf.newaxis]}
 
 
-def _dataset(config: Config, images: np.ndarray) -> tf.data.Dataset:
+def dataset(config: Config, images: np.ndarray) -> tf.data.Dataset:
+    """Makes shuffled batches of images in [-1, 1], as Keras is given them."""
     return (
         tf.data.Dataset.from_tensor_slices(images)
         .shuffle(len(images), seed=0)
@@ -117,9 +126,9 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
     Returns:
         A function that trains for some steps.
     """
-    hand = _ByHand(config, images.shape[1:])
+    hand = ByHand(config, images.shape[1:])
     step = tf.function(hand.step)
-    iterator = iter(_dataset(config, images))
+    iterator = iter(dataset(config, images))
 
     def turn(num_steps: int) -> None:
         for _ in range(num_steps):
@@ -131,15 +140,24 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
 
 def by_fit(config: Config, images: np.ndarray) -> Turn:
     """Makes the loop of Keras; see `by_hand`."""
-    model = _Fitted(_ByHand(config, images.shape[1:]))
+    model = Fitted(ByHand(config, images.shape[1:]))
     # By XLA, which it would choose by itself, it is slower on a CPU.
     model.compile(jit_compile=False, steps_per_execution=config.steps_per_loop)
-    dataset = _dataset(config, images)
+    batches = dataset(config, images)
 
     def turn(num_steps: int) -> None:
-        model.fit(dataset, steps_per_epoch=num_steps, verbose=0)
+        model.fit(batches, steps_per_epoch=num_steps, verbose=0)
 
     return turn
+
+
+def torch_batches(config: Config, images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields batches for PyTorch, float32 [b, channels, side, side]."""
+    chance = np.random.default_rng(0)
+    channels_first = images.transpose(0, 3, 1, 2)
+    while True:
+        chosen = chance.integers(0, len(images), config.batch_size)
+        yield channels_first[chosen] / np.float32(127.5) - np.float32(1.0)
 
 
 def by_torch(config: Config, images: np.ndarray) -> Turn | None:
@@ -148,15 +166,10 @@ def by_torch(config: Config, images: np.ndarray) -> Turn | None:
         return None
     from tests.benchmarks import in_torch
 
-    def batches() -> Iterator[np.ndarray]:
-        chance = np.random.default_rng(0)
-        channels_first = images.transpose(0, 3, 1, 2)
-        while True:
-            chosen = chance.integers(0, len(images), config.batch_size)
-            yield channels_first[chosen] / np.float32(127.5) - np.float32(1.0)
-
     _, side, _, channels = images.shape
-    return in_torch.Training("dcgan", config, batches(), side, channels).turn
+    return in_torch.Training(
+        "dcgan", config, torch_batches(config, images), side, channels
+    ).turn
 
 
 def by_dtrain(
@@ -233,6 +246,15 @@ def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def write_images(place: pathlib.Path, side: int) -> pathlib.Path:
+    """Writes grey noise, uint8 [4096, side, side, 1]; returns the npz file."""
+    noise = np.random.default_rng(0)
+    images = noise.integers(0, 256, (4096, side, side, 1), np.uint8)
+    path = place / "images.npz"
+    np.savez(path, images=images)
+    return path
+
+
 def main() -> None:
     """Measures and prints the table."""
     is_written = "--write" in sys.argv
@@ -245,20 +267,23 @@ def main() -> None:
     )
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)
-    noise = np.random.default_rng(0)
     for side in own["sides"]:
-        images = noise.integers(0, 256, (4096, side, side, 1), np.uint8)
         with tempfile.TemporaryDirectory() as directory:
-            np.savez(f"{directory}/images.npz", images=images)
+            path = write_images(pathlib.Path(directory), side)
+            images = np.load(path)["images"]
             config = config_lib.parse(
                 [
                     *("main", "--strategy=mirrored", "--r1_gamma=0"),
-                    *(f"--dataset=npz:{directory}/images.npz",),
+                    f"--dataset=npz:{path}",
                     *("--steps_per_loop=10", *rest),
                 ]
             )
             for batch_size in own["batches"]:
-                now = dataclasses.replace(config, batch_size=batch_size)
+                # Of 64 pixels 256 images take seconds a step.
+                at_once = 10 if side**2 * batch_size < 500_000 else 1
+                now = dataclasses.replace(
+                    config, batch_size=batch_size, steps_per_loop=at_once
+                )
                 lines.append(row(now, images, own["rounds"], own["secs"]))
                 print(lines[-1], flush=True)
                 keras.backend.clear_session()
