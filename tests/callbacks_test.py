@@ -243,18 +243,19 @@ def test_all_that_a_model_holds(make: Any, tmp_path: pathlib.Path) -> None:
 
 def test_damaged_backup_falls_back(tmp_path: pathlib.Path) -> None:
     whole, _ = fit(epochs=1)
-    fit(dtrain.BackupAndRestore(tmp_path, 2), cut_after=9, epochs=1)
-    small_fit.settle()
-    # What waits for the disk is replaced by what is newer.
-    older, newest = small_fit.saved_steps(tmp_path)
-    assert newest == 8
+    # What waits for the disk is replaced by what is newer, so two are written
+    # for certain where each is waited for.
+    for _ in range(2):
+        fit(dtrain.BackupAndRestore(tmp_path, 4), cut_after=5, epochs=1)
+        small_fit.settle()
+    assert small_fit.saved_steps(tmp_path) == [4, 8]
     flip_a_bit(tmp_path / "ckpt-8.data-00000-of-00001")
     with pytest.warns(UserWarning, match=r"ckpt-8 does not verify.*moved to"):
         gan, rest = fit(
             dtrain.BackupAndRestore(tmp_path, 2, delete_checkpoint=False),
             epochs=1,
         )
-    assert rest.batches[0] == (0, older)
+    assert rest.batches[0] == (0, 4)
     assert fit_gan.digest(gan) == fit_gan.digest(whole)
     assert (tmp_path / "quarantine/ckpt-8/reason.txt").exists()
 
