@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dtrain.bundle import writer
 from dtrain.checkpoint import going_on, pins, retention
 from dtrain.checkpoint import manager as checkpoint_lib
 from dtrain.checkpoint.directory import INDEX, MANIFEST, CheckpointDirectory
@@ -406,11 +407,14 @@ def files_of(step: int) -> list[str]:
 # Any instant.
 
 
-def save_until_killed(root: str, sender: connection.Connection) -> None:
+def save_until_killed(
+    root: str, sender: connection.Connection, part_bytes: int
+) -> None:
     """Saves one state after the other, and tells of each that is saved.
 
     The variables change while they are written.
     """
+    writer._PART_BYTES = part_bytes
     state = make_state()
     manager = checkpoint_lib.CheckpointManager(
         state, root, (retention.Last(2),)
@@ -443,7 +447,12 @@ def read_steps(receiver: connection.Connection) -> Iterator[int]:
             return
 
 
-def test_killed_at_random_instants(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "part_bytes", [1 << 20, 1], ids=["one data file", "a file for each"]
+)
+def test_killed_at_random_instants(
+    tmp_path: pathlib.Path, part_bytes: int
+) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -451,7 +460,7 @@ def test_killed_at_random_instants(tmp_path: pathlib.Path) -> None:
     saved = num_committed = 0
     for _ in range(NUM_KILLS):
         receiver, sender = FORKED.Pipe(duplex=False)
-        process = Process(save_until_killed, root, sender)
+        process = Process(save_until_killed, root, sender, part_bytes)
         sender.close()
         steps = read_steps(receiver)
         resumed = next(steps)
@@ -464,10 +473,11 @@ def test_killed_at_random_instants(tmp_path: pathlib.Path) -> None:
         assert process.finish() is None
         saved = max([first, *steps])
     print(f"{num_committed} of {NUM_KILLS} saves were committed and not told")
-    run_forked(check_left_by_one_save, root)
+    run_forked(check_left_by_one_save, root, part_bytes)
 
 
-def check_left_by_one_save(root: str) -> int:
+def check_left_by_one_save(root: str, part_bytes: int) -> int:
+    writer._PART_BYTES = part_bytes
     state = make_state()
     manager = checkpoint_lib.CheckpointManager(
         state, root, (retention.Last(2),)
@@ -475,14 +485,16 @@ def check_left_by_one_save(root: str) -> int:
     step = manager.directory.steps()[-1] + 1
     manager.save(step, wait=True)
     manager.close()
-    assert sorted(os.listdir(root)) == sorted(
-        ["checkpoint", ".lock"]
-        + [
+    names = os.listdir(root)
+    assert any("-of-00001" in name for name in names) == (part_bytes > 1)
+    assert {re.sub("data-.*", "data", name) for name in names} == {
+        *("checkpoint", ".lock"),
+        *(
             f"ckpt-{each}.{suffix}"
             for each in (step - 1, step)
-            for suffix in ("data-00000-of-00001", INDEX, MANIFEST)
-        ]
-    )
+            for suffix in ("data", INDEX, MANIFEST)
+        ),
+    }
     return step
 
 

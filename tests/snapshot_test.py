@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dtrain.bundle import keras_state
+from dtrain.bundle import keras_state, writer
 from dtrain.checkpoint import background as background_lib
 from dtrain.checkpoint import snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
@@ -139,6 +140,27 @@ def test_written_while_training_goes_on_100_times(
     assert np.diff(steps).tolist() == [3] * 99
 
 
+def test_a_large_one_is_written_in_parts(
+    model: Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor is, here, and all are what one file would have."""
+    taken = snapshot.SnapshotTaker(model.checkpoint).take(7)
+    whole = taken.write(f"{tmp_path}/whole")
+    monkeypatch.setattr(writer, "_PART_BYTES", 1)
+    monkeypatch.setattr(writer, "_MAX_PARTS", 10**6)
+    directory = CheckpointDirectory(str(tmp_path / "parts"))
+    manifest = directory.commit(7, taken)
+    # Those of strings are of no known size.
+    assert len(manifest.sizes) > len(taken.keys) / 2
+    assert manifest.tensors == whole
+    prefix = directory.prefix(7)
+    assert tensors(prefix) == tensors(f"{tmp_path}/whole")
+    assert directory.verify(7) == manifest
+    status = model.checkpoint.restore(prefix)
+    status.assert_consumed().assert_existing_objects_matched()
+    assert not [name for name in os.listdir(directory.path) if "part" in name]
+
+
 def test_an_on_read_variable_is_refused_by_name() -> None:
     strategy = replicas.mirrored(2)
     with strategy.scope():
@@ -150,6 +172,20 @@ def test_an_on_read_variable_is_refused_by_name() -> None:
         )
     with pytest.raises(UserError, match=r"seen_images.*ON_READ"):
         snapshot.SnapshotTaker(tf.train.Checkpoint(count=count))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_is_large_is_finite(dtype: str, tmp_path: pathlib.Path) -> None:
+    """Though a sum of it, in its own dtype, is not."""
+    state = tf.train.Checkpoint(
+        weights=tf.Variable(tf.fill([9], tf.as_dtype(dtype).max / 4))
+    )
+    taker = snapshot.SnapshotTaker(state)
+    taker.take(1).write(f"{tmp_path}/1")
+    for value in (np.inf, -np.inf, np.nan):
+        state.weights[:1].assign(tf.cast([value], dtype))
+        with pytest.raises(OSError, match="weights holds numbers that are not"):
+            taker.take(2).write(f"{tmp_path}/2")
 
 
 @pytest.mark.parametrize("late", ["weights", "made later"])

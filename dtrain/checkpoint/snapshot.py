@@ -239,13 +239,11 @@ def _is_finite(tensor: tf.Tensor) -> bool:
     if not tensor.dtype.is_floating:
         return True
     values = fingerprint.values_of(tensor)
-    # One pass and no copy; a sum that is finite has finite parts. One that is
-    # not may have been too large for its dtype alone.
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(
-            np.isfinite(np.sum(values))
-            or np.isfinite(np.sum(values, dtype=np.float64))
-        )
+        # One pass and no copy: a sum that is finite has finite parts. Of one
+        # that is not they may be, and are looked at.
+        total = np.sum(values)
+    return bool(np.isfinite(total) or np.isfinite(values).all())
 
 
 def _has_nan(tensor: tf.Tensor) -> bool:
