@@ -99,7 +99,7 @@ class Inputs:
         minimum=0.0,
     )
     inflation: float = _field(
-        1.16,
+        1.23,
         "Steps that overlap a save take so many times as long: for 600 MB on "
         "two CPU cores (docs/recovery.md), where both compete; less on a GPU.",
         minimum=1.0,
