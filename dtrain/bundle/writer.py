@@ -53,7 +53,11 @@ def write(
     """
     parts = _parts(tensors, max(_PART_BYTES, num_bytes // _MAX_PARTS))
     first, second = next(parts, {}), next(parts, None)
-    with files.os_errors(), futures.ThreadPoolExecutor(2) as beside:
+    with (
+        files.os_errors(),
+        tf.device("CPU:0"),
+        futures.ThreadPoolExecutor(2) as beside,
+    ):
         if second is None:
             return _write_part(prefix, first, look, beside).result()
         prefixes, found, synced = [], [], []

@@ -45,8 +45,8 @@ class Snapshot(NamedTuple):
     def write(self, prefix: str) -> dict[str, Fingerprint]:
         """Writes `<prefix>.index` and its data, as TensorFlow does.
 
-        The prefix is a local path. Any thread may call this. The files are not
-        synced to the disk.
+        The prefix is a local path. Any thread may call this. Not all of the
+        files are synced to the disk.
 
         Returns:
             The fingerprints of the tensors, as they are in the memory.
@@ -75,13 +75,14 @@ class Snapshot(NamedTuple):
 
         Here, and not where the training waits, they leave a GPU.
         """
-        with tf.device("CPU:0"):
-            for key, tensor in zip(self.keys, self.tensors, strict=True):
-                if key == _SAVE_COUNTER:
-                    yield key, _scalar(self.step, tensor.dtype)
-                else:
-                    yield key, tf.identity(tensor)
-            yield fingerprint.GRAPH_KEY, tf.constant(self.graph)
+        for key, tensor in zip(self.keys, self.tensors, strict=True):
+            if key == _SAVE_COUNTER:
+                yield key, _scalar(self.step, tensor.dtype)
+                continue
+            with tf.device("CPU:0"):
+                on_host = tf.identity(tensor)
+            yield key, on_host
+        yield fingerprint.GRAPH_KEY, tf.constant(self.graph)
 
 
 def _scalar(value: int, dtype: tf.DType) -> tf.Tensor:
