@@ -111,6 +111,23 @@ def test_what_tensorflow_has_saved_is_taken_over(
         assert manager.restore() == step + 2
 
 
+def test_what_their_manager_has_removed_is_forgotten(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Also where a file without an ending, as of V1, has its name."""
+    by_both(str(tmp_path))
+    assert (tmp_path / "ckpt-2.json").exists()
+    assert not (tmp_path / "ckpt-2.index").exists()
+    (tmp_path / "ckpt-2").write_bytes(b"somebody's")
+    with (
+        CheckpointManager(small(), tmp_path, [retention.Last(9)]) as manager,
+        pytest.warns(UserWarning, match="taken over as step 5"),
+    ):
+        assert manager.restore() == 5
+    assert not (tmp_path / "ckpt-2.json").exists()
+    assert (tmp_path / "ckpt-2").read_bytes() == b"somebody's"
+
+
 def damaged(directory: pathlib.Path) -> None:
     by_their_manager(str(directory))
     flip(directory / "ckpt-3.index")

@@ -102,7 +102,9 @@ def take_over(directory: CheckpointDirectory) -> list[str]:
 def _forget_removed(directory: CheckpointDirectory) -> None:
     """Removes the manifests of what TensorFlow's manager has removed."""
     names = files.names(directory.path)
-    num_files = collections.Counter(name.partition(".")[0] for name in names)
+    num_files = collections.Counter(
+        name.partition(".")[0] for name in names if "." in name
+    )
     for step in directory.steps():
         if num_files[f"ckpt-{step}"] == 1:
             files.remove(f"{directory.prefix(step)}.{MANIFEST}")
