@@ -41,12 +41,17 @@ def tell(step=-1, saved=-1):
     path = os.environ["DTRAIN_STATUS_FILE"]
     status.write(path, status.Status(os.getpid(), step, saved))
 def make_steps():
+    # Several: a supervisor that waits for a core sees not all of them.
     tell(0)
-    time.sleep(0.2)
-    tell(1, attempt)
+    for step in range(1, 5):
+        time.sleep(0.1)
+        tell(step, attempt)
 def wait_for_spares(count):
+    end = time.monotonic() + 120
     while len(list(place.glob("prepared-*"))) < count:
         time.sleep(0.01)
+        if time.monotonic() > end:
+            sys.exit("error: no spare has come")
     time.sleep(0.3)
 """
 
