@@ -25,7 +25,7 @@ from tests.benchmarks.pages import replace_table
 # By name: the minutes that it takes on two cores.
 PARTS = {
     "train": 30,
-    "replicas": 10,
+    "replicas": 9,
     "overhead": 3,
     "reading": 3,
     "reduction": 3,
