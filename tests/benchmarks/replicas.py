@@ -104,11 +104,16 @@ def take_turn(name: str, images: pathlib.Path, secs: int) -> Turn:
         for index in range(num_processes)
     ]
     turns = []
-    for each in processes:
-        code, output = runs.finish(each, timeout=_LIMIT_SECS)
-        if code != errors.FINISHED:
-            raise SystemExit(f"{name}: {output}")
-        turns.append(Turn(*map(float, output.splitlines()[-1].split())))
+    try:
+        for each in processes:
+            code, output = runs.finish(each, timeout=_LIMIT_SECS)
+            if code != errors.FINISHED:
+                raise SystemExit(f"{name}: {output}")
+            turns.append(Turn(*map(float, output.splitlines()[-1].split())))
+    finally:
+        # One may wait for another that has failed.
+        for each in processes:
+            each.kill()
     # All do every step together: the slower one says how long it takes.
     return Turn(
         min(turn.speed for turn in turns), sum(turn.mib for turn in turns)
