@@ -177,10 +177,14 @@ def test_the_numbers_of_saves_stay_nowhere() -> None:
         pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def growth_bytes(first: int) -> int:
+        before = resident_bytes()
+        take(range(first, first + 20_000))
+        return resident_bytes() - before
+
     take(range(1_000_000, 1_002_000))
-    before = resident_bytes()
-    take(range(2_000_000, 2_020_000))
-    assert resident_bytes() - before < 5e6
+    # What else this process holds may grow meanwhile; a leak is in each.
+    assert min(growth_bytes(n * 1_000_000) for n in (2, 3, 4)) < 5e6
 
 
 def test_an_on_read_variable_is_refused_by_name() -> None:

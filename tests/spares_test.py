@@ -7,6 +7,7 @@ does, and import nothing that takes long; the last are runs of dtrain.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -317,20 +318,18 @@ def test_a_killed_run_ends_with_the_same_bits(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The run is over before it would get one.
-    monkeypatch.setattr(spares, "SETTLED_SECS", 0.3)
-    flags = (*runs.SMALL, "--num_steps=400", "--checkpoint_every_steps=0")
+    # At once, for the run is soon over.
+    monkeypatch.setattr(spares, "SETTLED_SECS", -math.inf)
+    flags = (*runs.SMALL, "--num_steps=600", "--checkpoint_every_steps=0")
     expected = whole("dtrain.main", *flags)
     run_dir = tmp_path / "run"
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+    known = set(children.read_text().split())
 
     def kill() -> None:
-        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
-        known = len(children.read_text().split())
-        pids: list[str] = []
-        while len(pids) < known + 2:
+        while not list(run_dir.glob("backup/*.json")):
             time.sleep(0.01)
-            pids = children.read_text().split()
-        victim = int(pids[known])
+        victim = min(map(int, {*children.read_text().split()} - known))
         # Else it would be finished before its spare is warm.
         os.kill(victim, signal.SIGSTOP)
         said = ""
@@ -351,7 +350,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert "was killed by SIGKILL; start 2" in told.err
     assert "resumed from" in told.out
     digests = {
-        tensors.digest(f"{each}/checkpoints/ckpt-400")
+        tensors.digest(f"{each}/checkpoints/ckpt-600")
         for each in (expected, run_dir)
     }
     assert len(digests) == 1
