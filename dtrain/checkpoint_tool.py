@@ -42,8 +42,8 @@ Change; the source stays as it is:
 
 Carry:
   export CKPT --output=FILE
-                           .safetensors, .npz, or the EMA generator of a run
-                           as .keras or, DIR/, as a SavedModel
+                           .safetensors, .npz, or of a run the EMA generator
+                           as .keras, or what draws as a SavedModel, DIR/
   import FILE --output=NEW
                            back from these, .h5, .hdf5 or .weights.json
 
@@ -244,8 +244,10 @@ def _add_carrying(commands: Any) -> None:
     command = commands.add_parser(
         "export",
         description="Writes tensors as .safetensors or .npz, by their names, "
-        "or a network of a dtrain run, its average where it has one, as .keras "
-        "file or, for the name of a directory, as a SavedModel.",
+        "or a network of a dtrain run, its average where it has one, as a "
+        ".keras file; or, for the name of a directory, as a SavedModel what "
+        "makes pictures of latents, by however many networks, or the network "
+        "that is named.",
     )
     command.add_argument("checkpoint", metavar="CKPT")
     _add_output(command, "FILE")
@@ -256,8 +258,8 @@ def _add_carrying(commands: Any) -> None:
         "--network",
         default="",
         metavar="NAME",
-        help="which one is written as a model; without it the generator, or "
-        "the only one that is averaged",
+        help="which one is written as a model; without it what draws, in a "
+        ".keras file the generator, or the only one that is averaged",
     )
     command.add_argument(
         "--model",

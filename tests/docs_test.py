@@ -31,8 +31,8 @@ TOOL |= {"partial"}
 OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}
 
 
-# Whole programs: weights.py is run in `readme_test`, fit.py in a test below.
-PROGRAMS = ("# weights.py\n", "# fit.py\n")
+# Whole programs: two are run in `readme_test`, fit.py in a test below.
+PROGRAMS = ("# weights.py\n", "# draw.py\n", "# fit.py\n")
 
 
 def python_blocks(page: pathlib.Path) -> list[str]:

@@ -6,13 +6,14 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from dtrain import errors, sample
+from dtrain import checkpoint_tool, errors, sample
 from dtrain import main as dtrain_main
 from dtrain.bundle import tensors
 from dtrain.config import Config
@@ -56,6 +57,11 @@ def test_weights_with_tensorflow_and_keras_alone(
     assert finished.returncode == 0, finished.stderr
     assert "Traceback" not in finished.stderr
     check_generator(run_dir, tmp_path / "generator.keras")
+    command = ("export", "run", "--output=drawing/")
+    assert checkpoint_tool.run(command) == errors.FINISHED
+    names: dict[str, Any] = {}
+    exec(code_block("# draw.py"), names)
+    assert names["images"].shape == (16, 8, 8, 1)
 
 
 def check_generator(run_dir: pathlib.Path, saved: pathlib.Path) -> None:

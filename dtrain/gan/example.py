@@ -151,12 +151,22 @@ class Example:
         if number < len(self.drawn):
             return self.drawn[number]
         assert self.place is not None, "these examples draw nothing"
-        return draw_at(self.place, number, draw, self.latents.shape[0])
+        return draw_at(self.place, number, draw, batch_size_of(self.latents))
+
+
+def batch_size_of(batch: tf.Tensor) -> int | tf.Tensor:
+    """Returns how many examples there are, if need be as an int32 scalar.
+
+    Args:
+        batch: [b, ...]; in what is exported, b is known when it is called.
+    """
+    size = batch.shape[0]
+    return tf.shape(batch)[0] if size is None else size
 
 
 @tf.autograph.experimental.do_not_convert
 def draw_at(
-    place: Place, number: int, draw: Draw, num_examples: int
+    place: Place, number: int, draw: Draw, num_examples: int | tf.Tensor
 ) -> tf.Tensor:
     """Draws what the whole batch would have at these positions.
 

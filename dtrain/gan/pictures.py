@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dtrain.data import pipeline
 from dtrain.gan import draws, objectives
-from dtrain.gan.example import Draw, Place, draw_at
+from dtrain.gan.example import Draw, Place, batch_size_of, draw_at
 from dtrain.gan.program import Named
 from dtrain.gan.state import GAN
 
@@ -86,7 +86,7 @@ class Pictures:
         Returns:
             float [n, h, w, C] in [-1, 1], or a little beyond.
         """
-        gan, size = self._gan, latents.shape[0]
+        gan, size = self._gan, batch_size_of(latents)
         self.prepare()
         real_images, inputs, own_labels = self._of_data(size, start)
         first = tf.cast(start, tf.int64)
@@ -111,7 +111,7 @@ class Pictures:
         return self._draw(self._networks, example)
 
     def _of_data(
-        self, size: int, start: int | tf.Tensor
+        self, size: int | tf.Tensor, start: int | tf.Tensor
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Returns images, inputs and labels of what pictures are made of."""
         gan, examples = self._gan, self._examples

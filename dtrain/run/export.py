@@ -8,6 +8,7 @@ user's model, and `dtrain.models.batch_norm` for `--batch_norm`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shlex
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from dtrain.config import Config
 from dtrain.config.learning import MODELS
 from dtrain.errors import UserError
 from dtrain.gan import state
+from dtrain.gan.pictures import Pictures
 from dtrain.gan.program import GENERATOR
 from dtrain.run import identity, resuming
 from dtrain.storage import files, temporary
@@ -42,8 +44,13 @@ class Trained(NamedTuple):
     config: Config
     num_classes: int
 
+    @property
+    def draws_latents(self) -> bool:
+        """Whether pictures are made of latents, and labels, alone."""
+        return not self.gan.draws_from_data
+
     def network(self, name: str = "") -> tuple[str, keras.Model]:
-        """Returns what is exported: a network by its name, or its average.
+        """Returns a network by its name, or its average.
 
         Args:
             name: of the network; empty for the generator, or for the only one
@@ -63,8 +70,21 @@ class Trained(NamedTuple):
                 if name
                 else f"the run averages {', '.join(averages) or 'no network'}; "
                 "say by --network which is exported"
+                + ", or name a directory for a SavedModel of what they draw"
+                * self.draws_latents
             )
         return name, averages.get(name, networks[name])
+
+    @property
+    def drawing(self) -> tuple[str, ...]:
+        """Names of the networks that draw, as far as that is known."""
+        networks = self.gan.program.networks
+        alone = (GENERATOR,) if GENERATOR in networks else networks
+        return tuple(self.gan.averages or alone)
+
+    def describe(self, name: str) -> str:
+        """Says which weights a network is exported with."""
+        return f"EMA {name}" if name in self.gan.averages else name
 
 
 def restore(run_dir: str, step: int | None = None, model: str = "") -> Trained:
@@ -152,18 +172,22 @@ def modules_of(network: keras.Model) -> list[str]:
     return sorted(home for home in homes if home.startswith("dtrain."))
 
 
-def save(trained: Trained, path: str, name: str = "") -> None:
-    """Writes a network, or its average, to a new file or directory.
+def save(trained: Trained, path: str, name: str = "") -> str:
+    """Writes what a run draws, or a network, to a new file or directory.
 
-    It is a .keras file if the path ends so, and otherwise the directory of a
-    SavedModel. That of the generator of the simple form has a signature
+    It is a .keras file of a network, or of its average, if the path ends so,
+    and otherwise the directory of a SavedModel. Where pictures are made of
+    latents, and no other network is named, that draws them, by however many
+    networks, as the run's own grids are drawn. It has a signature
     `serving_default` (and `serve`, as a method) that takes any batch:
 
         latents    float32 [b, latent_size], standard normal
         labels     int32 [b], if conditional: the classes, from 0
         -> images  float32 [b, H, W, C] in [-1, 1]
 
-    That of any other network takes and returns what the network does.
+    What is drawn at random beside these, as the noise of StyleGAN2, is a
+    function of the run's seed and of the place in the batch. The SavedModel of
+    any other network takes and returns what the network does.
 
     Args:
         trained: of a run.
@@ -171,22 +195,30 @@ def save(trained: Trained, path: str, name: str = "") -> None:
             made if it is not there.
         name: of the network, see `Trained.network`.
 
+    Returns:
+        What was written, in words.
+
     Raises:
         UserError: the path exists, there is no such network, or it cannot be
             written.
         StorageError: the disk or the store failed.
     """
-    name, network = trained.network(name)
+    is_generator = trained.gan.program.draw is None and name == GENERATOR
+    is_drawn = trained.draws_latents and (not name or is_generator)
+    if path.endswith(_KERAS) or not is_drawn:
+        name, network = trained.network(name)
+        write = _save_keras if path.endswith(_KERAS) else _save_model
+        writing = functools.partial(write, name, network)
+        what = f"the {trained.describe(name)}"
+    else:
+        writing = functools.partial(_save_pictures, trained)
+        what = f"the {', '.join(map(trained.describe, trained.drawing))}"
     with (
         files.storage_errors(path),
         temporary.becoming(path.rstrip("/"), _copy) as written,
     ):
-        if path.endswith(_KERAS):
-            _save_keras(name, network, written)
-        elif trained.gan.program.draw is None and name == GENERATOR:
-            _save_generator(network, trained.config, written)
-        else:
-            _save_model(name, network, written)
+        writing(written)
+    return what
 
 
 def _copy(written: str, target: str) -> None:
@@ -203,35 +235,56 @@ def _copy(written: str, target: str) -> None:
         files.copy(os.path.join(written, path), f"{target}/{path}")
 
 
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _save_keras(name: str, network: keras.Model, path: str) -> None:
     try:
         network.save(path)
     except (NotImplementedError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the {name} cannot be written as {_KERAS}: {why}; give its "
-            "layers a get_config, or name a directory for a SavedModel"
+            f"the {name} cannot be written as {_KERAS}: {_said(error)}; give "
+            "its layers a get_config, or name a directory for a SavedModel"
         ) from error
 
 
-def _save_generator(generator: keras.Model, config: Config, path: str) -> None:
+def _save_pictures(trained: Trained, path: str) -> None:
+    """Writes what draws pictures of latents.
+
+    Raises:
+        UserError: it knows but batches of one size.
+    """
+    gan, config, _ = trained
     inputs = [
         tf.TensorSpec([None, config.latent_size], tf.float32, name="latents")
     ]
     if config.conditional:
         inputs.append(tf.TensorSpec([None], tf.int32, name="labels"))
 
-    def serve(*values: tf.Tensor) -> dict[str, tf.Tensor]:
-        given = list(values) if config.conditional else values[0]
-        images = tf.cast(generator(given, training=False), tf.float32)
+    pictures = Pictures(gan)
+
+    def serve(
+        latents: tf.Tensor, labels: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        images = tf.cast(pictures(latents, labels), tf.float32)
         # A user's generator may exceed the range of an image.
         return {"images": tf.clip_by_value(images, -1, 1)}
 
     archive = keras.export.ExportArchive()
-    archive.track(generator)
     archive.add_endpoint("serve", serve, input_signature=inputs)
-    with files.os_errors():
-        archive.write_out(path, verbose=False)
+    # For what is no variable, as the table of a layer.
+    for name in trained.drawing:
+        archive.track(trained.network(name)[1])
+    try:
+        with files.os_errors():
+            archive.write_out(path, verbose=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"what {config.model} draws cannot be written as a graph for "
+            f"batches of any size: {_said(error)}; let its draw take "
+            "tf.shape(example.latents)[0] for the size, or name a --network"
+        ) from error
 
 
 def _save_model(name: str, network: keras.Model, path: str) -> None:
@@ -244,8 +297,7 @@ def _save_model(name: str, network: keras.Model, path: str) -> None:
         with files.os_errors():
             network.export(path, verbose=False)
     except (NotImplementedError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the {name} cannot be written as a SavedModel: {why}; make it a "
-            f"functional model, or export {_KERAS}"
+            f"the {name} cannot be written as a SavedModel: {_said(error)}; "
+            f"make it a functional model, or export {_KERAS}"
         ) from error

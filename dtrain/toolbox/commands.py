@@ -359,15 +359,15 @@ def _export_model(arguments: argparse.Namespace) -> int:
     if files.is_remote(path):
         run_dir = path.rpartition("/")[0]
     trained = export.restore(run_dir, step, arguments.model)
-    export.save(trained, arguments.output, arguments.network)
-    name, network = trained.network(arguments.network)
-    kind = "EMA " if name in trained.gan.averages else ""
-    print(f"wrote {arguments.output}: the {kind}{name} of {prefix}")
-    modules = export.modules_of(network)
-    if modules and arguments.output.endswith(".keras"):
-        print(
-            f"keras.models.load_model needs import {', '.join(modules)} before"
-        )
+    what = export.save(trained, arguments.output, arguments.network)
+    print(f"wrote {arguments.output}: {what} of {prefix}")
+    if arguments.output.endswith(".keras"):
+        _, network = trained.network(arguments.network)
+        if modules := export.modules_of(network):
+            print(
+                f"keras.models.load_model needs import {', '.join(modules)} "
+                "before"
+            )
     return errors.FINISHED
 
 

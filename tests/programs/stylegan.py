@@ -132,7 +132,7 @@ def make_mapping(latent_size: int, num_styles: int) -> keras.Model:
 
 def _alpha(example: dtrain.Example) -> tf.Tensor:
     alpha = example.state["alpha"]
-    return tf.fill([example.latents.shape[0]], alpha)
+    return tf.fill(tf.shape(example.latents)[:1], alpha)
 
 
 def _generate(networks: Any, example: dtrain.Example) -> tf.Tensor:
