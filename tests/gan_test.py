@@ -586,7 +586,7 @@ def test_what_is_proposed_fits_and_is_the_largest(
     line = str(caught.value)
     number = r"([\d,]+)"
     match = re.fullmatch(
-        r"a step with batch_size \(96000000\) takes about [\d.e+]+ GiB of "
+        r"a step with batch_size \(96000000\) takes about [\d,.]+ GiB of "
         r"memory, and this machine has [\d.]+ GiB; try (--batch_size=(\d+) )?"
         rf"--micro_batches=(\d+), {number} images at a time",
         line,

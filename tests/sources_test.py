@@ -38,6 +38,7 @@ from dtrain.data.sources import (
     preparation,
 )
 from dtrain.errors import UserError
+from dtrain.storage import host_memory
 from tests import requirement, runs
 
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -1068,7 +1069,7 @@ def test_a_picture_that_the_memory_does_not_hold(
     with memory_of(BOMB // 2):
         line = error_line(dataset=f"folder:{tmp_path}", image_size=2)
     assert f"{tmp_path}/a.png says it is 6000 x 6000 pixels" in line
-    assert "it may take 0.54 GiB, and 0.2" in line
+    assert "it may take 0.536 GiB, and 0.2" in line
 
 
 @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
@@ -1288,3 +1289,13 @@ def test_store_refuses_a_name(idx_dir: pathlib.Path) -> None:
 
 def test_digits_builder_is_registered() -> None:
     assert tfds.builder_cls("digits") is builder.Digits
+
+
+@pytest.mark.parametrize(
+    ("num_gib", "said"),
+    [(0.53125, "0.531"), (999.4, "999"), (999.6, "1,000"), (1e5, "100,000")],
+)
+def test_memory_is_said_without_powers_of_ten(
+    num_gib: float, said: str
+) -> None:
+    assert host_memory.gib(num_gib * 2**30) == f"{said} GiB"

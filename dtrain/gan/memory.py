@@ -130,8 +130,9 @@ class Estimate:
         if need.free_bytes is not None and need.num_bytes > need.free_bytes:
             raise UserError(
                 f"a step with batch_size ({self._config.batch_size}) takes "
-                f"about {_gib(need.num_bytes)} of memory, and {need.where} has "
-                f"{_gib(need.free_bytes)}; {self._remedy()}"
+                f"about {host_memory.gib(need.num_bytes)} of memory, and "
+                f"{need.where} has {host_memory.gib(need.free_bytes)}; "
+                f"{self._remedy()}"
             )
 
     def _remedy(self) -> str:
@@ -272,7 +273,3 @@ def _gpu_bytes() -> int | None:
         ):
             return int(_OF_GPU * total.value)
     return None
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.3g} GiB"

@@ -19,6 +19,13 @@ def available_bytes() -> int:
     return max(0, min(limits, default=2**63 - 1))
 
 
+def gib(num_bytes: float) -> str:
+    """Says how much memory that is, in three figures or, beyond, in all."""
+    value = num_bytes / 2**30
+    # A file may lie about its size, by thousands.
+    return f"{value:.3g} GiB" if value < 999.5 else f"{value:,.0f} GiB"
+
+
 def _of_machine() -> int:
     for line in _text(_PROC / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):

@@ -141,8 +141,8 @@ def too_large(
         why = f"at most {MAX_PIXELS:,} pixels are decoded"
     elif num_bytes > room.most_bytes:
         why = (
-            f"to decode it may take {num_bytes / 2**30:.2g} GiB, and "
-            f"{room.most_bytes / 2**30:.2g} GiB of memory are free"
+            f"to decode it may take {host_memory.gib(num_bytes)}, and "
+            f"{host_memory.gib(room.most_bytes)} of memory are free"
         )
     else:
         return ""

@@ -31,6 +31,7 @@ from dtrain.data.sources import (
 )
 from dtrain.data.sources.source import EncodedSource, Images, Source, Wanted
 from dtrain.errors import UserError
+from dtrain.storage import host_memory
 
 _BATCH = 256
 # Images that are looked at for their levels, where they have not 8 bits.
@@ -287,7 +288,7 @@ def open_prepared(
         raise UserError(
             f"{builder.data_dir} is prepared as "
             f"{builder.info.file_format.value}, which has no random access, "
-            f"and its images take {origin.num_bytes / 2**30:.3g} GiB: raise "
+            f"and its images take {host_memory.gib(origin.num_bytes)}: raise "
             f"cache_gib ({config.cache_gib:g}), or prepare it as array_record "
             "with another --data_dir"
         )

@@ -19,7 +19,7 @@ def check(name: str, num_bytes: int) -> None:
     free = host_memory.available_bytes()
     if num_bytes > free:
         raise UserError(
-            f"{name} says it takes {num_bytes / 2**30:.3g} GiB of memory, and "
-            f"{free / 2**30:.3g} GiB are free; use a smaller part of the set, "
+            f"{name} says it takes {host_memory.gib(num_bytes)} of memory, and "
+            f"{host_memory.gib(free)} are free; use a smaller part of the set, "
             "or folder:/path, which is read image by image"
         )
