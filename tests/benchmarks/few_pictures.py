@@ -78,7 +78,7 @@ def _clothes() -> tuple[Labelled, Labelled]:
 
 
 FEW = {
-    "digits": Few(_digits, 6000, ("--batch_size=64",)),
+    "digits": Few(_digits, 15_000, ("--batch_size=64",)),
     "clothes": Few(_clothes, 3000, ("--batch_size=32", "--base_channels=16")),
 }
 
