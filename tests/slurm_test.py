@@ -196,12 +196,15 @@ def test_time_limit(user: User, tmp_path: pathlib.Path) -> None:
     """The job is queued again, and goes on."""
     slurm, run_dir = user.slurm, tmp_path / "run"
     job = user.submits(
-        *("--num_nodes=2", "--max_hours=0.07", "--sbatch_arg=--hold", "--"),
+        *("--num_nodes=2", "--max_hours=0.3", "--"),
         *(*FLAGS, f"--run_dir={run_dir}", FOR_EVER),
     )
-    # Nobody would wait so long for a test.
-    slurm.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"])
-    slurm.run(["scontrol", "release", job])
+    wait_for_step(run_dir, 20)
+    # Nobody would wait so long for a test. It is told with less than a minute
+    # left, however long the machine has taken to come here.
+    hours, minutes, _ = map(int, slurm.job(job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + 1
+    slurm.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={limit}"])
     wait_for_log(run_dir, "saved at step")
     slurm.wait(job, ["PENDING"], 60)
     assert "queued  job" in user.types("status", f"--run_dir={run_dir}")
