@@ -33,8 +33,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
-def user(slurm: SlurmCluster, tmp_path: pathlib.Path) -> User:
-    return User(slurm, tmp_path / "code")
+def user(slurm: SlurmCluster, tmp_path: pathlib.Path) -> Iterator[User]:
+    yield User(slurm, tmp_path / "code")
+    # Or the job of a test that has failed would be in the way of others.
+    slurm.run(["scancel", "--me"])
+    deadline = time.monotonic() + 60
+    while slurm.run(["squeue", "-h"]).stdout:
+        assert time.monotonic() < deadline, "a job does not end"
+        time.sleep(0.2)
 
 
 class User:
@@ -200,10 +206,11 @@ def test_time_limit(user: User, tmp_path: pathlib.Path) -> None:
         *(*FLAGS, f"--run_dir={run_dir}", FOR_EVER),
     )
     wait_for_step(run_dir, 20)
-    # Nobody would wait so long for a test. It is told with less than a minute
-    # left, however long the machine has taken to come here.
+    # Nobody would wait so long for a test. The notice is due at once then,
+    # however long the machine has taken to come here; and Slurm, which looks
+    # twice a minute, does so before it ends the job.
     hours, minutes, _ = map(int, slurm.job(job)["RunTime"].split(":"))
-    limit = 60 * hours + minutes + 1
+    limit = 60 * hours + minutes + 2
     slurm.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={limit}"])
     wait_for_log(run_dir, "saved at step")
     slurm.wait(job, ["PENDING"], 60)
