@@ -344,7 +344,9 @@ def _check_value(flag: dataclasses.Field[Any], value: Any) -> None:
         raise UserError(f"{name} ({value}) must be below {_MOST}")
     if rule["choices"] and value not in rule["choices"]:
         choices = ", ".join(filter(None, rule["choices"]))
-        raise UserError(f"{name} ({value}) must be one of {choices}")
+        near = difflib.get_close_matches(str(value), rule["choices"], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name} ({value}) must be one of {choices}{hint}")
     if rule["minimum"] is not None and value < rule["minimum"]:
         raise UserError(
             f"{name} ({value}) must be at least {rule['minimum']:.10g}"

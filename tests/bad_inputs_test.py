@@ -103,7 +103,8 @@ FLAGS = {
         "--seed=2147483648", ("seed (2147483648) must be below 2147483648",)
     ),
     "unknown choice": Bad(
-        "--loss=hing", ("loss (hing) must be one of non_saturating, hinge",)
+        "--loss=hing",
+        ("loss (hing) must be one of non_saturating, hinge", "mean hinge?"),
     ),
     "unknown strategy": Bad(
         "--strategy=tpu", ("strategy (tpu) must be one of default",)

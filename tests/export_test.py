@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for name, more in {
         "plain": [],
         "classes": ["--conditional", "--batch_norm"],
+        "points": ["--preset=mlp", "--dataset=points:grid"],
         "styles": [
             *(MODELS["styles"], f"--dataset=npz:{place}/shapes.npz"),
             "--backup_every_secs=0",
@@ -157,6 +158,25 @@ def test_the_signature_is_named_and_typed(
     batch = given(restored, 7)
     made = loaded.serve(batch["latents"], batch["labels"])["images"]
     np.testing.assert_array_equal(made, expected(restored, 7))
+    for label in (-1, restored.num_classes):
+        batch["labels"][3] = label
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="labels must be from 0 to 9"
+        ):
+            loaded.serve(batch["latents"], batch["labels"])
+
+
+def test_points_may_lie_anywhere(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    restored = export.restore(f"{place}/points")
+    export.save(restored, f"{tmp_path}/saved")
+    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    latents = 1e3 * drawing.latents(restored.config, 0, 8)
+    made = loaded.serve(latents)["images"]
+    assert made.shape == (8, 1, 1, 2)
+    assert np.abs(made).max() > 1
+    np.testing.assert_array_equal(made, Pictures(restored.gan)(latents, None))
 
 
 def test_keras_knows_the_layers_of_dtrain_where_they_are_imported(

@@ -19,6 +19,7 @@ import tensorflow as tf
 from dtrain.cluster import environment, strategy
 from dtrain.config import Config
 from dtrain.config.learning import MODELS
+from dtrain.data.sources import points
 from dtrain.errors import UserError
 from dtrain.gan import state
 from dtrain.gan.pictures import Pictures
@@ -179,11 +180,12 @@ def save(trained: Trained, path: str, name: str = "") -> str:
     and otherwise the directory of a SavedModel. Where pictures are made of
     latents, and no other network is named, that draws them, by however many
     networks, as the run's own grids are drawn. It has a signature
-    `serving_default` (and `serve`, as a method) that takes any batch:
+    `serving_default` (and `serve`, as a method) that takes one or more:
 
         latents    float32 [b, latent_size], standard normal
         labels     int32 [b], if conditional: the classes, from 0
-        -> images  float32 [b, H, W, C] in [-1, 1]
+        -> images  float32 [b, H, W, C] in [-1, 1]; points, [b, 1, 1, 2], may
+                   lie anywhere in their `Plane`
 
     What is drawn at random beside these, as the noise of StyleGAN2, is a
     function of the run's seed and of the place in the batch. The SavedModel of
@@ -255,7 +257,7 @@ def _save_pictures(trained: Trained, path: str) -> None:
     Raises:
         UserError: it knows but batches of one size.
     """
-    gan, config, _ = trained
+    gan, config, num_classes = trained
     inputs = [
         tf.TensorSpec([None, config.latent_size], tf.float32, name="latents")
     ]
@@ -267,9 +269,20 @@ def _save_pictures(trained: Trained, path: str) -> None:
     def serve(
         latents: tf.Tensor, labels: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
+        if labels is not None:
+            # Of a negative one TensorFlow takes that so far from the end.
+            rule = f"labels must be from 0 to {num_classes - 1}"
+            checks = [
+                tf.debugging.assert_non_negative(labels, rule),
+                tf.debugging.assert_less(labels, num_classes, rule),
+            ]
+            with tf.control_dependencies(checks):
+                labels = tf.identity(labels)
         images = tf.cast(pictures(latents, labels), tf.float32)
-        # A user's generator may exceed the range of an image.
-        return {"images": tf.clip_by_value(images, -1, 1)}
+        if gan.image_shape != points.SHAPE:
+            # A user's generator may exceed the range of an image.
+            images = tf.clip_by_value(images, -1, 1)
+        return {"images": images}
 
     archive = keras.export.ExportArchive()
     archive.add_endpoint("serve", serve, input_signature=inputs)
