@@ -82,6 +82,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return place
 
 
+def exported(restored: export.Trained, place: pathlib.Path) -> Any:
+    """Returns the SavedModel of a run, as it is loaded again."""
+    export.save(restored, f"{place}/saved/")
+    return tf.saved_model.load(f"{place}/saved")
+
+
 def restore(place: pathlib.Path, run: str) -> export.Trained:
     _, _, model = MODELS.get(run, "").partition("=")
     return export.restore(f"{place}/{run}", model=model)
@@ -108,7 +114,7 @@ def expected(restored: export.Trained, size: int) -> np.ndarray:
         ("styles", "saved"),
     ],
 )
-def test_a_stranger_draws_the_same_bits(
+def test_a_stranger_draws_the_same(
     place: pathlib.Path, tmp_path: pathlib.Path, run: str, name: str
 ) -> None:
     restored = restore(place, run)
@@ -144,8 +150,7 @@ def test_the_signature_is_named_and_typed(
     place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     restored = export.restore(f"{place}/classes")
-    export.save(restored, f"{tmp_path}/saved/")
-    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    loaded = exported(restored, tmp_path)
     signature = loaded.signatures["serving_default"]
     _, inputs = signature.structured_input_signature
     assert inputs == {
@@ -170,8 +175,7 @@ def test_points_may_lie_anywhere(
     place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     restored = export.restore(f"{place}/points")
-    export.save(restored, f"{tmp_path}/saved")
-    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    loaded = exported(restored, tmp_path)
     latents = 1e3 * drawing.latents(restored.config, 0, 8)
     made = loaded.serve(latents)["images"]
     assert made.shape == (8, 1, 1, 2)
@@ -228,8 +232,7 @@ def test_a_generator_that_keras_cannot_write(
         export.save(restored, f"{tmp_path}/gan.keras")
     assert list(tmp_path.iterdir()) == []
     # And its images are in the range of images.
-    export.save(restored, f"{tmp_path}/saved")
-    loaded: Any = tf.saved_model.load(f"{tmp_path}/saved")
+    loaded = exported(restored, tmp_path)
     made = loaded.serve(given(restored, 1)["latents"])["images"].numpy()
     assert made.max() == 1.0
     np.testing.assert_array_equal(made, drawn)

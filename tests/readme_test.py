@@ -57,11 +57,21 @@ def test_weights_with_tensorflow_and_keras_alone(
     assert finished.returncode == 0, finished.stderr
     assert "Traceback" not in finished.stderr
     check_generator(run_dir, tmp_path / "generator.keras")
-    command = ("export", "run", "--output=drawing/")
-    assert checkpoint_tool.run(command) == errors.FINISHED
+
+
+def test_pictures_with_tensorflow_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As `make train` does.
+    flags = ("--conditional", "--num_steps=1", "--batch_size=8")
+    run_dir = "--run_dir=runs/default"
+    assert dtrain_main.run(["main", run_dir, *flags]) == errors.FINISHED
+    words = ("export", "runs/default", "--output=drawing/")
+    assert checkpoint_tool.run(words) == errors.FINISHED
     names: dict[str, Any] = {}
     exec(code_block("# draw.py"), names)
-    assert names["images"].shape == (16, 8, 8, 1)
+    assert names["images"].shape == (10, 8, 8, 1)
 
 
 def check_generator(run_dir: pathlib.Path, saved: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dtrain import wording
 from dtrain.checkpoint import manifest, pins
 from dtrain.storage import files, sealed
 
@@ -267,5 +268,4 @@ def size(num_bytes: float) -> str:
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(int(math.log10(max(num_bytes, 1)) // 3), len(units) - 1)
     value = num_bytes / 1000**power
-    digits = f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
-    return f"{digits} {units[power]}"
+    return f"{wording.three_figures(value)} {units[power]}"

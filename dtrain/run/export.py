@@ -206,21 +206,22 @@ def save(trained: Trained, path: str, name: str = "") -> str:
         StorageError: the disk or the store failed.
     """
     is_generator = trained.gan.program.draw is None and name == GENERATOR
-    is_drawn = trained.draws_latents and (not name or is_generator)
-    if path.endswith(_KERAS) or not is_drawn:
-        name, network = trained.network(name)
-        write = _save_keras if path.endswith(_KERAS) else _save_model
-        writing = functools.partial(write, name, network)
-        what = f"the {trained.describe(name)}"
+    is_keras = path.endswith(_KERAS)
+    may_be_drawn = not is_keras and (not name or is_generator)
+    if may_be_drawn and trained.draws_latents:
+        write = functools.partial(_save_pictures, trained)
+        names = trained.drawing
     else:
-        writing = functools.partial(_save_pictures, trained)
-        what = f"the {', '.join(map(trained.describe, trained.drawing))}"
+        name, network = trained.network(name)
+        save_network = _save_keras if is_keras else _save_model
+        write = functools.partial(save_network, name, network)
+        names = (name,)
     with (
         files.storage_errors(path),
         temporary.becoming(path.rstrip("/"), _copy) as written,
     ):
-        writing(written)
-    return what
+        write(written)
+    return f"the {', '.join(map(trained.describe, names))}"
 
 
 def _copy(written: str, target: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from dtrain import wording
 from dtrain.cluster.workers import Workers
 from dtrain.config import Config, presets
 from dtrain.data import pipeline, sources
@@ -162,17 +163,13 @@ def _pace(gan: GAN, step: Step, data: sources.Data, workers: Workers) -> _Pace:
     return pace if is_slow else timed(_NUM_TIMED_STEPS)
 
 
-def _milliseconds(secs: float) -> str:
-    value = 1e3 * secs
-    return f"{value:.3g} ms" if value < 999.5 else f"{value:,.0f} ms"
-
-
 def _speed(config: Config, pace: _Pace, num_steps: int) -> str:
     """Says how fast the steps were, and when the run would end."""
     left = datetime.timedelta(seconds=round(pace.secs * num_steps))
     over = f"{pace.num_steps} steps" if pace.num_steps > 1 else "one step"
+    took = f"{wording.three_figures(1e3 * pace.secs)} ms"
     return (
         f"speed     {config.batch_size / pace.secs:,.0f} images/s, "
-        f"{_milliseconds(pace.secs)} a step, over {over}; {left} for the "
+        f"{took} a step, over {over}; {left} for the "
         f"{num_steps:,} steps that are left"
     )

@@ -6,6 +6,8 @@ import os
 import pathlib
 import resource
 
+from dtrain import wording
+
 _PROC = pathlib.Path("/proc")
 _CGROUP = pathlib.Path("/sys/fs/cgroup")
 
@@ -20,10 +22,8 @@ def available_bytes() -> int:
 
 
 def gib(num_bytes: float) -> str:
-    """Says how much memory that is, in three figures or, beyond, in all."""
-    value = num_bytes / 2**30
-    # A file may lie about its size, by thousands.
-    return f"{value:.3g} GiB" if value < 999.5 else f"{value:,.0f} GiB"
+    """Says how much memory that is."""
+    return f"{wording.three_figures(num_bytes / 2**30)} GiB"
 
 
 def _of_machine() -> int:
