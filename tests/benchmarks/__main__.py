@@ -24,17 +24,19 @@ from tests.benchmarks.pages import replace_table
 
 # By name: the minutes that it takes on two cores.
 PARTS = {
-    "train": 30,
-    "replicas": 9,
+    "train": 35,
+    "kernels": 2,
+    "replicas": 18,
     "overhead": 3,
     "reading": 3,
     "reduction": 3,
     "stall": 4,
-    "checkpoints": 4,
+    "checkpoints": 12,
     "restart": 8,
     "start": 3,
     "growth": 4,
     "scale": 4,
+    "figure": 1,
 }
 _ON_GPU = {
     # Determinism is switched on for a process, and would slow its peers, too.
@@ -46,8 +48,6 @@ _ON_GPU = {
     "checkpoints": ("--megabytes=600", "--rounds=3"),
     "restart": ("--num_kills=2",),
 }
-# Those that write their tables.
-_WRITTEN = PARTS.keys() - {"start"}
 
 
 def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
@@ -69,7 +69,7 @@ def commands(names: list[str], *, gpu: bool, write: bool) -> list[list[str]]:
         [
             *(sys.executable, "-m", f"tests.benchmarks.{name}"),
             *(_ON_GPU[name] if gpu else ()),
-            *(["--write"] if write and name in _WRITTEN else ()),
+            *(["--write"] if write else ()),
         ]
         for name in names or known
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 
@@ -22,3 +23,28 @@ def replace_table(
     _, _, after = rest.partition(end)
     text = "".join(f"{line}\n" for line in lines)
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def tables(page: pathlib.Path) -> dict[str, list[list[str]]]:
+    """Reads the tables that benchmarks have put into a page.
+
+    Args:
+        page: a Markdown file.
+
+    Returns:
+        The rows of cells by the name of the benchmark, the head first.
+    """
+    found = {}
+    for name, text in re.findall(
+        r"<!-- by tests\.benchmarks\.(\w+) -->\n(.*?)<!-- end -->",
+        page.read_text(),
+        re.DOTALL,
+    ):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith("|") and line.strip("|- ")
+        ]
+        if rows:
+            found[name] = rows
+    return found

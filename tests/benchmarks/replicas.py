@@ -1,7 +1,7 @@
 """Compares two replicas of dtrain with two of Keras and of PyTorch.
 
     python -m tests.benchmarks.replicas [--write] [--rounds=3] [--secs=4]
-        [--sides=8]
+        [--sides=8,28]
 
 The DCGAN of `train` with batches of 64: on one replica, on two devices of one
 process (the CPU, taken for two), and on two workers that talk over 127.0.0.1.
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str]) -> None:
     is_written = "--write" in arguments
     own = command.only_own_flags(
         [each for each in arguments if each != "--write"],
-        {"rounds": 3, "secs": 4, "sides": (8,)},
+        {"rounds": 3, "secs": 4, "sides": (8, 28)},
     )
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)

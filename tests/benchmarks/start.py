@@ -1,10 +1,11 @@
 """What a start costs: a whole process, beside the import of TensorFlow.
 
-    python -m tests.benchmarks.start [--rounds=10]
+    python -m tests.benchmarks.start [--rounds=10] [--write]
 
 Each round times, one after the other, `python -c "import tensorflow"`, one
 step of the embedded digits from nothing, and one step more of a run that was
-killed. Then it prints where the time of the step from nothing goes.
+killed; the ratios are to the import. Then it tells where the time of the step
+from nothing goes. `--write` puts both tables into docs/speed.md.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 
 from tests import runs
 from tests.benchmarks import command
+from tests.benchmarks.pages import replace_table
 
 TRAIN = (
     *(sys.executable, "-m", "dtrain.main", "--strategy=mirrored"),
@@ -62,8 +65,13 @@ mark("the trace of the step")
 step.run(iterator, tf.constant(1))[1].numpy()
 mark("the step")
 for (_, before), (name, after) in zip(marks, marks[1:]):
-    print(f"{after - before:8.2f} s  {name}")
+    print(f"| {name} | {after - before:.2f} |")
 """
+_HEAD = (
+    "| | seconds | of the import | least to most |",
+    "|---|---|---|---|",
+)
+_HEAD_OF_PARTS = ("| of a step from nothing | seconds |", "|---|---|")
 
 
 def secs(command: tuple[str, ...]) -> float:
@@ -100,43 +108,75 @@ def kill(run_dir: pathlib.Path) -> int:
     return step
 
 
-def main() -> None:
-    """Measures and prints the tables."""
-    rounds = command.only_own_flags(sys.argv[1:], {"rounds": 10})["rounds"]
-    ratios: dict[str, list[float]] = {"start": [], "after a kill": []}
-    print("seconds\n  import   start  ratio  after a kill  ratio")
-    with tempfile.TemporaryDirectory() as directory:
-        root = pathlib.Path(directory)
-        killed = root / "killed"
-        step = kill(killed)
-        for number in range(rounds):
-            base = secs(IMPORT)
-            fresh = secs((*TRAIN, "--num_steps=1", f"--run_dir={root / 'new'}"))
-            shutil.rmtree(root / "new")
-            again = root / f"again-{number}"
-            shutil.copytree(killed, again)
-            flags = (f"--num_steps={step + 1}", f"--run_dir={again}")
-            resumed = secs((*TRAIN, *flags))
-            ratios["start"].append(fresh / base)
-            ratios["after a kill"].append(resumed / base)
-            print(
-                f"{base:8.2f}{fresh:8.2f}{fresh / base:7.2f}"
-                f"{resumed:14.2f}{resumed / base:7.2f}",
-                flush=True,
-            )
-    for name, values in ratios.items():
-        print(
-            f"{name}: median {statistics.median(values):.2f} of the import, "
-            f"{min(values):.2f} to {max(values):.2f}"
+def rounds(count: int, root: pathlib.Path) -> dict[str, list[float]]:
+    """Times all in turns; returns the seconds of each.
+
+    Args:
+        count: of the rounds.
+        root: an empty directory.
+    """
+    times: dict[str, list[float]] = {
+        '`python -c "import tensorflow"`': [],
+        "one step, from nothing": [],
+        "one step more, after a kill": [],
+    }
+    killed = root / "killed"
+    step = kill(killed)
+    for number in range(count):
+        again = root / f"again-{number}"
+        shutil.copytree(killed, again)
+        commands = (
+            IMPORT,
+            (*TRAIN, "--num_steps=1", f"--run_dir={root / 'new'}"),
+            (*TRAIN, f"--num_steps={step + 1}", f"--run_dir={again}"),
         )
-    print("where it goes")
-    subprocess.run(
+        for values, each in zip(times.values(), commands, strict=True):
+            values.append(secs(each))
+        shutil.rmtree(root / "new")
+    return times
+
+
+def rows(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """Makes the rows of the table, of medians."""
+    bases = next(iter(times.values()))
+    lines = []
+    for name, values in times.items():
+        ratios = [
+            value / base for value, base in zip(values, bases, strict=True)
+        ]
+        lines.append(
+            f"| {name} | {statistics.median(values):.2f} "
+            f"| {statistics.median(ratios):.2f} "
+            f"| {min(ratios):.2f} to {max(ratios):.2f} |"
+        )
+    return lines
+
+
+def parts() -> list[str]:
+    """Does one step from nothing; returns a row for each part of it."""
+    output = subprocess.run(
         [sys.executable, "-c", PARTS, *TRAIN[3:]],
         cwd=runs.ROOT,
         env=runs.environment(TF_CPP_MIN_LOG_LEVEL="2"),
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,
-    )
+        text=True,
+    ).stdout
+    return output.splitlines()
+
+
+def main() -> None:
+    """Measures and prints the tables."""
+    is_written = "--write" in sys.argv
+    count = command.only_own_flags(sys.argv[1:], {"rounds": 10})["rounds"]
+    with tempfile.TemporaryDirectory() as directory:
+        lines = [*_HEAD, *rows(rounds(count, pathlib.Path(directory)))]
+    of_parts = [*_HEAD_OF_PARTS, *parts()]
+    print("\n".join([*lines, "", *of_parts]), flush=True)
+    if is_written:
+        replace_table(runs.ROOT / "docs/speed.md", "start", lines)
+        replace_table(runs.ROOT / "docs/speed.md", "start_parts", of_parts)
 
 
 if __name__ == "__main__":
