@@ -33,6 +33,7 @@ PARTS = {
     "stall": 4,
     "checkpoints": 12,
     "restart": 8,
+    "requeue": 3,
     "start": 3,
     "growth": 4,
     "scale": 4,

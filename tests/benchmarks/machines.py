@@ -100,8 +100,9 @@ class Inputs:
     )
     inflation: float = _field(
         1.23,
-        "Steps that overlap a save take so many times as long: for 600 MB on "
-        "two CPU cores (docs/recovery.md), where both compete; less on a GPU.",
+        "Steps that overlap a save take so many times as long: about as for "
+        "600 MB on two CPU cores (docs/recovery.md), where both compete; less "
+        "on a GPU.",
         minimum=1.0,
     )
     node_days: float = _field(
@@ -119,8 +120,8 @@ class Inputs:
     )
     spare_share: float = _field(
         0.53,
-        "Share of them that is left with a warm spare: of two workers here, by "
-        "tests.benchmarks.restart; of one it is 0.39.",
+        "Share of them that is left with a warm spare: about that of two "
+        "workers here, by tests.benchmarks.restart; of one it is about 0.4.",
         minimum=0.0,
     )
     queue_secs: float = _field(
