@@ -228,7 +228,7 @@ def main() -> None:
                     "Grain": by_grain(names),
                 },
                 own["rounds"],
-                max(10, own["batches"] // 10),
+                max(10, own["batches"] // 4),
             )
     if is_written:
         replace_table(runs.ROOT / "docs/speed.md", "reading", lines)
