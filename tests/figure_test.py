@@ -20,7 +20,9 @@ def test_all_of_the_page_is_in_its_numbers() -> None:
 
 def test_a_table_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Page\n\n<!-- by tests.benchmarks.one -->\n<!-- end -->\n")
+    page.write_text(
+        "# Page\n\n<!-- by tests.benchmarks.one -->\n<!-- end -->\n"
+    )
     lines = ["| what | of it |", "|---|---|", "| a, b |  |", "| `c` | 1.5 |"]
     pages.replace_table(page, "one", lines)
     tables = pages.tables(page)
