@@ -29,6 +29,10 @@ SMALLER |= {"again_code", "is_encoded", "log_dir"}
 TOOL = {"dry_run", "edits", "filter", "into", "map", "network", "no_values"}
 TOOL |= {"partial"}
 OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}
+# Of TensorFlow, in TF_XLA_FLAGS; see `resume_test`.
+OTHERS |= {
+    f"tf_xla_persistent_cache_{name}" for name in ("directory", "device_types")
+}
 
 
 # Whole programs: two are run in `readme_test`, fit.py in a test below.
