@@ -40,6 +40,7 @@ _NUM_FILES = 512
 _LATER = 10_000_000
 # At least as many batches as any side has ready before its turn.
 _READ_AHEAD = 20
+_PREFETCH = 4
 _OF_FILES = ("--image_size=256", "--cache_gib=0")
 _HEAD = (
     "| images | read by | images/s | of it dtrain's are | first batch, s "
@@ -74,7 +75,8 @@ def by_tf_data(dataset: tf.data.Dataset) -> Side:
     dataset = (
         dataset.repeat()
         .batch(BATCH_SIZE, drop_remainder=True)
-        .prefetch(tf.data.AUTOTUNE)
+        # By AUTOTUNE it would hold hundreds, read in the turns of others.
+        .prefetch(_PREFETCH)
     )
     return lambda _: iter(dataset)
 
@@ -128,8 +130,8 @@ def by_grain(images: np.ndarray | list[str]) -> Side | None:
         .map(load)
         .batch(BATCH_SIZE, drop_remainder=True)
     )
-    # By its default, hundreds of batches would be ready before a turn.
-    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    # Likewise of its default.
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH)
     return lambda step: iter(dataset[step:].to_iter_dataset(ahead))
 
 
