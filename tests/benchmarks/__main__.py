@@ -32,7 +32,7 @@ PARTS = {
     "reduction": 3,
     "stall": 4,
     "checkpoints": 12,
-    "restart": 8,
+    "restart": 16,
     "requeue": 3,
     "start": 3,
     "growth": 4,
@@ -47,7 +47,7 @@ _ON_GPU = {
     ),
     "overhead": ("--rounds=5",),
     "checkpoints": ("--megabytes=600", "--rounds=3"),
-    "restart": ("--num_kills=2",),
+    "restart": ("--num_kills=2", "--workers=1,2"),
 }
 
 

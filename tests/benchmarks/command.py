@@ -44,7 +44,7 @@ def only_own_flags(
     arguments = [each for each in arguments if each != "--write"]
     own, rest = own_flags(arguments, defaults)
     if rest:
-        flags = ", ".join(f"--{name}" for name in own)
+        flags = ", ".join(f"--{name}" for name in (*own, "write"))
         refuse(f"{rest[0]} is none of {flags}")
     return own
 

@@ -1,7 +1,7 @@
 """Measures how long a run stands still when one of its workers is killed.
 
-    python -m tests.benchmarks.restart [--num_kills=5] [--seed=1] [--write]
-        [-- flags of dtrain.main]
+    python -m tests.benchmarks.restart [--num_kills=5] [--workers=1,2,4]
+        [--seed=1] [--write] [-- flags of dtrain.main]
 
 Each time a run is started in a new directory, and the time until its first step
 is a cold start; then a random worker of it gets a SIGKILL, and the time until
@@ -173,16 +173,18 @@ spare, MiB |
 
 
 def main() -> None:
-    """Measures one and two workers and prints the table."""
+    """Measures each number of workers and prints the table."""
     ours, theirs = sys.argv[1:], []
     if "--" in ours:
         end = ours.index("--")
         ours, theirs = ours[:end], ours[end + 1 :]
     is_written = "--write" in ours
-    options = command.only_own_flags(ours, {"num_kills": 5, "seed": 1})
+    options = command.only_own_flags(
+        ours, {"num_kills": 5, "seed": 1, "workers": (1, 2, 4)}
+    )
     chance = random.Random(options["seed"])
     lines = [HEAD]
-    for num_workers in (1, 2):
+    for num_workers in options["workers"]:
         measured: dict[bool, list[Times]] = {False: [], True: []}
         with tempfile.TemporaryDirectory(prefix="restart-") as root:
             for number in range(options["num_kills"]):
