@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from dtrain import config, errors, flags, streams
-from dtrain.cluster import environment, rendezvous
+from dtrain.cluster import environment, rendezvous, xla_cache
 from dtrain.resilience import standby, stop_file, watchdog
 from dtrain.resilience import watcher as watcher_lib
 from dtrain.storage import startup
@@ -64,6 +64,7 @@ def run(arguments: list[str], leave: Callable[[int], int] = int) -> int:
         # On a disk before TensorFlow is imported, which takes seconds: a file
         # that is written meanwhile is meant for this process.
         before = stop_file.look_before(parsed.run_dir)
+        stack.enter_context(xla_cache.used(parsed))
         # A wrong command needs no TensorFlow.
         startup.import_tensorflow()
         from dtrain import train

@@ -19,6 +19,7 @@ import tensorflow as tf
 from dtrain import errors
 from dtrain.checkpoint.tier import Facts
 from dtrain.cluster import strategy as strategy_lib
+from dtrain.cluster import xla_cache
 from dtrain.cluster.environment import Cluster
 from dtrain.cluster.workers import Workers, is_lost_worker
 from dtrain.config import Config
@@ -231,6 +232,7 @@ def _run_steps(
     Raises:
         UserError: an image cannot be read; it is named. Or a step takes more
             memory than there is.
+        StorageError: XLA could not keep what it has compiled.
         OpError: something else failed.
     """
     try:
@@ -242,7 +244,8 @@ def _run_steps(
     except tf.errors.OpError as error:
         if is_lost_worker(error):
             raise
-        mistake = memory.out_of_memory(error, run.estimate)
+        mistake = xla_cache.fault(run.config, error.message)
+        mistake = mistake or memory.out_of_memory(error, run.estimate)
         if mistake is not None:
             raise mistake from error
         step += int(run.gan.divergence.skipped_steps.numpy())

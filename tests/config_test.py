@@ -283,3 +283,14 @@ def test_auto_is_that_of_stylegan2_ada(
 def test_an_end_needs_a_burn_in(flag: str) -> None:
     with pytest.raises(UserError, match="needs --burn_in_images"):
         config.parse(["main", f"--{flag}"])
+
+
+def test_directories_may_begin_with_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No shell replaces the ~ behind a `=`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    names = ("run_dir", "checkpoint_dir", "backup_dir", "xla_cache_dir")
+    parsed = config.parse(["main", *(f"--{name}=~/{name}" for name in names)])
+    for name in names:
+        assert getattr(parsed, name) == f"/home/me/{name}"

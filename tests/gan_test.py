@@ -618,7 +618,9 @@ def test_a_step_that_fails_for_want_of_memory_is_one_line(
             "--micro_batches=6, 8 images at a time"
         )
     for error in (
-        tf.errors.ResourceExhaustedError(None, None, "too many open files"),
+        tf.errors.ResourceExhaustedError(
+            None, None, "too many open files\nHint: to see allocated tensors"
+        ),
         tf.errors.InternalError(None, None, "out of luck"),
     ):
         assert memory.out_of_memory(error, estimate) is None

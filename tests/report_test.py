@@ -202,8 +202,8 @@ def test_a_picture_that_cannot_be_written_is_one_line(
     assert code == errors.USER_ERROR
     last = printed.splitlines()[-1]
     assert last == (
-        f"error: output ({tmp_path}/file) cannot be made: File exists; name "
-        "another one"
+        f"error: output ({tmp_path}/file) cannot be made: {tmp_path}/file is "
+        "no directory; name another one"
     )
 
 

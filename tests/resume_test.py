@@ -77,25 +77,6 @@ def test_first_run_of_a_machine_is_as_any_other(tmp_path: pathlib.Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_what_xla_has_kept_has_the_same_bits(tmp_path: pathlib.Path) -> None:
-    """As docs/gpus.md has it, but for a CPU."""
-    kept = tmp_path / "kept"
-    seen = []
-    for name in ("compiled", "loaded"):
-        process = runs.start_anew(
-            *("dtrain.main", *flags(tmp_path / name, num_steps=2)),
-            "--jit_compile=on",
-            TF_XLA_FLAGS=f"--tf_xla_persistent_cache_directory={kept} "
-            "--tf_xla_persistent_cache_device_types=CPU",
-        )
-        code, output = runs.finish(process)
-        assert code == errors.FINISHED, output
-        written = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
-        assert len(written) == 2  # One for each phase.
-        seen.append((digest(tmp_path / name, 2), written))
-    assert seen[0] == seen[1]
-
-
 # The mirrored one is killed in each phase of a save below.
 @pytest.mark.parametrize(
     "strategy", STRATEGIES if IS_LONG else ["default", "multi_worker"]

@@ -320,6 +320,11 @@ def _check_together(config: Config) -> None:
         )
     _check_augmentation(config)
     _check_schedules(config)
+    if config.xla_cache_dir and config.jit_compile == "off":
+        raise UserError(
+            f"xla_cache_dir ({config.xla_cache_dir}) keeps nothing with "
+            "--jit_compile=off; leave out one of them"
+        )
     if config.strategy in ("default", "one_device") and config.num_devices > 1:
         raise UserError(
             f"num_devices ({config.num_devices}) needs --strategy=mirrored; "
@@ -382,7 +387,8 @@ def parse(argv: Sequence[str]) -> Config:
         values["model_flag"] = given + tuple(
             text for text in of_preset if text.partition("=")[0] not in names
         )
-    values["run_dir"] = flags.expand_home(values["run_dir"])
+    for name in ("run_dir", "checkpoint_dir", "backup_dir", "xla_cache_dir"):
+        values[name] = flags.expand_home(values[name])
     return Config(**values)
 
 

@@ -128,6 +128,13 @@ class DeviceSettings:
         choices=("auto", "on", "off"),
         may_change=True,
     )
+    xla_cache_dir: str = _devices(
+        "",
+        "Directory on a disk of each machine where XLA keeps what it has "
+        "compiled, so that a run that comes back need not compile it again; "
+        "empty keeps nothing.",
+        may_change=True,
+    )
     steps_per_loop: int = _devices(
         50,
         "Steps that run on the devices between two looks at the clock, the "

@@ -177,7 +177,8 @@ def out_of_memory(
     Returns:
         None if it failed for something else.
     """
-    text = " ".join(error.message.split())
+    # TensorFlow's hint about OOM is behind all that is exhausted, as disks.
+    text = " ".join(error.message.partition("\nHint:")[0].split())
     if not isinstance(error, tf.errors.ResourceExhaustedError) or not any(
         word in text.lower() for word in ("oom", "memory", "alloc")
     ):

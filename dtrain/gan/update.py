@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from dtrain.bundle import trace_names
 from dtrain.data import pipeline
 from dtrain.gan import draws, objectives, reduction, trial
 from dtrain.gan.draws import Given
@@ -133,9 +134,9 @@ class Update:
         # in ordered mode a micro-batch, which is the same on any replicas.
         self._plan = _planned(gan, number) if jit_compile else []
         if jit_compile and self._ordered:
-            self._part_of_micro_batch = _compiled(self._differentiate)
+            self._part_of_micro_batch = self._compiled(self._differentiate)
         elif jit_compile:
-            self._part_of_batch = _compiled(self._add_micro_batches)
+            self._part_of_batch = self._compiled(self._add_micro_batches)
 
     def run(self, batch: pipeline.Batch, moment: Moment) -> Outcome:
         """Updates the networks, in replica context.
@@ -184,6 +185,20 @@ class Update:
             applies,
             part.stop,
         )
+
+    def _compiled(self, function: Any) -> Any:
+        is_kept = bool(self._gan.config.xla_cache_dir)
+
+        def compiled(*arguments: Any) -> Any:
+            if is_kept:
+                trace_names.begin()
+            result = function(*arguments)
+            if is_kept:
+                # Its own name comes now, and other threads count, too.
+                trace_names.begin()
+            return result
+
+        return tf.function(compiled, jit_compile=True, autograph=False)
 
     def _apply(
         self,
@@ -395,10 +410,6 @@ def _apply_if(
 
     context = tf.distribute.get_replica_context()
     context.merge_call(select, args=(finite, before))
-
-
-def _compiled(function: Any) -> Any:
-    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def _are_finite(gradients: list[tf.Tensor]) -> tf.Tensor:

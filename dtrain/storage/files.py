@@ -107,7 +107,7 @@ def make_directory(path: str, *, parents: bool = True) -> None:
             directory makes none: a person may have moved or removed it.
 
     Raises:
-        FileExistsError: a file is in the way.
+        NotADirectoryError: a file is in the way; the text names it.
         FileNotFoundError: the one above is not there, and `parents` is False.
     """
     if is_remote(path):
@@ -126,7 +126,8 @@ def make_directory(path: str, *, parents: bool = True) -> None:
         except FileExistsError:
             # Another process may have made it just now.
             if not os.path.isdir(directory):
-                raise
+                words = f"{directory} is no directory"
+                raise NotADirectoryError(errno.ENOTDIR, words, path) from None
         sync(os.path.dirname(directory) or ".")
 
 

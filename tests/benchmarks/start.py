@@ -1,11 +1,13 @@
 """What a start costs: a whole process, beside the import of TensorFlow.
 
-    python -m tests.benchmarks.start [--rounds=10] [--write]
+    python -m tests.benchmarks.start [--rounds=10] [--xla_rounds=3] [--write]
 
 Each round times, one after the other, `python -c "import tensorflow"`, one
 step of the embedded digits from nothing, and one step more of a run that was
 killed; the ratios are to the import. Then it tells where the time of the step
-from nothing goes. `--write` puts both tables into docs/speed.md.
+from nothing goes; and what a step of `stylegan2` takes that XLA compiles, or
+has kept of an earlier start, again in turns. `--write` puts all three tables
+into docs/speed.md.
 """
 
 from __future__ import annotations
@@ -70,6 +72,10 @@ for (_, before), (name, after) in zip(marks, marks[1:]):
 _HEAD = (
     "| | seconds | of the import | least to most |",
     "|---|---|---|---|",
+)
+_HEAD_OF_XLA = (
+    "| one step of `stylegan2` | seconds | ratio |",
+    "|---|---|---|",
 )
 _HEAD_OF_PARTS = ("| of a step from nothing | seconds |", "|---|---|")
 
@@ -152,6 +158,38 @@ def rows(times: Mapping[str, Sequence[float]]) -> list[str]:
     return lines
 
 
+def of_xla(count: int, root: pathlib.Path) -> list[str]:
+    """Times steps that XLA compiles, and such that it has kept.
+
+    Args:
+        count: of the rounds.
+        root: an empty directory.
+
+    Returns:
+        The rows of the table, of medians.
+    """
+    step = (
+        *(*TRAIN[:4], "--preset=stylegan2", "--batch_size=8", "--num_steps=1"),
+        *("--sample_every_steps=0", "--jit_compile=on"),
+    )
+    kept = f"--xla_cache_dir={root / 'kept'}"
+    secs((*step, kept, f"--run_dir={root / 'first'}"))
+    turns = [
+        [
+            secs((*step, *more, f"--run_dir={root / name}-{number}"))
+            for name, more in (("compiled", ()), ("kept", (kept,)))
+        ]
+        for number in range(count)
+    ]
+    compiled, loaded = zip(*turns, strict=True)
+    ratio = statistics.median(after / before for before, after in turns)
+    return [
+        f"| compiled by XLA | {statistics.median(compiled):.1f} | 1.00 |",
+        f"| kept from an earlier start, `--xla_cache_dir` "
+        f"| {statistics.median(loaded):.1f} | {ratio:.2f} |",
+    ]
+
+
 def parts() -> list[str]:
     """Does one step from nothing; returns a row for each part of it."""
     output = subprocess.run(
@@ -169,14 +207,17 @@ def parts() -> list[str]:
 def main() -> None:
     """Measures and prints the tables."""
     is_written = "--write" in sys.argv
-    count = command.only_own_flags(sys.argv[1:], {"rounds": 10})["rounds"]
+    own = command.only_own_flags(sys.argv[1:], {"rounds": 10, "xla_rounds": 3})
     with tempfile.TemporaryDirectory() as directory:
-        lines = [*_HEAD, *rows(rounds(count, pathlib.Path(directory)))]
+        root = pathlib.Path(directory)
+        lines = [*_HEAD, *rows(rounds(own["rounds"], root / "rounds"))]
+        kept = [*_HEAD_OF_XLA, *of_xla(own["xla_rounds"], root / "xla")]
     of_parts = [*_HEAD_OF_PARTS, *parts()]
-    print("\n".join([*lines, "", *of_parts]), flush=True)
+    print("\n".join([*lines, "", *of_parts, "", *kept]), flush=True)
     if is_written:
         replace_table(runs.ROOT / "docs/speed.md", "start", lines)
         replace_table(runs.ROOT / "docs/speed.md", "start_parts", of_parts)
+        replace_table(runs.ROOT / "docs/speed.md", "start_xla", kept)
 
 
 if __name__ == "__main__":
