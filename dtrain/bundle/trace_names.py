@@ -14,6 +14,9 @@ _FROM = 2**17
 
 
 def begin() -> None:
-    """Counts on to a round number, from which what is traced next is named."""
+    """Counts on to a round number, from which what is traced next is named.
+
+    While it is traced, no other thread may run operations.
+    """
     while ops.uid() % _FROM:
         pass

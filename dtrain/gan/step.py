@@ -69,6 +69,14 @@ class Step:
         # Here: a decorated method would let go of `self` where nobody holds it.
         self._run = tf.function(self._loop, autograph=False)
 
+    def trace(self, iterator: Iterator[pipeline.Batch]) -> None:
+        """Does what the first `run` else does. Every worker calls this.
+
+        Args:
+            iterator: as that of `run`.
+        """
+        self._run.get_concrete_function(iterator, tf.constant(1))
+
     def run(
         self, iterator: Iterator[pipeline.Batch], num_steps: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:

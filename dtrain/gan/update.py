@@ -192,11 +192,7 @@ class Update:
         def compiled(*arguments: Any) -> Any:
             if is_kept:
                 trace_names.begin()
-            result = function(*arguments)
-            if is_kept:
-                # Its own name comes now, and other threads count, too.
-                trace_names.begin()
-            return result
+            return function(*arguments)
 
         return tf.function(compiled, jit_compile=True, autograph=False)
 

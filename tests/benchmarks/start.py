@@ -62,7 +62,7 @@ iterator = pipeline.make_iterator(
     sources.Data(source), config, made, 0, config.discriminator_steps
 )
 mark("the input")
-step._run.get_concrete_function(iterator, tf.constant(1))
+step.trace(iterator)
 mark("the trace of the step")
 step.run(iterator, tf.constant(1))[1].numpy()
 mark("the step")
