@@ -10,7 +10,9 @@ installed, and PyTorch's asynchronous checkpoint where PyTorch is. In each turn
 a file of as many bytes is copied, with fsync, and read: the ratios are to
 these, of the same round. All is done twice and timed the second time, for
 saves follow saves: on a virtual machine the first one after a read takes half
-as long again. Of more than 1 GB two rounds are made at most. `--write` puts the
+as long again. The memory is the most that a save or a restore takes beyond what
+the process has, in sizes of the state. Of more than 1 GB two rounds
+are made at most. `--write` puts the
 table into docs/speed.md.
 """
 
@@ -36,14 +38,14 @@ import tensorflow as tf
 from dtrain.checkpoint import background, snapshot
 from dtrain.checkpoint.directory import CheckpointDirectory
 from tests import runs
-from tests.benchmarks import command
+from tests.benchmarks import command, memory
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.stall import Trainer, timed
 
 _HEAD = (
     "| MB | saver | training waits, ms | written after, s | of a copy "
-    "| restored after, s | of a read |",
-    "|---|---|---|---|---|---|---|",
+    "| restored after, s | of a read | memory, states |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -163,13 +165,18 @@ def copy(source: pathlib.Path) -> None:
 
 
 class Turn(NamedTuple):
-    """The seconds of a turn, and those of a copy and a read beside it."""
+    """The seconds of a turn, and those of a copy and a read beside it.
+
+    Attributes:
+        mib: of memory that it took, beyond what there was.
+    """
 
     waits: float
     written: float
     copied: float
     restored: float
     read: float
+    mib: float
 
 
 def turn(saver: Saver, yardstick: pathlib.Path) -> Turn:
@@ -182,21 +189,30 @@ def turn(saver: Saver, yardstick: pathlib.Path) -> Turn:
         return waits, waits + timed(saver.finish)
 
     def again(action: Callable[[], object]) -> float:
-        action()
         os.sync()
         return timed(action)
 
-    save()
-    return Turn(
-        *save(),
-        copied=again(lambda: copy(yardstick)),
-        restored=again(saver.restore),
-        read=again(yardstick.read_bytes),
-    )
+    mib = memory.peak_mib(save)
+    waits, written = save()
+    copy(yardstick)
+    copied = again(lambda: copy(yardstick))
+    mib = max(mib, memory.peak_mib(saver.restore))
+    restored = again(saver.restore)
+    yardstick.read_bytes()
+    read = again(yardstick.read_bytes)
+    return Turn(waits, written, copied, restored, read, mib)
 
 
-def row(size: int, name: str, turns: list[Turn]) -> str:
-    """Makes a row of the table, of medians."""
+def row(size: int, name: str, every: list[Turn]) -> str:
+    """Makes a row of the table: medians, and the most memory.
+
+    Args:
+        size: of the state, in bytes.
+        name: of the saver.
+        every: its turns.
+    """
+    # In the first TensorFlow and the disk allocate what they need.
+    turns = every[1:]
 
     def median(value: Callable[[Turn], float]) -> float:
         return statistics.median(map(value, turns))
@@ -209,6 +225,7 @@ def row(size: int, name: str, turns: list[Turn]) -> str:
         f"{median(lambda turn: turn.copied / turn.written):.2f}",
         f"{median(lambda turn: turn.restored):.2f}",
         f"{median(lambda turn: turn.read / turn.restored):.2f}",
+        f"{2**20 * max(turn.mib for turn in every) / size:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -224,12 +241,9 @@ def measure(megabytes: int, rounds: int, root: pathlib.Path) -> list[str]:
     yardstick.write_bytes(os.urandom(size))
     made = savers(trainer, root)
     turns: dict[str, list[Turn]] = {name: [] for name in made}
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, saver in made.items():
-            done = turn(saver, yardstick)
-            # The first time TensorFlow and the disk allocate what they need.
-            if number:
-                turns[name].append(done)
+            turns[name].append(turn(saver, yardstick))
     keras.backend.clear_session()
     return [row(size, name, turns[name]) for name in made]
 

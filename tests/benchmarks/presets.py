@@ -5,15 +5,17 @@
 
 Images of 32 pixels in colour, batch 32, few channels; of `mlp`, points in the
 plane, as it comes. By hand is the loop of TensorFlow's tutorials around the
-same networks and objectives (`programs`), and where PyTorch is installed, its
-loop around networks with as many weights (`in_torch`). All take turns of some
-seconds in one process; the ratios are medians over turns. `--write` puts the
-table into docs/results.md.
+same networks and objectives (`programs`), `fit` has the same in a `train_step`
+of Keras, with as many steps in one execution, and where PyTorch is installed,
+its loop is around networks with as many weights (`in_torch`). All take turns of
+some seconds in one process; the ratios are medians over turns. `--write` puts
+the table into docs/results.md.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import operator
 import os
 import pathlib
 import statistics
@@ -22,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -46,9 +49,41 @@ SIZES = {
     "mlp": ("--base_channels=128", "--batch_size=128", "--latent_size=2"),
 }
 _HEAD = (
-    "| preset | images/s | by hand | ratio | PyTorch | ratio |",
-    "|---|---|---|---|---|---|",
+    "| preset | images/s | by hand | ratio | Keras `fit` | ratio | PyTorch "
+    "| ratio |",
+    "|---|---|---|---|---|---|---|---|",
 )
+
+
+class Fitted(keras.Model):
+    """The step of a loop by hand, for Keras."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        draws = [
+            tf.nest.map_structure(operator.itemgetter(number), data)
+            for number in range(self._loop.num_draws)
+        ]
+        self._loop.run_step(draws)
+        # Keras wants something, and float.
+        return {"step": tf.cast(self._loop.step, tf.float32)}
+
+
+def by_fit(config: Config, data: sources.Data) -> train.Turn:
+    """Makes the loop of Keras."""
+    loop = Loop(config, data)
+    model = Fitted(loop)
+    # By XLA, which it would choose by itself, it is slower on a CPU.
+    model.compile(jit_compile=False, steps_per_execution=config.steps_per_loop)
+    batches = loop.dataset(data).batch(loop.num_draws).prefetch(4)
+
+    def turn(num_steps: int) -> None:
+        model.fit(batches, steps_per_epoch=num_steps, verbose=0)
+
+    return turn
 
 
 def _batches(config: Config, data: sources.Data) -> Iterator[Any]:
@@ -115,6 +150,7 @@ def row(name: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     turns = {
         "dtrain": train.by_dtrain(config, strategy, data),
         "by hand": Loop(config, data).turn,
+        "fit": by_fit(config, data),
         "PyTorch": in_torch(name, config, data),
     }
     sides = {side: turn for side, turn in turns.items() if turn}
@@ -134,7 +170,7 @@ def row(name: str, place: pathlib.Path, rounds: int, secs: int) -> str:
         name,
         f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
     ]
-    for side in ("by hand", "PyTorch"):
+    for side in ("by hand", "fit", "PyTorch"):
         if side in sides:
             speed = statistics.median(each[side] for each in speeds)
             ratio = statistics.median(

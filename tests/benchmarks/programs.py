@@ -81,8 +81,9 @@ class Loop:
             name: tf.Variable(np.float32(value))
             for name, value in self._program.state.items()
         }
-        self._step = tf.Variable(0, dtype=tf.int64)
-        self._batches = iter(self._dataset(data))
+        self.step = tf.Variable(0, dtype=tf.int64)
+        self.num_draws = max(self._program.draws) + 1
+        self._batches = iter(self.dataset(data))
         self.run_step = tf.function(self._one_step)
 
     def _make_optimizers(self) -> dict[str, keras.Optimizer]:
@@ -104,7 +105,8 @@ class Loop:
             made[first] = optimizer
         return made
 
-    def _dataset(self, data: sources.Data) -> tf.data.Dataset:
+    def dataset(self, data: sources.Data) -> tf.data.Dataset:
+        """Makes batches that lie in memory."""
         part = pipeline.Part(self._config.batch_size, 1, 1, 0)
         dataset = pipeline.make_dataset_of_part(data, self._config, part, 0)
         return dataset.take(NUM_BATCHES).cache().repeat().prefetch(4)
@@ -112,24 +114,21 @@ class Loop:
     def turn(self, num_steps: int) -> None:
         """Trains some steps, and waits for the last."""
         for _ in range(num_steps):
-            num_draws = max(self._program.draws) + 1
-            self.run_step([next(self._batches) for _ in range(num_draws)])
-        self._step.numpy()
+            self.run_step([next(self._batches) for _ in range(self.num_draws)])
+        self.step.numpy()
 
     def turn_at_once(self, num_steps: int) -> None:
         """Trains some steps as loops of 100 in one graph, and waits."""
         for _ in range(num_steps // 100):
             self._run_100(self._batches)
-        self._step.numpy()
+        self.step.numpy()
 
     @functools.cached_property
     def _run_100(self) -> Callable[[Iterator[pipeline.Batch]], None]:
-        num_draws = max(self._program.draws) + 1
-
         @tf.function
         def run(batches: Iterator[pipeline.Batch]) -> None:
             for _ in tf.range(100):
-                self.run_step([next(batches) for _ in range(num_draws)])
+                self.run_step([next(batches) for _ in range(self.num_draws)])
 
         return run
 
@@ -138,11 +137,11 @@ class Loop:
             self._program.phases, self._program.draws, strict=True
         ):
             example = self._example(batches[draw])
-            if phase.every_steps == 1 or self._step % phase.every_steps == 0:
+            if phase.every_steps == 1 or self.step % phase.every_steps == 0:
                 self._train(phase, example)
         for average, weight in self._averages:
             average.assign(weight + 0.999 * (average - weight))
-        self._step.assign_add(1)
+        self.step.assign_add(1)
 
     def _example(self, batch: pipeline.Batch) -> Example:
         size = self._config.batch_size
@@ -151,7 +150,7 @@ class Loop:
             labels=batch.labels,
             latents=tf.random.normal([size, self._config.latent_size]),
             uniforms=tf.random.uniform([size]),
-            step=self._step.read_value(),
+            step=self.step.read_value(),
             inputs=batch.inputs,
             state={
                 name: each.read_value() for name, each in self._state.items()

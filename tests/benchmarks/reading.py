@@ -8,7 +8,9 @@ computes which images a batch has from its step; `shuffle(10_000).batch()` of
 tf.data, TFDS' ImageFolder and Grain, where it is installed, read on from where
 they are. All take turns in one process. Then the time to the first batch: of a
 new run, and of one at step 10 million, where a buffer would have to be filled
-by reading all that came before. `--write` puts the table into docs/speed.md.
+by reading all that came before; and the most memory that a side takes beside
+TensorFlow, in a process of its own that reads for a turn. `--write` puts the
+table into docs/speed.md.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import importlib.util
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +33,7 @@ from PIL import Image
 from dtrain import config as config_lib
 from dtrain.data import pipeline, sources
 from tests import runs
-from tests.benchmarks import command
+from tests.benchmarks import command, memory
 from tests.benchmarks.pages import replace_table
 from tests.benchmarks.stall import timed
 
@@ -44,10 +47,16 @@ _PREFETCH = 4
 _OF_FILES = ("--image_size=256", "--cache_gib=0")
 _HEAD = (
     "| images | read by | images/s | of it dtrain's are | first batch, s "
-    "| at step 10 million |",
-    "|---|---|---|---|---|---|",
+    "| at step 10 million | memory, MiB |",
+    "|---|---|---|---|---|---|---|",
 )
+_NAMES = {
+    "npz": "28x28, memory",
+    "jpg": "256x256, jpg",
+    "png": "256x256, png",
+}
 Side = Callable[[int], Iterator[Any]]
+Maker = Callable[[], Side | None]
 
 
 def _scaled(images: tf.Tensor) -> tf.Tensor:
@@ -135,17 +144,83 @@ def by_grain(images: np.ndarray | list[str]) -> Side | None:
     return lambda step: iter(dataset[step:].to_iter_dataset(ahead))
 
 
-def write_files(folder: pathlib.Path, suffix: str) -> list[str]:
-    """Writes pictures that compress as photographs do; returns their names."""
+def write_files(folder: pathlib.Path, suffix: str) -> None:
+    """Writes pictures that compress as photographs do."""
     chance = np.random.default_rng(0)
     (folder / "all").mkdir(parents=True)
-    names = []
     for number in range(_NUM_FILES):
         coarse = chance.integers(0, 256, (32, 32, 3), np.uint8)
-        names.append(str(folder / "all" / f"{number:04}.{suffix}"))
+        path = folder / "all" / f"{number:04}.{suffix}"
         picture = Image.fromarray(coarse).resize((256, 256))
-        picture.save(names[-1], **({"quality": 90} if suffix == "jpg" else {}))
-    return names
+        picture.save(path, **({"quality": 90} if suffix == "jpg" else {}))
+
+
+def makers(place: pathlib.Path, kind: str) -> dict[str, Maker]:
+    """Returns what makes the sides that read what `write` has written."""
+    if kind == "npz":
+        with np.load(place / "images.npz") as stored:
+            images = stored["images"]
+        return {
+            "dtrain": lambda: by_dtrain(f"npz:{place}/images.npz"),
+            "`shuffle().batch()`": lambda: by_tf_data(from_memory(images)),
+            "Grain": lambda: by_grain(images),
+        }
+    folder = place / kind / "train"
+    names = sorted(map(str, folder.rglob("*.*")))
+    return {
+        "dtrain": lambda: by_dtrain(f"folder:{folder}"),
+        "`shuffle().batch()`": lambda: by_tf_data(from_files(folder)),
+        "TFDS": lambda: by_tf_data(from_tfds(folder)),
+        "Grain": lambda: by_grain(names),
+    }
+
+
+def write(place: pathlib.Path) -> None:
+    """Writes all that is read."""
+    noise = np.random.default_rng(0)
+    images = noise.integers(0, 256, (60_000, 28, 28, 1), np.uint8)
+    np.savez(place / "images.npz", images=images)
+    for suffix in ("jpg", "png"):
+        write_files(place / suffix / "train", suffix)
+
+
+def print_memory(place: str, kind: str, side: str, num_batches: int) -> None:
+    """Prints the MiB that a side takes at most, in a process of its own."""
+    make = makers(pathlib.Path(place), kind)[side]
+
+    def read() -> None:
+        start = make()
+        assert start
+        reader = start(0)
+        for _ in range(num_batches):
+            next(reader)
+
+    # What a first operation takes is no side's.
+    tf.data.Dataset.range(1).map(tf.identity, 2).get_single_element()
+    print(memory.peak_mib(read))
+
+
+def memory_of(
+    place: pathlib.Path, kind: str, side: str, num_batches: int
+) -> float:
+    """Returns what `print_memory` prints."""
+    program = (
+        "import sys; from tests.benchmarks import reading; "
+        "reading.print_memory(*sys.argv[1:4], int(sys.argv[4]))"
+    )
+    printed = subprocess.run(
+        [
+            *(sys.executable, "-c", program),
+            *(str(place), kind, side, str(num_batches)),
+        ],
+        cwd=runs.ROOT,
+        env=runs.environment(PYTHONPATH=os.pathsep.join(sys.path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        text=True,
+    ).stdout
+    return float(printed.splitlines()[-1])
 
 
 def _first_secs(start: Side, step: int) -> float:
@@ -154,9 +229,17 @@ def _first_secs(start: Side, step: int) -> float:
 
 
 def rows(
-    name: str, sides: dict[str, Side | None], rounds: int, num_batches: int
+    place: pathlib.Path, kind: str, rounds: int, num_batches: int
 ) -> list[str]:
-    """Lets all sides read in turns; returns their rows."""
+    """Lets all sides read in turns; returns their rows.
+
+    Args:
+        place: of what `write` has written.
+        kind: npz, jpg or png.
+        rounds: turns of each side.
+        num_batches: of a turn.
+    """
+    sides = {side: make() for side, make in makers(place, kind).items()}
     made = {side: start for side, start in sides.items() if start}
     first = {
         side: [_first_secs(start, step) for step in (0, _LATER)]
@@ -189,8 +272,15 @@ def rows(
         new, later = first[side]
         can_seek = side in ("dtrain", "Grain")
         cells = [
-            *(name, side, f"{speed:,.0f}", f"{ratio:.2f}", f"{new:.3f}"),
+            *(
+                _NAMES[kind],
+                side,
+                f"{speed:,.0f}",
+                f"{ratio:.2f}",
+                f"{new:.3f}",
+            ),
             f"{later:.3f}" if can_seek else "reads all before",
+            f"{memory_of(place, kind, side, num_batches):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
@@ -205,33 +295,10 @@ def main() -> None:
     lines = list(_HEAD)
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
-        noise = np.random.default_rng(0)
-        images = noise.integers(0, 256, (60_000, 28, 28, 1), np.uint8)
-        np.savez(place / "images.npz", images=images)
-        lines += rows(
-            "28x28, memory",
-            {
-                "dtrain": by_dtrain(f"npz:{place}/images.npz"),
-                "`shuffle().batch()`": by_tf_data(from_memory(images)),
-                "Grain": by_grain(images),
-            },
-            own["rounds"],
-            own["batches"],
-        )
-        for suffix in ("jpg", "png"):
-            folder = place / suffix / "train"
-            names = write_files(folder, suffix)
-            lines += rows(
-                f"256x256, {suffix}",
-                {
-                    "dtrain": by_dtrain(f"folder:{folder}"),
-                    "`shuffle().batch()`": by_tf_data(from_files(folder)),
-                    "TFDS": by_tf_data(from_tfds(folder)),
-                    "Grain": by_grain(names),
-                },
-                own["rounds"],
-                max(10, own["batches"] // 4),
-            )
+        write(place)
+        for kind in _NAMES:
+            batches = own["batches"] // (1 if kind == "npz" else 4)
+            lines += rows(place, kind, own["rounds"], max(10, batches))
     if is_written:
         replace_table(runs.ROOT / "docs/speed.md", "reading", lines)
 
