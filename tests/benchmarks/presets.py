@@ -9,7 +9,7 @@ same networks and objectives (`programs`), `fit` has the same in a `train_step`
 of Keras, with as many steps in one execution, and where PyTorch is installed,
 its loop is around networks with as many weights (`in_torch`). All take turns of
 some seconds in one process; the ratios are medians over turns. `--write` puts
-the table into docs/results.md.
+each row into docs/results.md when it is made; the others stay.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dtrain.data import pipeline, sources
 from dtrain.gan import loading
 from tests import programs_test, runs, small_presets
 from tests.benchmarks import command, train
-from tests.benchmarks.pages import replace_table
+from tests.benchmarks.pages import replace_table, tables
 from tests.benchmarks.programs import Loop
 
 SIDE = 32
@@ -187,17 +187,26 @@ def main() -> None:
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
     own, names = command.own_flags(arguments, {"rounds": 7, "secs": 4})
-    lines = list(_HEAD)
-    print("\n".join(lines), flush=True)
+    print("\n".join(_HEAD), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
         programs_test.write_data(place, SIDE)
         for name in names or presets.PRESETS:
-            lines.append(row(name, place, own["rounds"], own["secs"]))
-            print(lines[-1], flush=True)
+            line = row(name, place, own["rounds"], own["secs"])
+            print(line, flush=True)
+            if is_written:
+                _write(name, line)
             tf.keras.backend.clear_session()
-    if is_written:
-        replace_table(runs.ROOT / "docs/results.md", "presets", lines)
+
+
+def _write(name: str, line: str) -> None:
+    page = runs.ROOT / "docs/results.md"
+    lines = {
+        cells[0]: f"| {' | '.join(cells)} |"
+        for cells in tables(page)["presets"][1:]
+    }
+    lines[name] = line
+    replace_table(page, "presets", [*_HEAD, *lines.values()])
 
 
 if __name__ == "__main__":
