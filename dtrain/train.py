@@ -120,10 +120,6 @@ def _loop(run: Run) -> int:
     config = run.config
     step, iterator = _input(run)
     _beat(run, step)
-    if config.xla_cache_dir:
-        # Before a save begins: its thread counts in the names, too.
-        with run.ledger.spending("train"):
-            run.step.trace(iterator)
     # One step, for there is nothing to save before it is done; then more and
     # more, for the watchdog to learn how long a step takes.
     num_steps = ramp = 1
@@ -225,6 +221,10 @@ def _input(run: Run) -> tuple[int, Any]:
         run.step.num_draws,
     )
     run.inputs.append(iterator)
+    if run.config.xla_cache_dir:
+        # Before a save begins: its thread counts in the names, too.
+        with run.ledger.spending("train"):
+            run.step.trace(iterator)
     return step, iterator
 
 

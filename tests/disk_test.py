@@ -36,11 +36,12 @@ FAILED = re.compile(r"the save failed: .*; training goes on from what was ")
 class Disk:
     """A small file system of its own."""
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, size: str) -> None:
         self.path = path
         path.mkdir()
+        options = f"size={size},mode=755"
         try:
-            _mount("-t", "tmpfs", "-o", "size=6m,mode=755", "none", str(path))
+            _mount("-t", "tmpfs", "-o", options, "none", str(path))
         except (OSError, subprocess.CalledProcessError):
             requirement.missing("mount, and the right to use it: be root")
 
@@ -127,8 +128,8 @@ def _mount(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def mounted(path: pathlib.Path) -> Iterator[Disk]:
-    disk = Disk(path)
+def mounted(path: pathlib.Path, size: str = "6m") -> Iterator[Disk]:
+    disk = Disk(path, size)
     try:
         yield disk
     finally:

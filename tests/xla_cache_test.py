@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +15,7 @@ from dtrain import errors
 from dtrain.bundle import tensors
 from dtrain.cluster import xla_cache
 from dtrain.errors import UserError
-from tests import requirement, runs
+from tests import disk_test, runs
 
 STRATEGIES = {
     "default": ("dtrain.main",),
@@ -220,19 +219,16 @@ def test_no_directory_is_one_line(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_another_error_is_none_of_its() -> None:
+    config = config_of("xla")
+    assert not xla_cache.fault(config, "xla/gpu.cc; Out of memory while xla; x")
+    assert not xla_cache.fault(config_of(""), "/0123456789abcdef/0/x; y")
+
+
 @pytest.fixture
 def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    try:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(path)],
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        requirement.missing("mount, and the right to use it: be root")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
+    with disk_test.mounted(tmp_path / "disk", "32k") as disk:
+        yield disk.path
 
 
 def test_a_full_disk_is_one_line(

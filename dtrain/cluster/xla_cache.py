@@ -77,12 +77,14 @@ def fault(config: Config, text: str) -> StorageError | None:
         None if it failed for something else.
     """
     directory = config.xla_cache_dir
-    if not directory or directory not in text:
+    # The place of a process: the directory alone may be any word.
+    place = rf"{re.escape(directory.rstrip('/'))}/[0-9a-f]{{16}}/\d+"
+    found = re.search(rf"{place}[^;\n]*;\s*([^\n\[]*)", text)
+    if not directory or not found:
         return None
-    found = re.search(rf"{re.escape(directory)}[^;]*;\s*([^\n\[]*)", text)
-    why = found[1].strip() if found else "what is kept there cannot be used"
     return StorageError(
-        f"xla_cache_dir ({directory}): {why}; make room, or leave it out"
+        f"xla_cache_dir ({directory}): {found[1].strip()}; make room, or leave "
+        "it out"
     )
 
 

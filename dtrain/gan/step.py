@@ -70,7 +70,7 @@ class Step:
         self._run = tf.function(self._loop, autograph=False)
 
     def trace(self, iterator: Iterator[pipeline.Batch]) -> None:
-        """Does what the first `run` else does. Every worker calls this.
+        """Traces a step, as else the first `run` does. Every worker calls this.
 
         Args:
             iterator: as that of `run`.

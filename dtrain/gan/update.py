@@ -133,10 +133,11 @@ class Update:
         # How XLA fuses, and so rounds, follows from what it compiles at once:
         # in ordered mode a micro-batch, which is the same on any replicas.
         self._plan = _planned(gan, number) if jit_compile else []
+        is_kept = bool(gan.config.xla_cache_dir)
         if jit_compile and self._ordered:
-            self._part_of_micro_batch = self._compiled(self._differentiate)
+            self._part_of_micro_batch = _compiled(self._differentiate, is_kept)
         elif jit_compile:
-            self._part_of_batch = self._compiled(self._add_micro_batches)
+            self._part_of_batch = _compiled(self._add_micro_batches, is_kept)
 
     def run(self, batch: pipeline.Batch, moment: Moment) -> Outcome:
         """Updates the networks, in replica context.
@@ -185,16 +186,6 @@ class Update:
             applies,
             part.stop,
         )
-
-    def _compiled(self, function: Any) -> Any:
-        is_kept = bool(self._gan.config.xla_cache_dir)
-
-        def compiled(*arguments: Any) -> Any:
-            if is_kept:
-                trace_names.begin()
-            return function(*arguments)
-
-        return tf.function(compiled, jit_compile=True, autograph=False)
 
     def _apply(
         self,
@@ -406,6 +397,15 @@ def _apply_if(
 
     context = tf.distribute.get_replica_context()
     context.merge_call(select, args=(finite, before))
+
+
+def _compiled(function: Any, is_kept: bool) -> Any:
+    def compiled(*arguments: Any) -> Any:
+        if is_kept:
+            trace_names.begin()
+        return function(*arguments)
+
+    return tf.function(compiled, jit_compile=True, autograph=False)
 
 
 def _are_finite(gradients: list[tf.Tensor]) -> tf.Tensor:

@@ -272,13 +272,11 @@ def rows(
         new, later = first[side]
         can_seek = side in ("dtrain", "Grain")
         cells = [
-            *(
-                _NAMES[kind],
-                side,
-                f"{speed:,.0f}",
-                f"{ratio:.2f}",
-                f"{new:.3f}",
-            ),
+            _NAMES[kind],
+            side,
+            f"{speed:,.0f}",
+            f"{ratio:.2f}",
+            f"{new:.3f}",
             f"{later:.3f}" if can_seek else "reads all before",
             f"{memory_of(place, kind, side, num_batches):,.0f}",
         ]
