@@ -133,11 +133,10 @@ class Update:
         # How XLA fuses, and so rounds, follows from what it compiles at once:
         # in ordered mode a micro-batch, which is the same on any replicas.
         self._plan = _planned(gan, number) if jit_compile else []
-        is_kept = bool(gan.config.xla_cache_dir)
         if jit_compile and self._ordered:
-            self._part_of_micro_batch = _compiled(self._differentiate, is_kept)
+            self._part_of_micro_batch = _compiled(gan, self._differentiate)
         elif jit_compile:
-            self._part_of_batch = _compiled(self._add_micro_batches, is_kept)
+            self._part_of_batch = _compiled(gan, self._add_micro_batches)
 
     def run(self, batch: pipeline.Batch, moment: Moment) -> Outcome:
         """Updates the networks, in replica context.
@@ -399,9 +398,9 @@ def _apply_if(
     context.merge_call(select, args=(finite, before))
 
 
-def _compiled(function: Any, is_kept: bool) -> Any:
+def _compiled(gan: GAN, function: Any) -> Any:
     def compiled(*arguments: Any) -> Any:
-        if is_kept:
+        if gan.config.xla_cache_dir:
             trace_names.begin()
         return function(*arguments)
 
