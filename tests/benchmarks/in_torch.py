@@ -282,7 +282,7 @@ class Training:
 
     def __init__(
         self,
-        name: str,
+        make: Callable[[Config, int, int], tuple[nn.Module, ...]],
         config: Config,
         batches: Iterator[Any],
         side: int,
@@ -292,7 +292,8 @@ class Training:
         """Makes networks and optimizers.
 
         Args:
-            name: of `NETWORKS`.
+            make: makes generator and discriminator, of the settings, a side
+                in pixels, and channels.
             config: the settings that both sides train with.
             batches: yields images, float32 [b, channels, side, side].
             side: of the images, in pixels.
@@ -300,9 +301,7 @@ class Training:
             wrap: of a network, what its gradients are taken through.
         """
         self._config, self._batches = config, batches
-        self.generator, self.discriminator = NETWORKS[name](
-            config, side, channels
-        )
+        self.generator, self.discriminator = make(config, side, channels)
         self._average = copy.deepcopy(self.generator)
         self._wrapped = wrap(self.generator), wrap(self.discriminator)
         betas = config.beta_1, config.beta_2

@@ -1,15 +1,16 @@
 """Compares the speed of presets with loops written by hand.
 
-    python -m tests.benchmarks.presets [--write] [NAME ...]
+    python -m tests.benchmarks.presets [--write] [NAME[:BATCH] ...]
         [--rounds=7] [--secs=4]
 
 Images of 32 pixels in colour, batch 32, few channels; of `mlp`, points in the
-plane, as it comes. By hand is the loop of TensorFlow's tutorials around the
-same networks and objectives (`programs`), `fit` has the same in a `train_step`
-of Keras, with as many steps in one execution, and where PyTorch is installed,
-its loop is around networks with as many weights (`in_torch`). All take turns of
-some seconds in one process; the ratios are medians over turns. `--write` puts
-each row into docs/results.md when it is made; the others stay.
+plane, as it comes; three presets at other batches, too. By hand is the loop of
+TensorFlow's tutorials around the same networks and objectives (`programs`),
+`fit` has the same in a `train_step` of Keras, with as many steps in one
+execution, and where PyTorch is installed, its loop is around networks with as
+many weights (`in_torch`). All take turns of some seconds in one process; the
+ratios are medians over turns. `--write` puts each row into docs/results.md when
+it is made; the others stay.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from tests.benchmarks.programs import Loop
 
 SIDE = 32
 _COMMON = ("--batch_size=32", "--latent_size=64")
+_MOST_IMAGES_PER_LOOP = 320
 _USUAL = ("--base_channels=16", *_COMMON)
 # What sets the width of each preset, and its batch.
 SIZES = {
@@ -48,6 +50,12 @@ SIZES = {
     "biggan_small": ("--base_channels=8", *_COMMON),
     "mlp": ("--base_channels=128", "--batch_size=128", "--latent_size=2"),
 }
+# By their batch, where it is another.
+_AT_BATCHES = [
+    f"{name}:{batch}"
+    for name in ("sngan", "stylegan2", "r3gan")
+    for batch in (16, 64, 256)
+]
 _HEAD = (
     "| preset | images/s | by hand | ratio | Keras `fit` | ratio | PyTorch "
     "| ratio |",
@@ -111,39 +119,51 @@ def in_torch(
     if not importlib.util.find_spec("torch"):
         return None
     from tests.benchmarks import in_torch as lib
+    from tests.benchmarks import stylegan2_in_torch
 
-    if name not in lib.NETWORKS:
+    batches = _batches(config, data)
+    if config.model == "stylegan2":
+        training = stylegan2_in_torch.Training(config, batches, SIDE)
+    elif name in lib.NETWORKS:
+        training = lib.Training(lib.NETWORKS[name], config, batches, SIDE)
+    else:
         return None
-    training = lib.Training(name, config, _batches(config, data), SIDE)
     program = loading.build(
         loading.load(config.model), config, data.source.image_shape, 0
     )
-    for mine, network in (
-        (training.generator, program.networks["generator"]),
-        (training.discriminator, program.networks["discriminator"]),
+    discriminator = program.networks.pop("discriminator")
+    for mine, networks in (
+        (training.generator, program.networks.values()),
+        (training.discriminator, [discriminator]),
     ):
         ours = sum(
-            weight.shape.num_elements() for weight in network.trainable_weights
+            weight.shape.num_elements()
+            for network in networks
+            for weight in network.trainable_weights
         )
         theirs = sum(weight.numel() for weight in mine.parameters())
         assert ours == theirs, (name, ours, theirs)
     return training.turn
 
 
-def row(name: str, place: pathlib.Path, rounds: int, secs: int) -> str:
+def row(label: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     """Lets all sides train in turns; returns the row of a preset.
 
     Args:
-        name: of the preset.
+        label: the preset, or preset:batch.
         place: of the data, as `small_presets` wants it.
         rounds: turns of each side.
         secs: of a turn of dtrain, about; the others make as many steps.
     """
+    name, _, batch = label.partition(":")
     told = [
         *small_presets.flags(name, place),
         *SIZES.get(name, _USUAL),
         *("--steps_per_loop=10", "--run_dir=nowhere"),
     ]
+    if batch:
+        steps = max(1, _MOST_IMAGES_PER_LOOP // int(batch))
+        told += [f"--batch_size={batch}", f"--steps_per_loop={steps}"]
     config = config_lib.parse(["main", *told])
     strategy = strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)
@@ -157,17 +177,25 @@ def row(name: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     at_once = config.steps_per_loop
     for turn in sides.values():
         turn(at_once + 1)
-    speed = train.measure(sides["dtrain"], at_once, config)
-    loops = max(1, round(secs * speed / config.batch_size / at_once))
-    speeds = [
-        {
-            side: train.measure(turn, loops * at_once, config)
-            for side, turn in sides.items()
-        }
-        for _ in range(rounds)
+    # All sides, for penalties are taken in some steps only: at the same ones.
+    speed, *_ = [
+        train.measure(turn, at_once, config) for turn in sides.values()
     ]
+    loops = max(1, round(secs * speed / config.batch_size / at_once))
+    speeds = []
+    for number in range(rounds):
+        # Each time another one begins: what comes after a side that heats, or
+        # fills the caches, is slower.
+        first = number % len(sides)
+        order = [*sides][first:] + [*sides][:first]
+        speeds.append(
+            {
+                side: train.measure(sides[side], loops * at_once, config)
+                for side in order
+            }
+        )
     cells = [
-        name,
+        label,
         f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
     ]
     for side in ("by hand", "fit", "PyTorch"):
@@ -191,7 +219,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
         programs_test.write_data(place, SIDE)
-        for name in names or presets.PRESETS:
+        for name in names or [*presets.PRESETS, *_AT_BATCHES]:
             line = row(name, place, own["rounds"], own["secs"])
             print(line, flush=True)
             if is_written:

@@ -200,7 +200,9 @@ def _torch_turn(
     )
     batches = train.torch_batches(share, images)
     _, side, _, channels = images.shape
-    made = in_torch.Training("dcgan", share, batches, side, channels, wrap)
+    made = in_torch.Training(
+        in_torch.dcgan, share, batches, side, channels, wrap
+    )
     return made.turn
 
 

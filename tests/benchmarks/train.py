@@ -167,8 +167,9 @@ def by_torch(config: Config, images: np.ndarray) -> Turn | None:
     from tests.benchmarks import in_torch
 
     _, side, _, channels = images.shape
+    batches = torch_batches(config, images)
     return in_torch.Training(
-        "dcgan", config, torch_batches(config, images), side, channels
+        in_torch.dcgan, config, batches, side, channels
     ).turn
 
 
