@@ -222,16 +222,13 @@ class _Subject(NamedTuple):
     truncation: float
 
 
-def _subject(request: Request, trained: export.Trained) -> _Subject:
-    """Finds out what is to be drawn.
+def _classes(request: Request, trained: export.Trained) -> Sequence[int]:
+    """Finds out of which classes pictures are; of none if they have none.
 
     Raises:
-        UserError: there are no such classes, or it is too much.
+        UserError: there are no such classes.
     """
-    from dtrain.gan import pictures
-    from dtrain.record import drawing, scatter
-
-    gan, config, num_classes = trained
+    _, config, num_classes = trained
     classes: Sequence[int] = _numbers("classes", request.classes)
     if config.conditional:
         classes = classes or range(num_classes)
@@ -250,6 +247,20 @@ def _subject(request: Request, trained: export.Trained) -> _Subject:
             "interpolation_through (classes) needs a conditional model, and "
             f"{request.run_dir} has none; leave it out"
         )
+    return classes
+
+
+def _subject(request: Request, trained: export.Trained) -> _Subject:
+    """Finds out what is to be drawn.
+
+    Raises:
+        UserError: see `_classes`, or it is too much.
+    """
+    from dtrain.gan import pictures
+    from dtrain.record import drawing, scatter
+
+    gan, config, _ = trained
+    classes = _classes(request, trained)
     seeds = _numbers("seeds", request.seeds) or drawing.default_seeds(config)
     if not request.grid and gan.image_shape == scatter.SHAPE:
         raise errors.UserError(

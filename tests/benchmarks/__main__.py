@@ -26,6 +26,7 @@ from tests.benchmarks.pages import replace_table
 PARTS = {
     "train": 35,
     "kernels": 2,
+    "presets": 55,
     "replicas": 18,
     "overhead": 3,
     "reading": 3,

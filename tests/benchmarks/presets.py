@@ -9,7 +9,7 @@ TensorFlow's tutorials around the same networks and objectives (`programs`),
 `fit` has the same in a `train_step` of Keras, with as many steps in one
 execution, and where PyTorch is installed, its loop is around networks with as
 many weights (`in_torch`). All take turns of some seconds in one process; the
-ratios are medians over turns. `--write` puts each row into docs/results.md when
+ratios are medians over turns. `--write` puts each row into docs/speed.md when
 it is made; the others stay.
 """
 
@@ -19,13 +19,11 @@ import importlib.util
 import operator
 import os
 import pathlib
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -57,41 +55,25 @@ _AT_BATCHES = [
     for batch in (16, 64, 256)
 ]
 _HEAD = (
-    "| preset | images/s | by hand | ratio | Keras `fit` | ratio | PyTorch "
-    "| ratio |",
-    "|---|---|---|---|---|---|---|---|",
+    "| preset | dtrain, images/s | of by hand | of Keras `fit` | of PyTorch |",
+    "|---|---|---|---|---|",
 )
-
-
-class Fitted(keras.Model):
-    """The step of a loop by hand, for Keras."""
-
-    def __init__(self, loop: Loop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        draws = [
-            tf.nest.map_structure(operator.itemgetter(number), data)
-            for number in range(self._loop.num_draws)
-        ]
-        self._loop.run_step(draws)
-        # Keras wants something, and float.
-        return {"step": tf.cast(self._loop.step, tf.float32)}
 
 
 def by_fit(config: Config, data: sources.Data) -> train.Turn:
     """Makes the loop of Keras."""
     loop = Loop(config, data)
-    model = Fitted(loop)
-    # By XLA, which it would choose by itself, it is slower on a CPU.
-    model.compile(jit_compile=False, steps_per_execution=config.steps_per_loop)
+
+    def step(batches: Any) -> tf.Tensor:
+        draws = [
+            tf.nest.map_structure(operator.itemgetter(number), batches)
+            for number in range(loop.num_draws)
+        ]
+        loop.run_step(draws)
+        return tf.cast(loop.step, tf.float32)
+
     batches = loop.dataset(data).batch(loop.num_draws).prefetch(4)
-
-    def turn(num_steps: int) -> None:
-        model.fit(batches, steps_per_epoch=num_steps, verbose=0)
-
-    return turn
+    return train.fitted(step, batches, config.steps_per_loop)
 
 
 def _batches(config: Config, data: sources.Data) -> Iterator[Any]:
@@ -131,9 +113,10 @@ def in_torch(
     program = loading.build(
         loading.load(config.model), config, data.source.image_shape, 0
     )
-    discriminator = program.networks.pop("discriminator")
+    generators = dict(program.networks)
+    discriminator = generators.pop("discriminator")
     for mine, networks in (
-        (training.generator, program.networks.values()),
+        (training.generator, generators.values()),
         (training.discriminator, [discriminator]),
     ):
         ours = sum(
@@ -167,47 +150,14 @@ def row(label: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     config = config_lib.parse(["main", *told])
     strategy = strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)
-    turns = {
+    sides = {
         "dtrain": train.by_dtrain(config, strategy, data),
         "by hand": Loop(config, data).turn,
         "fit": by_fit(config, data),
         "PyTorch": in_torch(name, config, data),
     }
-    sides = {side: turn for side, turn in turns.items() if turn}
-    at_once = config.steps_per_loop
-    for turn in sides.values():
-        turn(at_once + 1)
-    # All sides, for penalties are taken in some steps only: at the same ones.
-    speed, *_ = [
-        train.measure(turn, at_once, config) for turn in sides.values()
-    ]
-    loops = max(1, round(secs * speed / config.batch_size / at_once))
-    speeds = []
-    for number in range(rounds):
-        # Each time another one begins: what comes after a side that heats, or
-        # fills the caches, is slower.
-        first = number % len(sides)
-        order = [*sides][first:] + [*sides][:first]
-        speeds.append(
-            {
-                side: train.measure(sides[side], loops * at_once, config)
-                for side in order
-            }
-        )
-    cells = [
-        label,
-        f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
-    ]
-    for side in ("by hand", "fit", "PyTorch"):
-        if side in sides:
-            speed = statistics.median(each[side] for each in speeds)
-            ratio = statistics.median(
-                each["dtrain"] / each[side] for each in speeds
-            )
-            cells += [f"{speed:,.0f}", f"{ratio:.2f}"]
-        else:
-            cells += ["", ""]
-    return f"| {' | '.join(cells)} |"
+    cells = train.compare(sides, config, rounds, secs)
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -228,7 +178,7 @@ def main() -> None:
 
 
 def _write(name: str, line: str) -> None:
-    page = runs.ROOT / "docs/results.md"
+    page = runs.ROOT / "docs/speed.md"
     lines = {
         cells[0]: f"| {' | '.join(cells)} |"
         for cells in tables(page)["presets"][1:]

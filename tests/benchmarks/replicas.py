@@ -179,14 +179,8 @@ def _fit_turn(
     at_once = config.steps_per_loop if replicas == 1 else 1
     share = dataclasses.replace(config, batch_size=BATCH_SIZE // replicas)
     with strategy.scope():
-        model = train.Fitted(train.ByHand(share, images.shape[1:]))
-        model.compile(jit_compile=False, steps_per_execution=at_once)
-    dataset = train.dataset(config, images)
-
-    def turn(num_steps: int) -> None:
-        model.fit(dataset, steps_per_epoch=num_steps, verbose=0)
-
-    return turn
+        hand = train.ByHand(share, images.shape[1:])
+        return train.fitted(hand.step, train.dataset(config, images), at_once)
 
 
 def _torch_turn(

@@ -91,17 +91,37 @@ class ByHand:
 
 
 class Fitted(keras.Model):
-    """The same step, for Keras."""
+    """Steps by hand, for Keras."""
 
-    def __init__(self, by_hand: ByHand) -> None:
+    def __init__(self, step: Callable[[Any], tf.Tensor]) -> None:
         super().__init__()
-        self._by_hand = by_hand
+        self._one_step = step
         # Under a strategy, `fit` builds what is not built by a call.
         self.built = True
 
-    def train_step(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         # Between workers Keras sums over an axis, which a scalar has not.
-        return {"loss": self._by_hand.step(data)[tf.newaxis]}
+        return {"loss": self._one_step(data)[tf.newaxis]}
+
+
+def fitted(
+    step: Callable[[Any], tf.Tensor], batches: tf.data.Dataset, at_once: int
+) -> Turn:
+    """Makes the loop of Keras, in the scope of a strategy if there is one.
+
+    Args:
+        step: trains one; returns a float32 scalar, which Keras wants.
+        batches: without an end.
+        at_once: steps of an execution.
+    """
+    model = Fitted(step)
+    # By XLA, which it would choose by itself, it is slower on a CPU.
+    model.compile(jit_compile=False, steps_per_execution=at_once)
+
+    def turn(num_steps: int) -> None:
+        model.fit(batches, steps_per_epoch=num_steps, verbose=0)
+
+    return turn
 
 
 def dataset(config: Config, images: np.ndarray) -> tf.data.Dataset:
@@ -140,15 +160,8 @@ def by_hand(config: Config, images: np.ndarray) -> Turn:
 
 def by_fit(config: Config, images: np.ndarray) -> Turn:
     """Makes the loop of Keras; see `by_hand`."""
-    model = Fitted(ByHand(config, images.shape[1:]))
-    # By XLA, which it would choose by itself, it is slower on a CPU.
-    model.compile(jit_compile=False, steps_per_execution=config.steps_per_loop)
-    batches = dataset(config, images)
-
-    def turn(num_steps: int) -> None:
-        model.fit(batches, steps_per_epoch=num_steps, verbose=0)
-
-    return turn
+    hand = ByHand(config, images.shape[1:])
+    return fitted(hand.step, dataset(config, images), config.steps_per_loop)
 
 
 def torch_batches(config: Config, images: np.ndarray) -> Iterator[np.ndarray]:
@@ -202,8 +215,48 @@ def measure(turn: Turn, num_steps: int, config: Config) -> float:
     return num_steps * config.batch_size / elapsed
 
 
+def compare(
+    sides: dict[str, Turn | None], config: Config, rounds: int, secs: int
+) -> list[str]:
+    """Lets sides train in turns; returns the cells of a row.
+
+    Args:
+        sides: by name, dtrain's first; None where one is not installed.
+        config: the settings that all sides train with.
+        rounds: turns of each side.
+        secs: of a turn of dtrain, about; the others make as many steps.
+
+    Returns:
+        dtrain's images/s, and of how many times the speed of each other side
+        that is; empty where one is not installed.
+    """
+    turns = {name: turn for name, turn in sides.items() if turn}
+    ours, *_ = names = list(turns)
+    at_once = config.steps_per_loop
+    for turn in turns.values():
+        turn(at_once + 1)
+    # All sides, for penalties are taken in some steps only: at the same ones.
+    speed, *_ = [measure(turn, at_once, config) for turn in turns.values()]
+    steps = at_once * max(1, round(secs * speed / config.batch_size / at_once))
+    speeds = []
+    for number in range(rounds):
+        # Another one begins each time: who comes after whom makes a difference.
+        first = number % len(names)
+        speeds.append(
+            {
+                name: measure(turns[name], steps, config)
+                for name in names[first:] + names[:first]
+            }
+        )
+    cells = [f"{statistics.median(each[ours] for each in speeds):,.0f}"]
+    for name in list(sides)[1:]:
+        ratios = [each[ours] / each[name] for each in speeds if name in each]
+        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+    return cells
+
+
 def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
-    """Lets all sides train in turns; returns a row of the table.
+    """Compares all sides; returns a row of the table.
 
     Args:
         config: the settings that all sides train with.
@@ -211,40 +264,15 @@ def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
         rounds: turns of each side.
         secs: of a turn, about.
     """
+    strategy = strategy_lib.make(config, environment.ALONE)
     sides = {
-        "dtrain": by_dtrain(
-            config,
-            strategy_lib.make(config, environment.ALONE),
-            sources.open_data(config),
-        ),
+        "dtrain": by_dtrain(config, strategy, sources.open_data(config)),
         "by hand": by_hand(config, images),
         "fit": by_fit(config, images),
         "PyTorch": by_torch(config, images),
     }
-    turns = {name: turn for name, turn in sides.items() if turn}
-    at_once = config.steps_per_loop
-    for turn in turns.values():
-        turn(at_once)
-    speed = measure(turns["dtrain"], at_once, config)
-    loops = max(1, round(secs * speed / config.batch_size / at_once))
-    speeds = [
-        {
-            name: measure(turn, loops * at_once, config)
-            for name, turn in turns.items()
-        }
-        for _ in range(rounds)
-    ]
-    cells = [
-        f"{images.shape[1]}",
-        f"{config.batch_size}",
-        f"{statistics.median(each['dtrain'] for each in speeds):,.0f}",
-    ]
-    for name in ("by hand", "fit", "PyTorch"):
-        ratios = [
-            each["dtrain"] / each[name] for each in speeds if name in each
-        ]
-        cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
-    return f"| {' | '.join(cells)} |"
+    cells = compare(sides, config, rounds, secs)
+    return f"| {images.shape[1]} | {config.batch_size} | {' | '.join(cells)} |"
 
 
 def write_images(place: pathlib.Path, side: int) -> pathlib.Path:
