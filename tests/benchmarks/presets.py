@@ -165,6 +165,14 @@ def main() -> None:
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
     own, names = command.own_flags(arguments, {"rounds": 7, "secs": 4})
+    for name in names:
+        preset, colon, batch = name.partition(":")
+        is_batch = batch.isascii() and batch.isdigit() and int(batch) > 0
+        if preset not in presets.PRESETS or (colon and not is_batch):
+            command.refuse(
+                f"{name} is no preset, or preset:batch, of "
+                f"{', '.join(presets.PRESETS)}"
+            )
     print("\n".join(_HEAD), flush=True)
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
