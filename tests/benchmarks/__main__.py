@@ -24,16 +24,16 @@ from tests.benchmarks.pages import replace_table
 
 # By name: the minutes that it takes on two cores.
 PARTS = {
-    "train": 35,
+    "train": 18,
     "kernels": 2,
-    "presets": 55,
-    "replicas": 18,
+    "presets": 33,
+    "replicas": 13,
     "overhead": 3,
     "reading": 3,
     "reduction": 3,
     "stall": 4,
     "checkpoints": 12,
-    "restart": 16,
+    "restart": 10,
     "requeue": 3,
     "start": 3,
     "growth": 4,
@@ -43,7 +43,7 @@ PARTS = {
 _ON_GPU = {
     # Determinism is switched on for a process, and would slow its peers, too.
     "train": (
-        *("--rounds=3", "--secs=2", "--sides=28,64", "--batches=64,256"),
+        *("--rounds=4", "--secs=2", "--sides=28,64", "--batches=64,256"),
         "--nodeterministic",
     ),
     "overhead": ("--rounds=5",),

@@ -1,6 +1,6 @@
 """Measures what a step costs the host beyond its mathematics.
 
-    python -m tests.benchmarks.overhead [--rounds=9] [--steps=500] [--write]
+    python -m tests.benchmarks.overhead [--rounds=10] [--steps=500] [--write]
 
 Networks of one layer each, on batches of 8 digits: what is left is the work of
 the host. dtrain runs 1, 10 or 100 steps at once (`--steps_per_loop`); by hand
@@ -123,7 +123,7 @@ def main() -> None:
     """Measures and prints the table."""
     is_written = "--write" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--write"]
-    own, rest = command.own_flags(arguments, {"rounds": 9, "steps": 500})
+    own, rest = command.own_flags(arguments, {"rounds": 10, "steps": 500})
     config = config_lib.parse(
         [
             *("main", "--model=tests.benchmarks.overhead:make", "--r1_gamma=0"),
@@ -136,10 +136,10 @@ def main() -> None:
     for turn in turns.values():
         turn(2 * max(_AT_ONCE))
     times: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(own["rounds"]):
-        for name, turn in turns.items():
+    for number in range(own["rounds"]):
+        for name in train.order(list(turns), number):
             begin = time.perf_counter()
-            turn(own["steps"])
+            turns[name](own["steps"])
             elapsed = time.perf_counter() - begin
             times[name].append(1e6 * elapsed / own["steps"])
     mathematics = times["by hand, a loop of 100 steps"]

@@ -1,6 +1,6 @@
 """Compares two replicas of dtrain with two of Keras and of PyTorch.
 
-    python -m tests.benchmarks.replicas [--write] [--rounds=3] [--secs=4]
+    python -m tests.benchmarks.replicas [--write] [--rounds=3] [--secs=2]
         [--sides=8,28]
 
 The DCGAN of `train` with batches of 64: on one replica, on two devices of one
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str]) -> None:
     is_written = "--write" in arguments
     own = command.only_own_flags(
         [each for each in arguments if each != "--write"],
-        {"rounds": 3, "secs": 4, "sides": (8, 28)},
+        {"rounds": 3, "secs": 2, "sides": (8, 28)},
     )
     lines = list(_HEAD)
     print("\n".join(lines), flush=True)

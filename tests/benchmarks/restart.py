@@ -1,6 +1,6 @@
 """Measures how long a run stands still when one of its workers is killed.
 
-    python -m tests.benchmarks.restart [--num_kills=5] [--workers=1,2,4]
+    python -m tests.benchmarks.restart [--num_kills=3] [--workers=1,2,4]
         [--seed=1] [--write] [-- flags of dtrain.main]
 
 Each time a run is started in a new directory, and the time until its first step
@@ -180,7 +180,7 @@ def main() -> None:
         ours, theirs = ours[:end], ours[end + 1 :]
     is_written = "--write" in ours
     options = command.only_own_flags(
-        ours, {"num_kills": 5, "seed": 1, "workers": (1, 2, 4)}
+        ours, {"num_kills": 3, "seed": 1, "workers": (1, 2, 4)}
     )
     chance = random.Random(options["seed"])
     lines = [HEAD]

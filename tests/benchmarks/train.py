@@ -1,13 +1,14 @@
 """Compares dtrain with what else trains a GAN: by hand, Keras, PyTorch.
 
-    python -m tests.benchmarks.train [--write] [--rounds=5] [--secs=3]
+    python -m tests.benchmarks.train [--write] [--rounds=4] [--secs=2]
         [--sides=8,28,64] [--batches=16,64,256] [dtrain flags]
 
 The same DCGAN with the same loss, optimizers and moving average of the
 generator: by dtrain; in a loop as TensorFlow's tutorials have it; in the
 `train_step` of a Keras model, by `fit` with as many steps in one execution as
 dtrain makes in one loop; and, where it is installed, in PyTorch. All take turns
-in one process, for some seconds each; the ratios are medians over turns.
+in one process, for some seconds each, and each comes after each other one as
+often, for that makes a difference; the ratios are medians over turns.
 `--write` puts the table into docs/speed.md.
 """
 
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -215,6 +216,27 @@ def measure(turn: Turn, num_steps: int, config: Config) -> float:
     return num_steps * config.batch_size / elapsed
 
 
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Returns who takes turns after whom in a round, a balanced Latin square.
+
+    In as many rounds as there are names each has had each place and, if the
+    number of names is even, has come once after each other one (Williams,
+    "Experimental designs balanced for the estimation of residual effects of
+    treatments", 1949).
+
+    Args:
+        names: of all sides.
+        number: of the round, from 0 on.
+    """
+    count = len(names)
+    # 0, 1, -1, 2, -2: the distances between neighbours are all different.
+    zigzag = [
+        (place + 1) // 2 if place % 2 else -(place // 2)
+        for place in range(count)
+    ]
+    return [names[(place + number) % count] for place in zigzag]
+
+
 def compare(
     sides: dict[str, Turn | None], config: Config, rounds: int, secs: int
 ) -> list[str]:
@@ -240,12 +262,10 @@ def compare(
     steps = at_once * max(1, round(secs * speed / config.batch_size / at_once))
     speeds = []
     for number in range(rounds):
-        # Another one begins each time: who comes after whom makes a difference.
-        first = number % len(names)
         speeds.append(
             {
                 name: measure(turns[name], steps, config)
-                for name in names[first:] + names[:first]
+                for name in order(names, number)
             }
         )
     cells = [f"{statistics.median(each[ours] for each in speeds):,.0f}"]
@@ -290,7 +310,7 @@ def main() -> None:
     own, rest = command.own_flags(
         [each for each in sys.argv[1:] if each != "--write"],
         {
-            **{"rounds": 5, "secs": 3},
+            **{"rounds": 4, "secs": 2},
             **{"sides": (8, 28, 64), "batches": (16, 64, 256)},
         },
     )
@@ -308,8 +328,8 @@ def main() -> None:
                 ]
             )
             for batch_size in own["batches"]:
-                # Of 64 pixels 256 images take seconds a step.
-                at_once = 10 if side**2 * batch_size < 500_000 else 1
+                # A step of more takes half a second, and seconds.
+                at_once = 10 if side**2 * batch_size < 200_000 else 1
                 now = dataclasses.replace(
                     config, batch_size=batch_size, steps_per_loop=at_once
                 )
