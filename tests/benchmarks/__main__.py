@@ -16,6 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from importlib import metadata
 
 from tests import runs
@@ -124,8 +125,13 @@ def main() -> int:
     failed = 0
     for words in chosen:
         print(f"\n$ {shlex.join(words)}", flush=True)
-        if "--dry_run" not in flags:
-            failed += bool(subprocess.run(words, cwd=runs.ROOT).returncode)
+        if "--dry_run" in flags:
+            continue
+        begin = time.monotonic()
+        code = subprocess.run(words, cwd=runs.ROOT).returncode
+        minutes = (time.monotonic() - begin) / 60
+        print(f"(exit {code}, after {minutes:.1f} minutes)", flush=True)
+        failed += bool(code)
     return failed
 
 
