@@ -116,6 +116,23 @@ def test_fast_adds_from_left_to_right() -> None:
     assert not np.array_equal(accumulated(leaves), total)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_parts_wait_for_those_far_enough_before(at_once: int) -> None:
+    leaves = random_leaves(0, 7)
+    waits = []
+
+    def make_part(number: int, before: Any) -> np.ndarray:
+        waits.append(before)
+        return leaves[number]
+
+    total = reduction.accumulate(7, make_part, ordered=False, at_once=at_once)
+    np.testing.assert_array_equal(total, accumulated(leaves, ordered=False))
+    assert waits[:at_once] == [None] * at_once
+    for number, before in enumerate(waits[at_once:], 1):
+        so_far = accumulated(leaves[:number], ordered=False)
+        np.testing.assert_array_equal(before, so_far)
+
+
 def test_a_tree_holds_few_sums() -> None:
     """By the sizes of what is added: the stack is a binary counter."""
     held, most = 0, 0

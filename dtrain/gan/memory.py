@@ -19,7 +19,7 @@ from dtrain.cluster import strategy as strategy_lib
 from dtrain.config import Config
 from dtrain.data import sources
 from dtrain.errors import UserError
-from dtrain.gan import trial
+from dtrain.gan import reduction, trial
 from dtrain.gan.state import GAN
 from dtrain.storage import host_memory
 
@@ -80,6 +80,7 @@ class Estimate:
         self._num_replicas = gan.strategy.num_replicas_in_sync
         self._num_local = self._num_replicas // num_workers
         self._micro_batches = strategy_lib.check_batch(gan.config, gan.strategy)
+        self._at_once = reduction.parts_at_once(gan.config)
         self._on_gpu = bool(tf.config.get_visible_devices("GPU"))
         trainable = [
             variable
@@ -104,8 +105,9 @@ class Estimate:
     def _need(self, batch_size: int, micro_batches: int) -> Need:
         """Estimates a step; `micro_batches` are those of each replica."""
         images = batch_size / self._num_replicas
+        at_once = min(self._at_once, micro_batches)
         replica_bytes = self._state_bytes + images * self._layer_bytes * (
-            _OF_MICRO_BATCH / micro_batches + _OF_REPLICA
+            _OF_MICRO_BATCH * at_once / micro_batches + _OF_REPLICA
         )
         if self._on_gpu:
             return Need(

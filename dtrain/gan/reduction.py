@@ -18,38 +18,63 @@ of 2^k leaves first, then what is left, from the right.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from dtrain.config import DeviceSettings
+
+
+def parts_at_once(config: DeviceSettings) -> int:
+    """Returns how many micro-batches a replica computes at the same time.
+
+    A small one leaves cores of a CPU idle, which a second one fills. A GPU
+    computes one operation after another, and what fast cuts into parts it cuts
+    for want of memory.
+
+    Args:
+        config: `reduction` counts.
+    """
+    on_gpu = bool(tf.config.get_visible_devices("GPU"))
+    return 2 if config.reduction == "ordered" and not on_gpu else 1
+
 
 def accumulate(
-    count: int, make_part: Callable[[int, Any], Any], *, ordered: bool
+    count: int,
+    make_part: Callable[[int, Any], Any],
+    *,
+    ordered: bool,
+    at_once: int = 1,
 ) -> Any:
-    """Computes parts one after another, and adds each as soon as it can.
+    """Computes parts in their order, and adds each as soon as it can.
 
     Args:
         count: how many parts, at least 1.
-        make_part: called with the number of a part and the newest sum (None
-            for the first), which it may wait for; returns the part, tensors in
-            any structure that `tf.nest` knows.
+        make_part: called with the number of a part and the sum that it is to
+            wait for, None if it need not; returns the part, tensors in any
+            structure that `tf.nest` knows.
         ordered: whether to add in the tree, which holds at most
             log2(count) + 1 sums at a time; otherwise from left to right.
+        at_once: how many parts may be computed at the same time; the sums
+            are the same.
 
     Returns:
         The sum, in the structure of a part.
     """
     # Like the digits of a binary counter: how many parts are in a sum.
     sums: list[tuple[int, Any]] = []
+    newest: collections.deque[Any] = collections.deque([None] * at_once)
     for number in range(count):
-        part = make_part(number, sums[-1][1] if sums else None)
+        part = make_part(number, newest.popleft())
         size = 1
         while sums and (not ordered or sums[-1][0] == size):
             left_size, left = sums.pop()
             part = tf.nest.map_structure(tf.add, left, part)
             size += left_size
         sums.append((size, part))
+        newest.append(part)
     _, total = sums.pop()
     for _, left in reversed(sums):
         total = tf.nest.map_structure(tf.add, left, total)

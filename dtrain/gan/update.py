@@ -243,15 +243,18 @@ class Update:
         """
         size = given.size // self._micro_batches
 
-        def part_of(number: int, newest: _Part | None) -> _Part:
+        def part_of(number: int, before: _Part | None) -> _Part:
             micro_batch = given.part(number * size, size)
-            waits_for = tf.nest.flatten(newest.gradients) if newest else []
-            # One after the other, or all of them are in memory at once.
+            waits_for = tf.nest.flatten(before.gradients) if before else []
+            # Or all of them are in memory at once.
             with tf.control_dependencies(waits_for):
                 return self._part_of_micro_batch(micro_batch, scales)
 
         return reduction.accumulate(
-            self._micro_batches, part_of, ordered=self._ordered
+            self._micro_batches,
+            part_of,
+            ordered=self._ordered,
+            at_once=reduction.parts_at_once(self._gan.config),
         )
 
     def _differentiate(
