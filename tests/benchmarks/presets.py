@@ -8,21 +8,20 @@ plane, as it comes; three presets at other batches, too. By hand is the loop of
 TensorFlow's tutorials around the same networks and objectives (`programs`),
 `fit` has the same in a `train_step` of Keras, with as many steps in one
 execution, and where PyTorch is installed, its loop is around networks with as
-many weights (`in_torch`). All take turns of some seconds in one process; the
-ratios are medians over turns. `--write` puts each row into docs/speed.md when
-it is made; the others stay.
+many weights (`in_torch`), in a process of its own. All take turns of some
+seconds; the ratios are medians over turns. `--write` puts each row into
+docs/speed.md when it is made; the others stay.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import itertools
 import operator
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,56 +78,60 @@ def by_fit(config: Config, data: sources.Data) -> train.Turn:
     return train.fitted(step, batches, config.steps_per_loop)
 
 
-def _batches(config: Config, data: sources.Data) -> Iterator[Any]:
-    """Yields images as PyTorch has them, from memory."""
+def _batches(config: Config, data: sources.Data) -> list[np.ndarray]:
+    """Makes batches as PyTorch has them, in memory."""
     part = pipeline.Part(config.batch_size, 1, 1, 0)
     dataset = pipeline.make_dataset_of_part(data, config, part, 0).take(16)
-    images = [
+    return [
         np.ascontiguousarray(batch.images.numpy().transpose(0, 3, 1, 2))
         for batch in dataset
     ]
-    while True:
-        yield from images
+
+
+def _num_weights(config: Config, data: sources.Data) -> tuple[int, int]:
+    """Counts those that are trained, of the discriminator and all others."""
+    program = loading.build(
+        loading.load(config.model), config, data.source.image_shape, 0
+    )
+    counts = {
+        name: sum(
+            weight.shape.num_elements() for weight in network.trainable_weights
+        )
+        for name, network in program.networks.items()
+    }
+    judges = counts.pop("discriminator", 0)
+    return judges, sum(counts.values())
 
 
 def in_torch(
-    name: str, config: Config, data: sources.Data
+    name: str,
+    config: Config,
+    images: list[np.ndarray],
+    num_weights: tuple[int, int],
 ) -> train.Turn | None:
-    """Makes the loop of PyTorch; None where it, or the networks, are not.
+    """Makes the loop of PyTorch; None where the networks are not there.
 
     Args:
         name: of the preset.
         config: the settings that all sides train with.
-        data: what they train on.
+        images: batches, float32 [b, channels, side, side].
+        num_weights: of the discriminator, and of all other networks.
     """
-    if not importlib.util.find_spec("torch"):
-        return None
     from tests.benchmarks import in_torch as lib
     from tests.benchmarks import stylegan2_in_torch
 
-    batches = _batches(config, data)
+    batches = itertools.cycle(images)
     if config.model == "stylegan2":
         training = stylegan2_in_torch.Training(config, batches, SIDE)
     elif name in lib.NETWORKS:
         training = lib.Training(lib.NETWORKS[name], config, batches, SIDE)
     else:
         return None
-    program = loading.build(
-        loading.load(config.model), config, data.source.image_shape, 0
+    theirs = tuple(
+        sum(weight.numel() for weight in network.parameters())
+        for network in (training.discriminator, training.generator)
     )
-    generators = dict(program.networks)
-    discriminator = generators.pop("discriminator")
-    for mine, networks in (
-        (training.generator, generators.values()),
-        (training.discriminator, [discriminator]),
-    ):
-        ours = sum(
-            weight.shape.num_elements()
-            for network in networks
-            for weight in network.trainable_weights
-        )
-        theirs = sum(weight.numel() for weight in mine.parameters())
-        assert ours == theirs, (name, ours, theirs)
+    assert theirs == num_weights, (name, theirs, num_weights)
     return training.turn
 
 
@@ -155,13 +158,15 @@ def row(label: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     )
     strategy = strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)
-    sides = {
-        "dtrain": train.by_dtrain(config, strategy, data),
-        "by hand": Loop(config, data).turn,
-        "fit": by_fit(config, data),
-        "PyTorch": in_torch(name, config, data),
-    }
-    cells = train.compare(sides, config, rounds, secs)
+    given = name, config, _batches(config, data), _num_weights(config, data)
+    with train.torch_apart(in_torch, *given) as torch_turn:
+        sides = {
+            "dtrain": train.by_dtrain(config, strategy, data),
+            "by hand": Loop(config, data).turn,
+            "fit": by_fit(config, data),
+            "PyTorch": torch_turn,
+        }
+        cells = train.compare(sides, config, rounds, secs)
     return f"| {label} | {' | '.join(cells)} |"
 
 
