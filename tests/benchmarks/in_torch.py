@@ -23,7 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dtrain.config import Config
 
-# As many as TensorFlow's: by itself it may leave out the second thread of a core.
+# As many as TensorFlow's: by itself it may leave out second threads of cores.
 torch.set_num_threads(os.cpu_count() or 1)
 
 Turn = Callable[[int], None]
