@@ -238,9 +238,9 @@ class Update:
     ) -> _Part:
         """Computes gradients and metrics of this replica's part of the batch.
 
-        It changes nothing but BatchNorm's averages and Keras' seeds, so that
-        XLA may compile it.
+        But BatchNorm's averages and Keras' seeds it changes nothing, for XLA.
         """
+        at_once = reduction.parts_at_once(self._gan.config)
         size = given.size // self._micro_batches
 
         def part_of(number: int, before: _Part | None) -> _Part:
@@ -251,10 +251,7 @@ class Update:
                 return self._part_of_micro_batch(micro_batch, scales)
 
         return reduction.accumulate(
-            self._micro_batches,
-            part_of,
-            ordered=self._ordered,
-            at_once=reduction.parts_at_once(self._gan.config),
+            self._micro_batches, part_of, ordered=self._ordered, at_once=at_once
         )
 
     def _differentiate(

@@ -383,7 +383,7 @@ def main() -> None:
                 ]
             )
             for batch_size in own["batches"]:
-                # A step of more takes half a second, and seconds.
+                # Of more, ten steps would be longer than a turn.
                 at_once = 10 if side**2 * batch_size < 200_000 else 1
                 now = dataclasses.replace(
                     config, batch_size=batch_size, steps_per_loop=at_once
