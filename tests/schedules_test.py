@@ -146,6 +146,7 @@ def test_adam_has_the_bits_of_that_of_keras(num_replicas: int) -> None:
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@pytest.mark.usefixtures("sums_as_written")
 def test_a_burn_in_is_the_same_on_two_replicas_and_resumed(
     digits: sources.Source, tmp_path: pathlib.Path
 ) -> None:
