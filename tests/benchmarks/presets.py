@@ -90,9 +90,9 @@ def _batches(config: Config, data: sources.Data) -> list[np.ndarray]:
 
 def _num_weights(config: Config, data: sources.Data) -> tuple[int, int]:
     """Counts those that are trained, of the discriminator and all others."""
-    program = loading.build(
-        loading.load(config.model), config, data.source.image_shape, 0
-    )
+    source = data.source
+    of_data = source.image_shape, source.num_classes, data.specs
+    program = loading.build(loading.load(config.model), config, *of_data)
     counts = {
         name: sum(
             weight.shape.num_elements() for weight in network.trainable_weights
