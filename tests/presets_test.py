@@ -20,6 +20,7 @@ from dtrain.gan.state import GAN
 from dtrain.gan.step import Step
 from tests import programs_test, replicas, small_presets
 from tests.benchmarks import collectives
+from tests.benchmarks import presets as benchmark
 
 IS_LONG = bool(os.environ.get("DTRAIN_ALL_PROGRAMS"))
 SIDE = 64 if IS_LONG else 16
@@ -40,6 +41,17 @@ def test_what_replicas_send_each_other(name: str, place: pathlib.Path) -> None:
     counts = collectives.count(name, place)
     assert counts.collectives >= counts.phases + counts.passes
     assert counts.collectives <= counts.phases + 2 * counts.passes
+
+
+@pytest.mark.parametrize("name", NAMES if IS_LONG else ["cyclegan"])
+def test_a_benchmark_has_all_that_a_preset_wants(
+    name: str, place: pathlib.Path
+) -> None:
+    """As a second set of images; or the table of all of them ends there."""
+    told = [*small_presets.flags(name, place), "--run_dir=nowhere"]
+    config = config_lib.parse(["main", *told])
+    counts = benchmark.num_weights(config, sources.open_data(config))
+    assert sum(counts) > 0
 
 
 def _losses(

@@ -308,6 +308,37 @@ def test_collectives_in_a_step(
     assert collectives(traced.graph, num_replicas) == expected
 
 
+def test_sums_that_would_be_taken_apart_are_refused(
+    digits: sources.Source,
+) -> None:
+    """Two parts at a time have nothing between them that would keep them so."""
+    options = tf.config.optimizer
+    options.set_experimental_options({"arithmetic_optimization": True})
+    try:
+        with pytest.raises(RuntimeError, match="order of its own"):
+            train(SMALL, 1, digits, steps=1)
+    finally:
+        options.set_experimental_options({"arithmetic_optimization": False})
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("ordered", 2), ("fast", 1)])
+def test_parts_at_once_in_a_step(
+    mode: str,
+    expected: int,
+    digits: sources.Source,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    accumulate, seen = reduction.accumulate, []
+
+    def spy(*arguments: Any, at_once: int, **named: Any) -> Any:
+        seen.append(at_once)
+        return accumulate(*arguments, at_once=at_once, **named)
+
+    monkeypatch.setattr(reduction, "accumulate", spy)
+    train(dataclasses.replace(SMALL, reduction=mode), 1, digits, steps=1)
+    assert {*seen} == {expected}
+
+
 def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:
     """The generator's, in both phases, as in fast mode on a whole batch."""
     config = dataclasses.replace(SMALL, batch_norm=True)

@@ -41,6 +41,24 @@ def parts_at_once(config: DeviceSettings) -> int:
     return 2 if config.reduction == "ordered" and not on_gpu else 1
 
 
+def check_sums_stay() -> None:
+    """Makes sure that what is traced now adds in the order that is written.
+
+    `cluster.strategy.make` sees to it for ordered.
+
+    Raises:
+        RuntimeError: a pass of TensorFlow's would take sums apart, and add
+            what is in them in another order.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    if options.get("arithmetic_optimization", True):
+        raise RuntimeError(
+            "--reduction=ordered is traced while Grappler's arithmetic "
+            "optimizer is on, which adds in an order of its own; make the "
+            "strategy by cluster.strategy.make, which switches it off"
+        )
+
+
 def accumulate(
     count: int,
     make_part: Callable[[int, Any], Any],

@@ -88,7 +88,7 @@ def _batches(config: Config, data: sources.Data) -> list[np.ndarray]:
     ]
 
 
-def _num_weights(config: Config, data: sources.Data) -> tuple[int, int]:
+def num_weights(config: Config, data: sources.Data) -> tuple[int, int]:
     """Counts those that are trained, of the discriminator and all others."""
     source = data.source
     of_data = source.image_shape, source.num_classes, data.specs
@@ -158,7 +158,7 @@ def row(label: str, place: pathlib.Path, rounds: int, secs: int) -> str:
     )
     strategy = strategy_lib.make(config, environment.ALONE)
     data = sources.open_data(config)
-    given = name, config, _batches(config, data), _num_weights(config, data)
+    given = name, config, _batches(config, data), num_weights(config, data)
     with train.torch_apart(in_torch, *given) as torch_turn:
         sides = {
             "dtrain": train.by_dtrain(config, strategy, data),
