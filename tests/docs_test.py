@@ -24,8 +24,8 @@ HEADER = re.compile(r"# (\w+\.py), used by (--model=.*)\n")
 # Flags of the benchmarks in tests, of launch's verbs, and of programs
 # that are not ours. One with a hyphen in it is never ours.
 SMALLER = {"write", "follow", "help", "output"}
-SMALLER |= {"faults", "gpu", "move_to", "num_kills", "rounds", "secs"}
-SMALLER |= {"again_code", "is_encoded", "log_dir"}
+SMALLER |= {"faults", "flush_denormals", "gpu", "move_to", "num_kills"}
+SMALLER |= {"again_code", "is_encoded", "log_dir", "rounds", "secs"}
 TOOL = {"dry_run", "edits", "filter", "into", "map", "network", "no_values"}
 TOOL |= {"partial"}
 OTHERS = {"file", "location", "logdir", "reservation", "signal", "tag"}

@@ -1,7 +1,8 @@
 """Compares dtrain with what else trains a GAN: by hand, Keras, PyTorch.
 
     python -m tests.benchmarks.train [--write] [--rounds=4] [--secs=2]
-        [--sides=8,28,64] [--batches=16,64,256] [dtrain flags]
+        [--sides=8,28,64] [--batches=16,64,256] [--flush_denormals]
+        [dtrain flags]
 
 The same DCGAN with the same loss, optimizers and moving average of the
 generator: by dtrain; in a loop as TensorFlow's tutorials have it; in the
@@ -9,8 +10,9 @@ generator: by dtrain; in a loop as TensorFlow's tutorials have it; in the
 dtrain makes in one loop; and, where it is installed, in PyTorch, which has a
 process of its own. All take turns, for some seconds each, and each comes after
 each other one as often, for that makes a difference; the ratios are medians
-over turns.
-`--write` puts the table into docs/speed.md.
+over turns. PyTorch is as it comes; with `--flush_denormals` it takes tiny
+numbers for zeros, as TensorFlow always does. `--write` puts the table into
+docs/speed.md.
 """
 
 from __future__ import annotations
@@ -178,10 +180,17 @@ def torch_batches(config: Config, images: np.ndarray) -> Iterator[np.ndarray]:
         yield channels_first[chosen] / np.float32(127.5) - np.float32(1.0)
 
 
-def by_torch(config: Config, images: np.ndarray) -> Turn:
-    """Makes the loop of PyTorch."""
+def by_torch(config: Config, images: np.ndarray, flushes: bool) -> Turn:
+    """Makes the loop of PyTorch.
+
+    Args:
+        config: its settings.
+        images: that it trains on, uint8 [n, side, side, channels].
+        flushes: whether it takes denormal numbers for zeros.
+    """
     from tests.benchmarks import in_torch
 
+    in_torch.torch.set_flush_denormal(flushes)
     _, side, _, channels = images.shape
     batches = torch_batches(config, images)
     return in_torch.Training(
@@ -329,7 +338,9 @@ def compare(
     return cells
 
 
-def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
+def row(
+    config: Config, images: np.ndarray, rounds: int, secs: int, flushes: bool
+) -> str:
     """Compares all sides; returns a row of the table.
 
     Args:
@@ -337,9 +348,10 @@ def row(config: Config, images: np.ndarray, rounds: int, secs: int) -> str:
         images: that they train on, uint8 [n, side, side, channels].
         rounds: turns of each side.
         secs: of a turn, about.
+        flushes: see `by_torch`.
     """
     strategy = strategy_lib.make(config, environment.ALONE)
-    with torch_apart(by_torch, config, images) as torch_turn:
+    with torch_apart(by_torch, config, images, flushes) as torch_turn:
         sides = {
             "dtrain": by_dtrain(config, strategy, sources.open_data(config)),
             "by hand": by_hand(config, images),
@@ -361,9 +373,10 @@ def write_images(place: pathlib.Path, side: int) -> pathlib.Path:
 
 def main() -> None:
     """Measures and prints the table."""
-    is_written = "--write" in sys.argv
+    switches = "--write", "--flush_denormals"
+    is_written, flushes = (switch in sys.argv for switch in switches)
     own, rest = command.own_flags(
-        [each for each in sys.argv[1:] if each != "--write"],
+        [each for each in sys.argv[1:] if each not in switches],
         {
             **{"rounds": 4, "secs": 2},
             **{"sides": (8, 28, 64), "batches": (16, 64, 256)},
@@ -388,7 +401,8 @@ def main() -> None:
                 now = dataclasses.replace(
                     config, batch_size=batch_size, steps_per_loop=at_once
                 )
-                lines.append(row(now, images, own["rounds"], own["secs"]))
+                told = own["rounds"], own["secs"], flushes
+                lines.append(row(now, images, *told))
                 print(lines[-1], flush=True)
                 keras.backend.clear_session()
     if is_written:
