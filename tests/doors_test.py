@@ -205,7 +205,7 @@ def catches_interrupts(pid: int) -> bool:
     return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
 
 
-# What runs before Ctrl-C is dealt with: a few lines each, and no library.
+# What runs before Ctrl-C is dealt with: a few lines each.
 FIRST = {
     "dtrain/__init__.py",
     "dtrain/interrupts.py",

@@ -40,6 +40,6 @@ def test_comparisons_of_the_page_are_drawn() -> None:
     bars = figure.bars(pages.tables(figure.PAGE))
     labels = [bar.label for each in bars.values() for bar in each]
     assert len(labels) == len(set(labels)) > 20
-    assert "pixels 28, 64: by hand" in labels
+    assert "28 pixels, batch 64: by hand" in labels
     picture = Image.open(io.BytesIO(figure.draw(bars)))
     assert picture.width == 800

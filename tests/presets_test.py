@@ -47,7 +47,7 @@ def test_what_replicas_send_each_other(name: str, place: pathlib.Path) -> None:
 def test_a_benchmark_has_all_that_a_preset_wants(
     name: str, place: pathlib.Path
 ) -> None:
-    """As a second set of images; or the table of all of them ends there."""
+    """As a second set of images, without which it is refused."""
     told = [*small_presets.flags(name, place), "--run_dir=nowhere"]
     config = config_lib.parse(["main", *told])
     counts = benchmark.num_weights(config, sources.open_data(config))

@@ -317,14 +317,14 @@ def test_sums_that_would_be_taken_apart_are_refused(
     try:
         with pytest.raises(RuntimeError, match="order of its own"):
             train(SMALL, 1, digits, steps=1)
+        train(dataclasses.replace(SMALL, reduction="fast"), 1, digits, steps=1)
     finally:
         options.set_experimental_options({"arithmetic_optimization": False})
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("ordered", 2), ("fast", 1)])
+@pytest.mark.parametrize("mode", ["ordered", "fast"])
 def test_parts_at_once_in_a_step(
     mode: str,
-    expected: int,
     digits: sources.Source,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -336,7 +336,8 @@ def test_parts_at_once_in_a_step(
 
     monkeypatch.setattr(reduction, "accumulate", spy)
     train(dataclasses.replace(SMALL, reduction=mode), 1, digits, steps=1)
-    assert {*seen} == {expected}
+    on_cpu = not tf.config.get_visible_devices("GPU")
+    assert {*seen} == {2 if mode == "ordered" and on_cpu else 1}
 
 
 def test_averages_move_once_a_phase_by_the_mean(digits: sources.Source) -> None:

@@ -42,9 +42,9 @@ def parts_at_once(config: DeviceSettings) -> int:
 
 
 def check_sums_stay() -> None:
-    """Makes sure that what is traced now adds in the order that is written.
+    """Refuses to trace where sums would not stay in the order of the code.
 
-    `cluster.strategy.make` sees to it for ordered.
+    `cluster.strategy.make` sees to it that they do, for ordered.
 
     Raises:
         RuntimeError: a pass of TensorFlow's would take sums apart, and add

@@ -25,20 +25,20 @@ from tests.benchmarks.pages import replace_table
 
 # By name: the minutes that it takes on two cores.
 PARTS = {
-    "train": 18,
+    "train": 13,
     "kernels": 2,
     "presets": 33,
-    "replicas": 13,
-    "overhead": 3,
-    "reading": 3,
-    "reduction": 3,
-    "stall": 4,
-    "checkpoints": 12,
-    "restart": 10,
-    "requeue": 3,
-    "start": 3,
-    "growth": 4,
-    "scale": 4,
+    "replicas": 9,
+    "overhead": 1,
+    "reading": 5,
+    "reduction": 6,
+    "stall": 1,
+    "checkpoints": 9,
+    "restart": 6,
+    "requeue": 2,
+    "start": 4,
+    "growth": 2,
+    "scale": 2,
     "figure": 1,
 }
 _ON_GPU = {

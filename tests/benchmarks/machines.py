@@ -89,13 +89,13 @@ class Inputs:
     store: float = _field(
         200e6,
         "Bytes a second that the chief writes to a store: assumed, of one "
-        "upload; a disk here takes 600e6 (docs/recovery.md).",
+        "upload.",
         minimum=1.0,
     )
     stall_secs: float = _field(
         0.0008,
-        "Seconds that the training waits for a save: the median for 600 MB, "
-        "docs/recovery.md.",
+        "Seconds that the training waits for a save: about the median for "
+        "600 MB, docs/recovery.md.",
         minimum=0.0,
     )
     inflation: float = _field(

@@ -190,7 +190,8 @@ def by_torch(config: Config, images: np.ndarray, flushes: bool) -> Turn:
     """
     from tests.benchmarks import in_torch
 
-    in_torch.torch.set_flush_denormal(flushes)
+    if not in_torch.torch.set_flush_denormal(flushes) and flushes:
+        command.refuse("this CPU does not let PyTorch flush denormal numbers")
     _, side, _, channels = images.shape
     batches = torch_batches(config, images)
     return in_torch.Training(
@@ -375,6 +376,8 @@ def main() -> None:
     """Measures and prints the table."""
     switches = "--write", "--flush_denormals"
     is_written, flushes = (switch in sys.argv for switch in switches)
+    if is_written and flushes:
+        command.refuse("the page has PyTorch as it comes: one of both flags")
     own, rest = command.own_flags(
         [each for each in sys.argv[1:] if each not in switches],
         {
