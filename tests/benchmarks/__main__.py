@@ -122,7 +122,7 @@ def main() -> int:
     print("\n".join(told), flush=True)
     if "--write" in flags:
         replace_table(runs.ROOT / "docs/speed.md", "machine", told)
-    failed = 0
+    failed = []
     for words in chosen:
         print(f"\n$ {shlex.join(words)}", flush=True)
         if "--dry_run" in flags:
@@ -131,8 +131,11 @@ def main() -> int:
         code = subprocess.run(words, cwd=runs.ROOT).returncode
         minutes = (time.monotonic() - begin) / 60
         print(f"(exit {code}, after {minutes:.1f} minutes)", flush=True)
-        failed += bool(code)
-    return failed
+        if code:
+            failed.append(words[2])
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
 
 
 if __name__ == "__main__":
