@@ -35,6 +35,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return place
 
 
+def _made(config: config_lib.Config, data: sources.Data) -> GAN:
+    """Builds a preset on one device."""
+    source = data.source
+    shape, num_classes = source.image_shape, source.num_classes
+    return GAN(config, replicas.mirrored(1), shape, num_classes, data.specs)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_replicas_send_each_other(name: str, place: pathlib.Path) -> None:
     """One packed sum a phase, and one a pass of a norm and of its gradient."""
@@ -50,8 +57,13 @@ def test_a_benchmark_has_all_that_a_preset_wants(
     """As a second set of images, without which it is refused."""
     told = [*small_presets.flags(name, place), "--run_dir=nowhere"]
     config = config_lib.parse(["main", *told])
-    counts = benchmark.num_weights(config, sources.open_data(config))
-    assert sum(counts) > 0
+    data = sources.open_data(config)
+    trained = sum(
+        weight.shape.num_elements()
+        for network in _made(config, data).program.networks.values()
+        for weight in network.trainable_weights
+    )
+    assert sum(benchmark.num_weights(config, data)) == trained > 0
 
 
 def _losses(
@@ -63,12 +75,11 @@ def _losses(
         ["main", *told, f"--micro_batches={micro_batches}", "--run_dir=nowhere"]
     )
     data = sources.open_data(config)
-    strategy, source = replicas.mirrored(1), data.source
-    gan = GAN(
-        *(config, strategy, source.image_shape, source.num_classes), data.specs
-    )
+    gan = _made(config, data)
     step = Step(gan)
-    iterator = pipeline.make_iterator(data, config, strategy, 0, step.num_draws)
+    iterator = pipeline.make_iterator(
+        data, config, gan.strategy, 0, step.num_draws
+    )
     metrics, _ = step.run(iterator, tf.constant(3))
     return {
         metric: column.numpy()

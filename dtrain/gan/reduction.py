@@ -41,14 +41,11 @@ def parts_at_once(config: DeviceSettings) -> int:
     return 2 if config.reduction == "ordered" and not on_gpu else 1
 
 
-def check_sums_stay() -> None:
-    """Refuses to trace where sums would not stay in the order of the code.
-
-    `cluster.strategy.make` sees to it that they do, for ordered.
+def _check_sums_stay() -> None:
+    """Refuses a trace whose sums would not stay in the order of the code.
 
     Raises:
-        RuntimeError: a pass of TensorFlow's would take sums apart, and add
-            what is in them in another order.
+        RuntimeError: Grappler would add in another order.
     """
     options = tf.config.optimizer.get_experimental_options()
     if options.get("arithmetic_optimization", True):
@@ -80,7 +77,13 @@ def accumulate(
 
     Returns:
         The sum, in the structure of a part.
+
+    Raises:
+        RuntimeError: ordered, while a pass of TensorFlow's would add in another
+            order; `cluster.strategy.make` switches it off.
     """
+    if ordered:
+        _check_sums_stay()
     # Like the digits of a binary counter: how many parts are in a sum.
     sums: list[tuple[int, Any]] = []
     newest: collections.deque[Any] = collections.deque([None] * at_once)

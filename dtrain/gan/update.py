@@ -240,8 +240,6 @@ class Update:
 
         But BatchNorm's averages and Keras' seeds it changes nothing, for XLA.
         """
-        if self._ordered:
-            reduction.check_sums_stay()
         at_once = reduction.parts_at_once(self._gan.config)
         size = given.size // self._micro_batches
 

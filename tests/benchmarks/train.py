@@ -214,6 +214,9 @@ def torch_apart(
 
     Yields:
         Its turn; None where there is none, or PyTorch is not installed.
+
+    Raises:
+        SystemExit: that process has ended.
     """
     if not importlib.util.find_spec("torch"):
         yield None
@@ -226,12 +229,20 @@ def torch_apart(
     process.start()
     theirs.close()
 
+    def answer() -> Any:
+        try:
+            return ours.recv()
+        except EOFError:
+            # It has said why.
+            process.join()
+            sys.exit(process.exitcode or 1)
+
     def turn(num_steps: int) -> None:
         ours.send(num_steps)
-        ours.recv()
+        answer()
 
     try:
-        yield turn if ours.recv() else None
+        yield turn if answer() else None
     finally:
         ours.close()
         process.join()
